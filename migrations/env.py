@@ -1,0 +1,58 @@
+"""How Alembic reaches the database, for `migrate.upgrade`, `execution-core migrate` and `alembic`."""
+
+import os
+from typing import Any, Final
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from execution_core.migrate import VERSION_TABLE
+from execution_core.sql.engines import DEFAULT_URL, create_sync_engine
+from execution_core.sql.schema import metadata
+
+# Any number does, as long as it is always the same: those who migrate at once wait for each other.
+LOCK: Final = 7_236_815_390_164_227
+
+
+def include_name(name: str | None, kind: str, parents: Any) -> bool:  # noqa: ARG001 - Alembic's signature
+    """Look at this library's own tables only: the database is the host's."""
+    return kind != "table" or name in metadata.tables
+
+
+SETTINGS: Final[dict[str, Any]] = {
+    "target_metadata": metadata,
+    "version_table": VERSION_TABLE,
+    "include_name": include_name,
+    "render_as_batch": True,
+    "transactional_ddl": True,
+    "transaction_per_migration": False,
+    "compare_server_default": True,
+    "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+}
+
+
+def run(connection: Connection) -> None:
+    """Migrate in the transaction of the connection; whoever began it commits it."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        # Python's driver begins no transaction for DDL: without this a rollback would leave tables.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    context.configure(connection=connection, **SETTINGS)
+    context.run_migrations()
+
+
+url = context.config.attributes.get("url") or os.environ.get("EXECUTION_CORE_URL", DEFAULT_URL)
+
+if context.is_offline_mode():
+    engine = create_sync_engine(url)
+    context.configure(dialect_name=engine.dialect.name, literal_binds=True, **SETTINGS)
+    with context.begin_transaction():
+        context.run_migrations()
+elif (connection := context.config.attributes.get("connection")) is not None:
+    run(connection)
+else:
+    engine = create_sync_engine(url)
+    with engine.begin() as connection:
+        run(connection)
+    engine.dispose()

@@ -1,0 +1,171 @@
+"""The manager for asyncio: the twin of `manager`, verb for verb."""
+
+import builtins
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from . import transitions, values
+from .errors import ConcurrentUpdate, ExecutionNotFound
+from .execution import Execution, ExecutionError, ExecutionStatus
+from .store import AsyncExecutionStore, page
+from .transitions import Transition
+from .values import MAX_JSON_BYTES
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+
+class AsyncExecutionManager:
+    """`ExecutionManager` for asyncio: `AsyncExecutionManager(AsyncSqlExecutionStore(engine))`.
+
+    Each verb takes, returns and raises what the verb of the same name takes, returns and raises
+    there. Tasks may share one.
+    """
+
+    def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
+        self._store = store
+        self._max_bytes = max_json_bytes
+
+    async def create(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        max_attempts: int = 1,
+        timeout: timedelta | None = None,
+        idempotency_key: str | None = None,
+        parent_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Execution:
+        """Create a pending execution: `await manager.create("send-mail", {"to": "ada"}, max_attempts=3)`."""
+        creation = transitions.create(
+            type,
+            payload,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            idempotency_key=idempotency_key,
+            parent_id=parent_id,
+            metadata=metadata,
+            max_bytes=self._max_bytes,
+        )
+        for _ in range(transitions.CREATE_TRIES):
+            if created := await self._store.create(creation):
+                return created
+            if key := creation.idempotency_key:
+                if found := await self._store.find_by_idempotency_key(key):
+                    return transitions.same_work(creation, found)
+            if parent := creation.parent_id:
+                if not await self._store.find_by_id(parent):
+                    raise ExecutionNotFound(parent)
+            # What stood in the way was deleted in between: the way is free now.
+        raise ConcurrentUpdate("create", creation.idempotency_key or creation.id)
+
+    async def start(self, id: str, *, worker: str | None = None) -> Execution:
+        """Begin the next attempt: `attempt = (await manager.start(id, worker="host-1")).attempts`."""
+        return await self._apply(id, transitions.start(worker))
+
+    async def complete(self, id: str, result: Any = None, *, attempt: int | None = None) -> Execution:
+        """Finish with a result, any JSON value: `await manager.complete(id, {"sent": 3})`."""
+        return await self._apply(id, transitions.complete(result, attempt, self._max_bytes))
+
+    async def fail(
+        self,
+        id: str,
+        error: ExecutionError | BaseException | str,
+        *,
+        retryable: bool | None = None,
+        attempt: int | None = None,
+    ) -> Execution:
+        """Record that the attempt failed: `await manager.fail(id, exc, retryable=True)`."""
+        return await self._apply(id, transitions.fail(error, retryable, attempt))
+
+    async def timeout(self, id: str, *, attempt: int | None = None) -> Execution:
+        """Record that the attempt took too long: `await manager.timeout(id, attempt=1)`."""
+        return await self._apply(id, transitions.timeout(attempt))
+
+    async def cancel(self, id: str, reason: str | None = None) -> Execution:
+        """Call it off: `await manager.cancel(id, "customer withdrew")`."""
+        return await self._apply(id, transitions.cancel(reason))
+
+    async def retry(self, id: str) -> Execution:
+        """Allow another attempt: `await manager.retry(id)`, then `start`."""
+        return await self._apply(id, transitions.retry())
+
+    async def update_progress(
+        self,
+        id: str,
+        current: int,
+        total: int,
+        *,
+        message: str | None = None,
+        percent: float | None = None,
+        attempt: int | None = None,
+    ) -> Execution:
+        """Replace the progress: `await manager.update_progress(id, 50, 100, message="Half way")`."""
+        return await self._apply(
+            id, transitions.update_progress(current, total, message, percent, attempt)
+        )
+
+    async def checkpoint(
+        self, id: str, key: str, value: Any, *, attempt: int | None = None
+    ) -> Execution:
+        """Set one checkpoint, any JSON value: `await manager.checkpoint(id, "last_index", 49)`."""
+        return await self._apply(id, transitions.checkpoint(key, value, attempt, self._max_bytes))
+
+    async def get(self, id: str) -> Execution:
+        """Read one execution: `(await manager.get(id)).status`."""
+        if found := await self._store.find_by_id(values.execution_id(id)):
+            return found
+        raise ExecutionNotFound(id)
+
+    async def find_by_idempotency_key(self, key: str) -> Execution | None:
+        """Return the execution that holds the key, or None: `await manager.find_by_idempotency_key("a")`."""
+        return await self._store.find_by_idempotency_key(values.name("key", key))
+
+    async def delete(self, id: str) -> None:
+        """Remove an execution in any status, with its history: `await manager.delete(id)`."""
+        if not await self._store.delete(values.execution_id(id)):
+            raise ExecutionNotFound(id)
+
+    def within(self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]") -> Self:
+        """Return a manager inside the caller's transaction: `await manager.within(session).start(id)`."""
+        join = getattr(self._store, "within", None)
+        if join is None:
+            raise NotImplementedError(f"{type(self._store).__name__} cannot join a transaction")
+        return type(self)(join(connection_or_session), max_json_bytes=self._max_bytes)
+
+    async def close(self) -> None:
+        """Release what the store holds: `await manager.close()`. A host's own engine is left alone."""
+        if close := getattr(self._store, "close", None):
+            await close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def list(
+        self,
+        *,
+        status: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
+        type: str | None = None,
+        parent_id: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> builtins.list[Execution]:
+        """Return executions, newest first: `await manager.list(status="failed", before=last.id)`."""
+        return await self._store.list(page(status, type, parent_id, limit, before))
+
+    async def _apply(self, id: str, transition: Transition) -> Execution:
+        id = values.execution_id(id)
+        if moved := await self._store.update(id, transition):
+            return moved
+        return transitions.unmoved(transition, id, await self._store.find_by_id(id))

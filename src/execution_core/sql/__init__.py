@@ -1,0 +1,1 @@
+"""The SQL side: tables, statements and the stores over SQLAlchemy."""

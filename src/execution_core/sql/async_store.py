@@ -1,0 +1,96 @@
+"""Executions in PostgreSQL or SQLite, for asyncio: the twin of `store`."""
+
+import builtins
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from copy import copy
+from datetime import datetime
+from typing import Any, Self
+
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+)
+
+from ..errors import InvalidValue
+from ..execution import Execution
+from ..store import Page
+from ..transitions import Creation, Transition
+from . import statements
+from .engines import single_statements
+from .schema import executions
+from .statements import Query
+from .store import Clock
+
+
+class AsyncSqlExecutionStore:
+    """`SqlExecutionStore` for asyncio: `AsyncExecutionManager(AsyncSqlExecutionStore(engine))`."""
+
+    def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
+        if not isinstance(engine, AsyncEngine):
+            raise InvalidValue("engine", f"must be an AsyncEngine, not {type(engine).__name__}")
+        self._bind: AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any]
+        self._bind = AsyncEngine(single_statements(engine.sync_engine))
+        self._clock = clock
+
+    def within(
+        self, transaction: "AsyncConnection | AsyncSession | async_scoped_session[Any]"
+    ) -> Self:
+        """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
+        if not isinstance(transaction, AsyncConnection | AsyncSession | async_scoped_session):
+            raise InvalidValue(
+                "connection_or_session",
+                f"must be an AsyncConnection or an AsyncSession, not {type(transaction).__name__}",
+            )
+        joined = copy(self)
+        joined._bind = transaction
+        return joined
+
+    async def create(self, creation: Creation) -> Execution | None:
+        """Make one INSERT."""
+        return await self._one(statements.create(creation, self._now()))
+
+    async def find_by_id(self, id: str) -> Execution | None:
+        """Make one SELECT."""
+        return await self._one(statements.find(executions.c.id, id))
+
+    async def find_by_idempotency_key(self, key: str) -> Execution | None:
+        """Make one SELECT."""
+        return await self._one(statements.find(executions.c.idempotency_key, key))
+
+    async def update(self, id: str, transition: Transition) -> Execution | None:
+        """Make one conditional UPDATE."""
+        return await self._one(statements.change(id, transition, self._now()))
+
+    async def delete(self, id: str) -> bool:
+        """Make one DELETE."""
+        return bool(await self._rows(statements.remove(id)))
+
+    async def list(self, page: Page) -> builtins.list[Execution]:
+        """Make one SELECT."""
+        return [statements.execution(row) for row in await self._rows(statements.page(page))]
+
+    async def _one(self, query: Query) -> Execution | None:
+        rows = await self._rows(query)
+        return statements.execution(rows[0]) if rows else None
+
+    async def _rows(self, query: Query) -> builtins.list[Row[Any]]:
+        async with self._connection() as connection:
+            return builtins.list(await connection.execute(query.statement, query.parameters))
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        match self._bind:
+            case AsyncEngine():
+                async with self._bind.begin() as connection:
+                    yield connection
+            case AsyncConnection():
+                yield self._bind
+            case _:
+                yield await self._bind.connection()
+
+    def _now(self) -> datetime | None:
+        return self._clock() if self._clock else None

@@ -1,0 +1,239 @@
+"""Pure translations: what a store is asked → one SQLAlchemy statement; a row → an `Execution`.
+
+Statements that change anything are built once per rule; what varies from call to call is bound.
+"""
+
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Delete,
+    Executable,
+    Row,
+    Select,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import Insert, insert  # SQLite compiles ON CONFLICT as well
+
+from ..execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
+from ..store import Page
+from ..transitions import Change, Creation, Move, Rule, Transition
+from ..values import Entry
+from .schema import executions
+from .types import Timestamp, database_now, deadline, merged
+
+table = executions.c
+_PROGRESS = [
+    table.progress_current,
+    table.progress_total,
+    table.progress_percent,
+    table.progress_message,
+]
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class Query(NamedTuple):
+    """A statement and its parameters."""
+
+    statement: Executable
+    parameters: dict[str, Any]
+
+
+def create(creation: Creation, now: datetime | None) -> Query:
+    """One INSERT, which returns no row when the key is taken or the parent is missing."""
+    return Query(
+        _insert(creation.parent_id is not None, now is not None),
+        {
+            "new_id": creation.id,
+            "new_type": creation.type,
+            "new_payload": creation.payload,
+            "new_max_attempts": creation.max_attempts,
+            "new_timeout_ms": creation.timeout and creation.timeout // _MILLISECOND,
+            "new_idempotency_key": creation.idempotency_key,
+            "new_fingerprint": creation.fingerprint,
+            "new_parent_id": creation.parent_id,
+            "new_metadata": creation.metadata,
+            "now": now,
+        },
+    )
+
+
+def change(id: str, transition: Transition, now: datetime | None) -> Query:
+    """One conditional UPDATE, which returns no row when the transition does not apply."""
+    parameters: dict[str, Any] = {"old_id": id, "old_attempt": transition.attempt, "now": now}
+    for name, given in transition.given.items():
+        if isinstance(given, ProgressInfo):
+            parameters |= {f"new_progress_{part}": value for part, value in given}
+        else:
+            parameters[f"new_{name}"] = given
+        if isinstance(given, Entry):
+            parameters[f"null_{name}"] = given.null_text
+    return Query(_update(transition.rule, transition.attempt is not None, now is not None), parameters)
+
+
+def find(column: Column[Any], value: str) -> Query:
+    """The execution whose id or idempotency key this is."""
+    return Query(_select(column), {"value": value})
+
+
+def remove(id: str) -> Query:
+    """One DELETE, which returns the row that was there."""
+    return Query(_delete(), {"old_id": id})
+
+
+def page(page: Page) -> Query:
+    """The executions that a page includes."""
+    conditions: list[ColumnElement[bool]] = []
+    if page.statuses is not None:
+        conditions.append(table.status.in_([status.value for status in page.statuses]))
+    if page.type is not None:
+        conditions.append(table.type == page.type)
+    if page.parent_id is not None:
+        conditions.append(table.parent_id == page.parent_id)
+    if page.before is not None:
+        conditions.append(table.id < page.before)
+    chosen = select(executions).where(*conditions).order_by(table.id.desc()).limit(page.limit)
+    return Query(chosen, {})
+
+
+def execution(row: Row[Any]) -> Execution:
+    """Build an execution from a row; the schema has checked what a model would check again."""
+    fields = dict(row._mapping)
+    current, total, percent, message = (fields.pop(column.name) for column in _PROGRESS)
+    if current is not None:
+        fields["progress"] = ProgressInfo.model_construct(
+            current=current, total=total, percent=percent, message=message
+        )
+    if (timeout_ms := fields.pop("timeout_ms")) is not None:
+        fields["timeout"] = timeout_ms * _MILLISECOND
+    if (error := fields["error"]) is not None:
+        fields["error"] = ExecutionError.model_construct(**error)
+    fields["status"] = ExecutionStatus(fields["status"])
+    return Execution.model_construct(**fields)
+
+
+@cache
+def _insert(with_parent: bool, clocked: bool) -> Insert:
+    given = (
+        *(table.id, table.type, table.payload, table.max_attempts, table.timeout_ms),
+        *(table.idempotency_key, table.fingerprint, table.metadata),
+    )
+    new = {column: _new(column) for column in given}
+    new |= {table.created_at: _now(clocked), table.updated_at: _now(clocked)}
+    statement = insert(executions)
+    if with_parent:
+        # The parent is looked up and locked by the INSERT itself: a foreign key that failed would
+        # abort the caller's whole transaction.
+        new[table.parent_id] = table.id
+        parent = select(*new.values()).where(table.id == _new(table.parent_id))
+        statement = statement.from_select(
+            list(new), parent.with_for_update(read=True, key_share=True), include_defaults=False
+        )
+    else:
+        statement = statement.values(new)
+    return statement.on_conflict_do_nothing(index_elements=[table.idempotency_key]).returning(
+        executions
+    )
+
+
+@cache
+def _update(rule: Rule, fenced: bool, clocked: bool) -> Update:
+    guard = [table.id == _id(), or_(*(_allowed(move) for move in rule.moves))]
+    if fenced:
+        guard.append(table.attempts == bindparam("old_attempt", type_=table.attempts.type))
+    return (
+        update(executions)
+        .where(*guard)
+        .values(_first_allowed(rule.moves, _now(clocked)))
+        .returning(executions)
+    )
+
+
+@cache
+def _select(column: Column[Any]) -> Select[Any]:
+    return select(executions).where(column == bindparam("value", type_=column.type))
+
+
+@cache
+def _delete() -> Delete:
+    return delete(executions).where(table.id == _id()).returning(table.id)
+
+
+def _allowed(move: Move) -> ColumnElement[bool]:
+    allowed = table.status.in_([_status(source) for source in move.sources])
+    return and_(allowed, table.attempts < table.max_attempts) if move.needs_attempt else allowed
+
+
+def _first_allowed(
+    moves: tuple[Move, ...], now: ColumnElement[datetime]
+) -> dict[Column[Any], ColumnElement[Any]]:
+    """What the first allowed move assigns: with several moves, decided by CASE in the row itself."""
+    first, *others = moves
+    assigned = _assigned(first, now)
+    if others:
+        otherwise = _first_allowed(tuple(others), now)
+        for column in {**assigned, **otherwise}:
+            this, that = assigned.get(column, column), otherwise.get(column, column)
+            if not this.compare(that):
+                assigned[column] = case((_allowed(first), this), else_=that)
+    return assigned
+
+
+def _assigned(move: Move, now: ColumnElement[datetime]) -> dict[Column[Any], ColumnElement[Any]]:
+    assigned: dict[Column[Any], ColumnElement[Any]] = {table.updated_at: now}
+    if move.target is not None:
+        assigned[table.status] = _status(move.target)
+    for field, how in move.changes.items():
+        for column in _PROGRESS if field == "progress" else [table[field]]:
+            assigned[column] = _changed(column, how, now)
+    return assigned
+
+
+def _changed(
+    column: Column[Any], how: Change, now: ColumnElement[datetime]
+) -> ColumnElement[Any]:
+    match how:
+        case Change.GIVEN:
+            return _new(column)
+        case Change.MERGED:
+            without = bindparam(f"null_{column.name}", type_=Text)
+            return merged(column, _new(column), without)
+        case Change.CLEARED:
+            return null()
+        case Change.NOW:
+            return now
+        case Change.DEADLINE:
+            return deadline(now, table.timeout_ms)
+        case Change.NEXT_ATTEMPT:
+            return table.attempts + 1
+
+
+def _status(status: ExecutionStatus) -> ColumnElement[str]:
+    # In the statement's own text: a partial index can only serve what the planner can read.
+    return literal_column(f"'{status.value}'", Text)
+
+
+def _now(clocked: bool) -> ColumnElement[datetime]:
+    return bindparam("now", type_=Timestamp) if clocked else database_now()
+
+
+def _new(column: Column[Any]) -> BindParameter[Any]:
+    return bindparam(f"new_{column.name}", type_=column.type)
+
+
+def _id() -> BindParameter[str]:
+    return bindparam("old_id", type_=table.id.type)

@@ -1,0 +1,97 @@
+"""Executions in PostgreSQL or SQLite."""
+
+import builtins
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from datetime import datetime
+from typing import Any, Self
+
+from sqlalchemy import Connection, Engine, Row
+from sqlalchemy.orm import Session, scoped_session
+
+from ..errors import InvalidValue
+from ..execution import Execution
+from ..store import Page
+from ..transitions import Creation, Transition
+from . import statements
+from .engines import single_statements
+from .schema import executions
+from .statements import Query
+
+Clock = Callable[[], datetime]
+
+
+class SqlExecutionStore:
+    """An `ExecutionStore` over SQLAlchemy: `ExecutionManager(SqlExecutionStore(engine))`.
+
+    Each call is one statement that commits itself. In-memory SQLite is one connection for
+    everybody: there a call also commits what the host has open on it.
+
+    Args:
+        engine: the host's own engine over PostgreSQL or SQLite; never disposed of here.
+        clock: what time it is, as an aware datetime, for tests; the database's clock by default.
+    """
+
+    def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
+        if not isinstance(engine, Engine):
+            raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
+        self._bind: Engine | Connection | Session | scoped_session[Any] = single_statements(engine)
+        self._clock = clock
+
+    def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
+        """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
+        if not isinstance(transaction, Connection | Session | scoped_session):
+            raise InvalidValue(
+                "connection_or_session",
+                f"must be a Connection or a Session, not {type(transaction).__name__}",
+            )
+        joined = copy(self)
+        joined._bind = transaction
+        return joined
+
+    def create(self, creation: Creation) -> Execution | None:
+        """Make one INSERT."""
+        return self._one(statements.create(creation, self._now()))
+
+    def find_by_id(self, id: str) -> Execution | None:
+        """Make one SELECT."""
+        return self._one(statements.find(executions.c.id, id))
+
+    def find_by_idempotency_key(self, key: str) -> Execution | None:
+        """Make one SELECT."""
+        return self._one(statements.find(executions.c.idempotency_key, key))
+
+    def update(self, id: str, transition: Transition) -> Execution | None:
+        """Make one conditional UPDATE."""
+        return self._one(statements.change(id, transition, self._now()))
+
+    def delete(self, id: str) -> bool:
+        """Make one DELETE."""
+        return bool(self._rows(statements.remove(id)))
+
+    def list(self, page: Page) -> builtins.list[Execution]:
+        """Make one SELECT."""
+        return [statements.execution(row) for row in self._rows(statements.page(page))]
+
+    def _one(self, query: Query) -> Execution | None:
+        rows = self._rows(query)
+        return statements.execution(rows[0]) if rows else None
+
+    def _rows(self, query: Query) -> builtins.list[Row[Any]]:
+        with self._connection() as connection:
+            return builtins.list(connection.execute(query.statement, query.parameters))
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        match self._bind:
+            case Engine():
+                with self._bind.begin() as connection:
+                    yield connection
+            case Connection():
+                yield self._bind
+            case _:
+                yield self._bind.connection()
+
+    def _now(self) -> datetime | None:
+        return self._clock() if self._clock else None

@@ -1,0 +1,98 @@
+"""What a manager needs from a store: six methods, in two colours.
+
+A store keeps executions and never judges: it makes a transition when the transition's guard
+matches, and answers None when it does not. The manager finds out why.
+"""
+
+import builtins
+from dataclasses import dataclass
+from typing import Protocol
+
+from . import values
+from .execution import Execution, ExecutionStatus
+from .transitions import Creation, Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which executions to list: all conditions hold at once, None asks for nothing."""
+
+    statuses: tuple[ExecutionStatus, ...] | None
+    type: str | None
+    parent_id: str | None
+    limit: int
+    before: str | None
+    """Only ids below this one."""
+
+    def includes(self, execution: Execution) -> bool:
+        """Tell whether an execution belongs on the page, the limit aside."""
+        return (
+            (self.statuses is None or execution.status in self.statuses)
+            and self.type in (None, execution.type)
+            and self.parent_id in (None, execution.parent_id)
+            and (self.before is None or execution.id < self.before)
+        )
+
+
+def page(
+    status: object, type: str | None, parent_id: str | None, limit: int, before: str | None
+) -> Page:
+    """Check what a caller asks to list."""
+    return Page(
+        statuses=None if status is None else values.statuses(status),
+        type=None if type is None else values.name("type", type),
+        parent_id=None if parent_id is None else values.execution_id(parent_id),
+        limit=values.integer("limit", limit, 1, values.MAX_PAGE),
+        before=None if before is None else values.execution_id(before),
+    )
+
+
+class ExecutionStore(Protocol):
+    """Where executions are kept: `ExecutionManager(MyStore())`.
+
+    Each method is atomic by itself. A store that can take part in a caller's transaction also has
+    `within(transaction)`, which returns a store that does; one that holds resources has `close()`.
+    """
+
+    def create(self, creation: Creation) -> Execution | None:
+        """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+
+    def find_by_id(self, id: str) -> Execution | None:
+        """Return the execution, or None."""
+
+    def find_by_idempotency_key(self, key: str) -> Execution | None:
+        """Return the execution that holds the key, or None."""
+
+    def update(self, id: str, transition: Transition) -> Execution | None:
+        """Compare and set: store and return `transition.apply(found, now)`.
+
+        None when there is no such execution or the transition does not apply; nothing changed.
+        """
+
+    def list(self, page: Page) -> builtins.list[Execution]:
+        """Return the executions that the page includes, newest id first, `page.limit` at most."""
+
+    def delete(self, id: str) -> bool:
+        """Remove the execution; its children lose their parent. False when there is none."""
+
+
+class AsyncExecutionStore(Protocol):
+    """`ExecutionStore` for asyncio: `AsyncExecutionManager(MyStore())`."""
+
+    async def create(self, creation: Creation) -> Execution | None:
+        """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+
+    async def find_by_id(self, id: str) -> Execution | None:
+        """Return the execution, or None."""
+
+    async def find_by_idempotency_key(self, key: str) -> Execution | None:
+        """Return the execution that holds the key, or None."""
+
+    async def update(self, id: str, transition: Transition) -> Execution | None:
+        """Compare and set: store and return `transition.apply(found, now)`, or None."""
+
+    async def list(self, page: Page) -> builtins.list[Execution]:
+        """Return the executions that the page includes, newest id first, `page.limit` at most."""
+
+    async def delete(self, id: str) -> bool:
+        """Remove the execution; its children lose their parent. False when there is none."""

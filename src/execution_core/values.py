@@ -1,0 +1,253 @@
+"""What may be stored: every argument is checked here, before it reaches a database.
+
+Each check takes the argument's name and value, returns the value as it is stored, and raises
+`InvalidValue` otherwise. They refuse what a database would refuse, drop or change in silence, so
+that SQLite, PostgreSQL and any other store behave alike.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from .errors import ExecutionNotFound, InvalidValue
+from .execution import ExecutionStatus, ProgressInfo
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+MAX_NAME = 255
+"""Characters in a type, an idempotency key, a checkpoint key or a worker's name."""
+MAX_DEPTH = 200
+MAX_JSON_BYTES = 16 * 2**20
+MAX_PAGE = 10_000
+MAX_INTEGER = 2**31 - 1
+MAX_BIG_INTEGER = 2**63 - 1
+MAX_TIMEOUT = timedelta(days=36_500)
+
+_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_NUL_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_CONTAINERS: Final = (dict, list, tuple)
+_ENCODABLE: Final = (date, time, timedelta, UUID, Decimal, Enum, BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A checked JSON value as its text; `value` reads a fresh copy of it each time."""
+
+    text: str
+
+    @property
+    def value(self) -> Any:
+        """The value that the text stands for."""
+        return json.loads(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of a JSON object and its new value."""
+
+    key: str
+    value: Json
+
+    @property
+    def text(self) -> str:
+        """A JSON object of just this entry."""
+        return f"{{{_dump(self.key)}:{self.value.text}}}"
+
+    @property
+    def null_text(self) -> str:
+        """The same object with null in the value's place: the JSON merge patch that removes it."""
+        return f"{{{_dump(self.key)}:null}}"
+
+
+def new_id() -> str:
+    """Return a UUIDv7, which sorts by the time of creation."""
+    return str(uuid7())
+
+
+def execution_id(value: object) -> str:
+    """Return an id as it is stored; what is no UUID is the id of no execution."""
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, str) and _UUID.fullmatch(value):
+        return value.lower()
+    raise ExecutionNotFound(value if isinstance(value, str) else f"<{type(value).__name__}>")
+
+
+def text(argument: str, value: object) -> str:
+    """Return a text that every database can hold."""
+    if not isinstance(value, str):
+        raise InvalidValue(argument, f"must be a text, not {_type(value)}")
+    if "\0" in value:
+        raise InvalidValue(argument, "holds U+0000, which PostgreSQL cannot store")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValue(argument, "holds a lone surrogate, which is no character") from error
+    return str.__str__(value)  # an enum of texts goes in as the plain text that it is
+
+
+def name(argument: str, value: object) -> str:
+    """Return a text of 1 to 255 characters."""
+    value = text(argument, value)
+    if not 1 <= len(value) <= MAX_NAME:
+        raise InvalidValue(argument, f"must have 1 to {MAX_NAME} characters, not {len(value)}")
+    return value
+
+
+def integer(argument: str, value: object, least: int, most: int) -> int:
+    """Return a whole number within bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidValue(argument, f"must be a whole number, not {_type(value)}")
+    if not least <= value <= most:
+        raise InvalidValue(argument, f"must be from {least} to {most}, not {_number(value)}")
+    return int(value)
+
+
+def flag(argument: str, value: object) -> bool:
+    """Return a bool; truthiness would be a guess."""
+    if not isinstance(value, bool):
+        raise InvalidValue(argument, f"must be True or False, not {_type(value)}")
+    return value
+
+
+def duration(argument: str, value: object) -> timedelta:
+    """Return a positive timedelta in whole milliseconds, the unit of the schema."""
+    if not isinstance(value, timedelta):
+        raise InvalidValue(argument, f"must be a timedelta, not {_type(value)}")
+    if not timedelta(0) < value <= MAX_TIMEOUT:
+        raise InvalidValue(argument, f"must be more than 0 and at most {MAX_TIMEOUT.days} days")
+    return timedelta(milliseconds=max(1, round(value / timedelta(milliseconds=1))))
+
+
+def statuses(value: object) -> tuple[ExecutionStatus, ...]:
+    """Return one or several statuses as a tuple."""
+    several = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    try:
+        return tuple(ExecutionStatus(status) for status in several)
+    except ValueError as error:
+        raise InvalidValue("status", f"must be of {', '.join(ExecutionStatus)}: {error}") from error
+
+
+def progress(current: object, total: object, message: object, percent: object) -> ProgressInfo:
+    """Return a progress; `percent` is computed where it is None, and 100 only once all is done."""
+    current = integer("current", current, 0, MAX_BIG_INTEGER)
+    total = integer("total", total, 0, MAX_BIG_INTEGER)
+    if percent is None:
+        # Floored to two digits in whole numbers: no rounding shows 100 before the end.
+        percent = min(100.0, current * 10_000 // total / 100) if total else 0.0
+    elif not isinstance(percent, int | float) or isinstance(percent, bool):
+        raise InvalidValue("percent", f"must be a number, not {_type(percent)}")
+    elif not 0 <= percent <= 100:  # also refuses NaN
+        raise InvalidValue("percent", "must be from 0 to 100")
+    return ProgressInfo(
+        current=current,
+        total=total,
+        message=None if message is None else text("message", message),
+        percent=float(percent),
+    )
+
+
+def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Json:
+    """Return a value as JSON text that reads back as it went in.
+
+    Dicts with text keys, lists, tuples, texts, numbers, bools and None; datetime, UUID, Decimal,
+    Enum, dataclasses and pydantic models as pydantic serialises them.
+    """
+    _check_containers(argument, value, max_bytes)
+    try:
+        document = _dump(value, default=lambda part: _encodable(argument, part))
+    except (ValueError, RecursionError) as error:  # NaN, Infinity, an int beyond 4,300 digits
+        raise InvalidValue(argument, f"is not JSON: {error}") from error
+    try:
+        size = len(document.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidValue(argument, "holds a lone surrogate, which is no character") from error
+    if size > max_bytes:
+        raise InvalidValue(argument, f"is larger than {max_bytes} bytes of JSON")
+    if "\\u0000" in document and _NUL_ESCAPE.search(document):
+        raise InvalidValue(argument, "holds U+0000, which PostgreSQL cannot store")
+    return Json(document)
+
+
+def json_object(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Json:
+    """Return a JSON object; None is an empty one."""
+    document = to_json(argument, {} if value is None else value, max_bytes)
+    if not document.text.startswith("{"):
+        raise InvalidValue(argument, f"must be a JSON object, not {_type(value)}")
+    return document
+
+
+def fingerprint(type: str, payload: Json | None) -> str:
+    """Return the SHA-256 of type and payload, as hexadecimal digits.
+
+    What is hashed is `{"payload":…,"type":…}` with sorted keys and no spaces, in UTF-8.
+    """
+    work = {"type": type, "payload": payload and payload.value}
+    return hashlib.sha256(_dump(work, sort_keys=True).encode()).hexdigest()
+
+
+def _dump(value: object, **options: Any) -> str:
+    # ensure_ascii=False: SQLite compares the keys of stored JSON letter by letter, escapes included.
+    return json.dumps(
+        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), **options
+    )
+
+
+def _check_containers(argument: str, value: object, max_bytes: int) -> None:
+    """Refuse keys that are no text, cycles and absurd depth, which json.dumps lets pass or crashes on."""
+    budget = max_bytes  # each container takes two bytes at least: ends shared references that explode
+    stack = [(value, 1)]
+    while stack:
+        part, depth = stack.pop()
+        if isinstance(part, dict):
+            for key in part:
+                if not isinstance(key, str):
+                    raise InvalidValue(argument, f"has a key that is {_type(key)}, not a text")
+            children: Iterable[object] = part.values()
+        elif isinstance(part, list | tuple):
+            children = part
+        else:
+            continue
+        budget -= 2
+        if depth > MAX_DEPTH:
+            raise InvalidValue(argument, f"is nested deeper than {MAX_DEPTH} levels, or in itself")
+        if budget < 0:
+            raise InvalidValue(argument, f"is larger than {max_bytes} bytes of JSON")
+        stack += [
+            (child, depth + 1) for child in children if isinstance(child, _CONTAINERS)
+        ]
+
+
+def _encodable(argument: str, part: object) -> Any:
+    if isinstance(part, _ENCODABLE) or (is_dataclass(part) and not isinstance(part, type)):
+        try:
+            encoded = to_jsonable_python(part)
+        except ValueError as error:
+            raise InvalidValue(argument, f"holds {_type(part)} that is not JSON: {error}") from error
+        return encoded
+    raise InvalidValue(
+        argument, f"holds {_type(part)}, which JSON cannot hold or would change in silence"
+    )
+
+
+def _type(value: object) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}" if value is not None else "None"
+
+
+def _number(value: int) -> str:
+    return str(value) if value.bit_length() < 128 else "one of that size"
