@@ -1,4 +1,4 @@
-"""How Alembic reaches the database, for `migrate.upgrade`, `execution-core migrate` and `alembic`."""
+"""How Alembic reaches the database, for `migrate.upgrade` and for the `alembic` command."""
 
 import os
 from typing import Any, Final

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import transitions, values
+from .creation import TRIES, creation, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus
 from .store import AsyncExecutionStore, page
@@ -39,8 +40,8 @@ class AsyncExecutionManager:
         parent_id: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Execution:
-        """Create a pending execution: `await manager.create("send-mail", {"to": "ada"}, max_attempts=3)`."""
-        creation = transitions.create(
+        """Create a pending execution: `await manager.create("send-mail", {"to": "ada"})`."""
+        new = creation(
             type,
             payload,
             max_attempts=max_attempts,
@@ -50,23 +51,24 @@ class AsyncExecutionManager:
             metadata=metadata,
             max_bytes=self._max_bytes,
         )
-        for _ in range(transitions.CREATE_TRIES):
-            if created := await self._store.create(creation):
+        for _ in range(TRIES):
+            if created := await self._store.create(new):
                 return created
-            if key := creation.idempotency_key:
-                if found := await self._store.find_by_idempotency_key(key):
-                    return transitions.same_work(creation, found)
-            if parent := creation.parent_id:
-                if not await self._store.find_by_id(parent):
-                    raise ExecutionNotFound(parent)
+            key, parent = new.idempotency_key, new.parent_id
+            if key and (found := await self._store.find_by_idempotency_key(key)):
+                return same_work(new, found)
+            if parent and not await self._store.find_by_id(parent):
+                raise ExecutionNotFound(parent)
             # What stood in the way was deleted in between: the way is free now.
-        raise ConcurrentUpdate("create", creation.idempotency_key or creation.id)
+        raise ConcurrentUpdate("create", new.idempotency_key or new.id)
 
     async def start(self, id: str, *, worker: str | None = None) -> Execution:
-        """Begin the next attempt: `attempt = (await manager.start(id, worker="host-1")).attempts`."""
+        """Begin the next attempt: `execution = await manager.start(id, worker="host-1")`."""
         return await self._apply(id, transitions.start(worker))
 
-    async def complete(self, id: str, result: Any = None, *, attempt: int | None = None) -> Execution:
+    async def complete(
+        self, id: str, result: Any = None, *, attempt: int | None = None
+    ) -> Execution:
         """Finish with a result, any JSON value: `await manager.complete(id, {"sent": 3})`."""
         return await self._apply(id, transitions.complete(result, attempt, self._max_bytes))
 
@@ -103,7 +105,7 @@ class AsyncExecutionManager:
         percent: float | None = None,
         attempt: int | None = None,
     ) -> Execution:
-        """Replace the progress: `await manager.update_progress(id, 50, 100, message="Half way")`."""
+        """Replace the progress: `await manager.update_progress(id, 50, 100)`."""
         return await self._apply(
             id, transitions.update_progress(current, total, message, percent, attempt)
         )
@@ -121,7 +123,7 @@ class AsyncExecutionManager:
         raise ExecutionNotFound(id)
 
     async def find_by_idempotency_key(self, key: str) -> Execution | None:
-        """Return the execution that holds the key, or None: `await manager.find_by_idempotency_key("a")`."""
+        """Return who holds the key, or None: `await manager.find_by_idempotency_key("a")`."""
         return await self._store.find_by_idempotency_key(values.name("key", key))
 
     async def delete(self, id: str) -> None:
@@ -129,15 +131,17 @@ class AsyncExecutionManager:
         if not await self._store.delete(values.execution_id(id)):
             raise ExecutionNotFound(id)
 
-    def within(self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]") -> Self:
-        """Return a manager inside the caller's transaction: `await manager.within(session).start(id)`."""
+    def within(
+        self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]"
+    ) -> Self:
+        """Join the caller's transaction: `await manager.within(session).start(id)`."""
         join = getattr(self._store, "within", None)
         if join is None:
             raise NotImplementedError(f"{type(self._store).__name__} cannot join a transaction")
         return type(self)(join(connection_or_session), max_json_bytes=self._max_bytes)
 
     async def close(self) -> None:
-        """Release what the store holds: `await manager.close()`. A host's own engine is left alone."""
+        """Release what the store holds, if it is its own: `await manager.close()`."""
         if close := getattr(self._store, "close", None):
             await close()
 
@@ -161,7 +165,7 @@ class AsyncExecutionManager:
         limit: int = 100,
         before: str | None = None,
     ) -> builtins.list[Execution]:
-        """Return executions, newest first: `await manager.list(status="failed", before=last.id)`."""
+        """Return executions, newest first: `await manager.list(status="failed")`."""
         return await self._store.list(page(status, type, parent_id, limit, before))
 
     async def _apply(self, id: str, transition: Transition) -> Execution:

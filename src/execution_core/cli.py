@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             migrate.upgrade_sql(options.url)
         else:
             migrate.upgrade(options.url)
-            print(f"{make_url(options.url)!r} is at {migrate.current(options.url)}")  # repr hides the password
+            print(
+                f"{make_url(options.url)!r} is at {migrate.current(options.url)}"
+            )  # repr hides the password
     except ExecutionProblem as problem:
         print(f"execution-core: {problem}", file=sys.stderr)
         return 1

@@ -8,12 +8,11 @@ ExecutionProblem
 ├── StaleAttempt             another attempt owns the execution
 ├── ConcurrentUpdate         another writer came between; safe to try again
 └── InvalidValue             an argument that cannot be stored, or makes no sense
-
-Each is built from its facts alone, so that all of them survive pickling between processes.
 """
 
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .execution import ExecutionStatus
 
@@ -30,48 +29,39 @@ class ExecutionProblemCode(StrEnum):
     INVALID_VALUE = "INVALID_VALUE"
 
 
-class ExecutionProblem(Exception):  # noqa: N818 - the base of refusals, which are answers rather than errors
+class ExecutionProblem(Exception):  # noqa: N818 - a refusal is an answer rather than an error
     """Everything this library refuses: `except ExecutionProblem as problem: problem.code`."""
 
     code: ClassVar[ExecutionProblemCode]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception pickles its args, which dataclasses leave empty when built by keyword.
+        return type(self), tuple(getattr(self, fact.name) for fact in fields(self))  # type: ignore[arg-type]
 
+
+@dataclass(eq=False)
 class ExecutionNotFound(ExecutionProblem):
-    """No execution has this id. Facts: `execution_id`."""
+    """No execution has this id: `problem.execution_id`."""
 
     code = ExecutionProblemCode.NOT_FOUND
-
-    def __init__(self, execution_id: str) -> None:
-        super().__init__(execution_id)
-        self.execution_id = execution_id
+    execution_id: str
 
     def __str__(self) -> str:
         return f"No execution has the id {self.execution_id[:80]!r}"
 
 
+@dataclass(eq=False)
 class InvalidStateTransition(ExecutionProblem):
-    """The status does not allow the verb. Nothing was changed.
-
-    Facts: `execution_id`, `verb`, `from_status`, `to_status` (None where the verb would not have
-    changed the status), `sources` (the statuses that would have allowed it).
-    """
+    """The status does not allow the verb. Nothing was changed."""
 
     code = ExecutionProblemCode.INVALID_STATE_TRANSITION
-
-    def __init__(
-        self,
-        execution_id: str,
-        verb: str,
-        from_status: ExecutionStatus,
-        to_status: ExecutionStatus | None,
-        sources: tuple[ExecutionStatus, ...],
-    ) -> None:
-        super().__init__(execution_id, verb, from_status, to_status, sources)
-        self.execution_id = execution_id
-        self.verb = verb
-        self.from_status = from_status
-        self.to_status = to_status
-        self.sources = sources
+    execution_id: str
+    verb: str
+    from_status: ExecutionStatus
+    to_status: ExecutionStatus | None
+    """None where the verb changes no status."""
+    sources: tuple[ExecutionStatus, ...]
+    """The statuses from which the verb may be called."""
 
     def __str__(self) -> str:
         move = f" and cannot become {self.to_status}" if self.to_status else ""
@@ -81,33 +71,28 @@ class InvalidStateTransition(ExecutionProblem):
         )
 
 
+@dataclass(eq=False)
 class MaxRetriesExceeded(ExecutionProblem):
-    """All attempts are used. Nothing was changed. Facts: `execution_id`, `attempts`, `max_attempts`."""
+    """All attempts are used. Nothing was changed."""
 
     code = ExecutionProblemCode.MAX_RETRIES_EXCEEDED
-
-    def __init__(self, execution_id: str, attempts: int, max_attempts: int) -> None:
-        super().__init__(execution_id, attempts, max_attempts)
-        self.execution_id = execution_id
-        self.attempts = attempts
-        self.max_attempts = max_attempts
+    execution_id: str
+    attempts: int
+    max_attempts: int
 
     def __str__(self) -> str:
-        return f"Execution {self.execution_id} has used {self.attempts} of {self.max_attempts} attempts"
+        used = f"{self.attempts} of {self.max_attempts}"
+        return f"Execution {self.execution_id} has no attempt left: {used} are used"
 
 
+@dataclass(eq=False)
 class IdempotencyConflict(ExecutionProblem):
-    """The key belongs to an execution of another type or payload. Nothing was created.
-
-    Facts: `idempotency_key`, `execution_id` (of the one that holds the key).
-    """
+    """The key belongs to an execution of another type or payload. Nothing was created."""
 
     code = ExecutionProblemCode.IDEMPOTENCY_CONFLICT
-
-    def __init__(self, idempotency_key: str, execution_id: str) -> None:
-        super().__init__(idempotency_key, execution_id)
-        self.idempotency_key = idempotency_key
-        self.execution_id = execution_id
+    idempotency_key: str
+    execution_id: str
+    """The execution that holds the key."""
 
     def __str__(self) -> str:
         return (
@@ -116,19 +101,15 @@ class IdempotencyConflict(ExecutionProblem):
         )
 
 
+@dataclass(eq=False)
 class StaleAttempt(ExecutionProblem):
-    """The attempt that was named does not own the execution. Nothing was changed.
-
-    Facts: `execution_id`, `attempt` (the one named), `current_attempt` (the one that owns it).
-    """
+    """The attempt that was named does not own the execution. Nothing was changed."""
 
     code = ExecutionProblemCode.STALE_ATTEMPT
-
-    def __init__(self, execution_id: str, attempt: int, current_attempt: int) -> None:
-        super().__init__(execution_id, attempt, current_attempt)
-        self.execution_id = execution_id
-        self.attempt = attempt
-        self.current_attempt = current_attempt
+    execution_id: str
+    attempt: int
+    current_attempt: int
+    """The attempt that owns it."""
 
     def __str__(self) -> str:
         return (
@@ -137,35 +118,26 @@ class StaleAttempt(ExecutionProblem):
         )
 
 
+@dataclass(eq=False)
 class ConcurrentUpdate(ExecutionProblem):
-    """Another writer came between. Nothing was changed, and it is safe to try again.
-
-    Facts: `verb`, `subject` (the id of the execution, or the idempotency key of a `create`).
-    """
+    """Another writer came between. Nothing was changed, and it is safe to try again."""
 
     code = ExecutionProblemCode.CONCURRENT_UPDATE
-
-    def __init__(self, verb: str, subject: str) -> None:
-        super().__init__(verb, subject)
-        self.verb = verb
-        self.subject = subject
+    verb: str
+    subject: str
+    """The execution's id; of a `create` with a key, the key."""
 
     def __str__(self) -> str:
-        return f"Another writer came between while {self.verb} was under way on {self.subject}: try again"
+        return f"Another writer came between during {self.verb} of {self.subject!r}: try again"
 
 
+@dataclass(eq=False)
 class InvalidValue(ExecutionProblem):
-    """An argument cannot be stored, or makes no sense. Nothing was sent to the database.
-
-    Facts: `argument` (its name), `reason`.
-    """
+    """An argument cannot be stored, or makes no sense. Nothing was sent to the database."""
 
     code = ExecutionProblemCode.INVALID_VALUE
-
-    def __init__(self, argument: str, reason: str) -> None:
-        super().__init__(argument, reason)
-        self.argument = argument
-        self.reason = reason
+    argument: str
+    reason: str
 
     def __str__(self) -> str:
         return f"{self.argument} {self.reason}"

@@ -66,7 +66,7 @@ class ExecutionError(BaseModel):
     """Whether another attempt may help."""
 
     @classmethod
-    def from_exception(cls, exc: BaseException, retryable: bool = False) -> Self:  # noqa: FBT001, FBT002 - reads as in the signature that callers know
+    def from_exception(cls, exc: BaseException, retryable: bool = False) -> Self:
         """Describe an exception: `ExecutionError.from_exception(exc, retryable=True)`.
 
         Args:
@@ -133,7 +133,7 @@ class Execution(BaseModel):
     """How long one attempt may take."""
     idempotency_key: str | None = None
     fingerprint: str | None = Field(default=None, repr=False)
-    """With an idempotency key: the SHA-256 of type and payload, which tells a repeat from a clash."""
+    """With a key: the SHA-256 of type and payload, which tells a repeat from a clash."""
     parent_id: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     checkpoints: dict[str, Any] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import transitions, values
+from .creation import TRIES, creation, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus
 from .store import ExecutionStore, page
@@ -66,7 +67,7 @@ class ExecutionManager:
             ExecutionNotFound: there is no such parent.
             InvalidValue: an argument cannot be stored.
         """
-        creation = transitions.create(
+        new = creation(
             type,
             payload,
             max_attempts=max_attempts,
@@ -76,17 +77,16 @@ class ExecutionManager:
             metadata=metadata,
             max_bytes=self._max_bytes,
         )
-        for _ in range(transitions.CREATE_TRIES):
-            if created := self._store.create(creation):
+        for _ in range(TRIES):
+            if created := self._store.create(new):
                 return created
-            if key := creation.idempotency_key:
-                if found := self._store.find_by_idempotency_key(key):
-                    return transitions.same_work(creation, found)
-            if parent := creation.parent_id:
-                if not self._store.find_by_id(parent):
-                    raise ExecutionNotFound(parent)
+            key, parent = new.idempotency_key, new.parent_id
+            if key and (found := self._store.find_by_idempotency_key(key)):
+                return same_work(new, found)
+            if parent and not self._store.find_by_id(parent):
+                raise ExecutionNotFound(parent)
             # What stood in the way was deleted in between: the way is free now.
-        raise ConcurrentUpdate("create", creation.idempotency_key or creation.id)
+        raise ConcurrentUpdate("create", new.idempotency_key or new.id)
 
     def start(self, id: str, *, worker: str | None = None) -> Execution:
         """Begin the next attempt: `attempt = manager.start(id, worker="host-1").attempts`.
@@ -158,9 +158,7 @@ class ExecutionManager:
             id, transitions.update_progress(current, total, message, percent, attempt)
         )
 
-    def checkpoint(
-        self, id: str, key: str, value: Any, *, attempt: int | None = None
-    ) -> Execution:
+    def checkpoint(self, id: str, key: str, value: Any, *, attempt: int | None = None) -> Execution:
         """Set one checkpoint, any JSON value: `manager.checkpoint(id, "last_index", 49)`.
 
         While pending, running or retrying. Other keys are untouched, whoever writes them meanwhile.
@@ -178,7 +176,7 @@ class ExecutionManager:
         raise ExecutionNotFound(id)
 
     def find_by_idempotency_key(self, key: str) -> Execution | None:
-        """Return the execution that holds the key, or None: `manager.find_by_idempotency_key("a")`."""
+        """Return who holds the key, or None: `manager.find_by_idempotency_key("ship-7")`."""
         return self._store.find_by_idempotency_key(values.name("key", key))
 
     def delete(self, id: str) -> None:
@@ -193,7 +191,7 @@ class ExecutionManager:
             raise ExecutionNotFound(id)
 
     def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
-        """Return a manager that works inside the caller's transaction.
+        """Join the caller's transaction: return a manager that works inside it.
 
         `manager.within(session).create("ship", {"order": 7})` commits or rolls back with the
         caller's own rows; it never commits by itself, and a refusal leaves the transaction usable.
@@ -208,7 +206,7 @@ class ExecutionManager:
         return type(self)(join(connection_or_session), max_json_bytes=self._max_bytes)
 
     def close(self) -> None:
-        """Release what the store holds: `manager.close()`. A host's own engine is left alone."""
+        """Release what the store holds, if it is its own: `manager.close()`."""
         if close := getattr(self._store, "close", None):
             close()
 

@@ -40,7 +40,7 @@ def upgrade(target: Target) -> None:
 
 
 def current(target: Target) -> str | None:
-    """Return the revision that a database is at, None before the first: `migrate.current(engine)`."""
+    """Return the revision of a database, None before the first: `migrate.current(engine)`."""
     with _connection(target) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         return context.get_current_revision()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import values
+from .creation import Creation
 from .execution import Execution, ExecutionStatus
-from .transitions import Creation, Transition
+from .transitions import Transition
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,16 @@ compare-and-set (`sql.statements` into one UPDATE), or calls `Transition.apply` 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import cast
 
 from . import values
 from .errors import (
     ConcurrentUpdate,
     ExecutionNotFound,
     ExecutionProblem,
-    IdempotencyConflict,
     InvalidStateTransition,
     InvalidValue,
     MaxRetriesExceeded,
@@ -123,9 +122,6 @@ RULES = (
     *(UPDATE_PROGRESS, CHECKPOINT),
 )
 
-CREATE_TRIES = 10
-"""How often a creation is tried while what stands in its way keeps vanishing before it is read."""
-
 TIMED_OUT_ERROR = ExecutionError(message="Execution timed out", code="timeout", retryable=True)
 
 
@@ -145,7 +141,9 @@ class Transition:
         move = next((move for move in self.rule.moves if move.allows(execution)), None)
         if move is None or self.attempt not in (None, execution.attempts):
             return None
-        update = {name: self._changed(name, how, execution, now) for name, how in move.changes.items()}
+        update = {
+            name: self._changed(name, how, execution, now) for name, how in move.changes.items()
+        }
         update |= {"status": move.target or execution.status, "updated_at": now}
         return execution.model_copy(update=update)
 
@@ -155,8 +153,8 @@ class Transition:
             case Change.GIVEN:
                 return given.value if isinstance(given, Json) else given
             case Change.MERGED:
-                assert isinstance(given, Entry)
-                return {**getattr(execution, name), given.key: given.value.value}
+                entry = cast("Entry", given)
+                return {**getattr(execution, name), entry.key: entry.value.value}
             case Change.CLEARED:
                 return None
             case Change.NOW:
@@ -167,74 +165,13 @@ class Transition:
                 return execution.attempts + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Creation:
-    """A checked execution that is not stored yet."""
-
-    id: str
-    type: str
-    payload: Json | None
-    max_attempts: int
-    timeout: timedelta | None
-    idempotency_key: str | None
-    fingerprint: str | None
-    parent_id: str | None
-    metadata: Json
-
-    def apply(self, now: datetime) -> Execution:
-        """Return the execution that this creates: what a store without SQL keeps."""
-        return Execution(
-            id=self.id,
-            type=self.type,
-            payload=self.payload and self.payload.value,
-            max_attempts=self.max_attempts,
-            created_at=now,
-            updated_at=now,
-            timeout=self.timeout,
-            idempotency_key=self.idempotency_key,
-            fingerprint=self.fingerprint,
-            parent_id=self.parent_id,
-            metadata=self.metadata.value,
-        )
-
-
-def create(
-    type: str,
-    payload: object,
-    *,
-    max_attempts: int,
-    timeout: timedelta | None,
-    idempotency_key: str | None,
-    parent_id: str | None,
-    metadata: object,
-    max_bytes: int = MAX_JSON_BYTES,
-) -> Creation:
-    """Check what a new execution is made of."""
-    type = values.name("type", type)
-    checked = None if payload is None else values.to_json("payload", payload, max_bytes)
-    key = None if idempotency_key is None else values.name("idempotency_key", idempotency_key)
-    return Creation(
-        id=values.new_id(),
-        type=type,
-        payload=checked,
-        max_attempts=values.integer("max_attempts", max_attempts, 1, values.MAX_INTEGER),
-        timeout=None if timeout is None else values.duration("timeout", timeout),
-        idempotency_key=key,
-        fingerprint=None if key is None else values.fingerprint(type, checked),
-        parent_id=None if parent_id is None else values.execution_id(parent_id),
-        metadata=values.json_object("metadata", metadata, max_bytes),
-    )
-
-
 def start(worker: str | None) -> Transition:
-    """pending or retrying → running: the next attempt, and when it is overdue."""
-    return Transition(
-        START, {"worker": None if worker is None else values.name("worker", worker)}
-    )
+    """Pending or retrying → running: the next attempt, and when it is overdue."""
+    return Transition(START, {"worker": None if worker is None else values.name("worker", worker)})
 
 
 def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES) -> Transition:
-    """running → completed, with a result."""
+    """Running → completed, with a result."""
     checked = None if result is None else values.to_json("result", result, max_bytes)
     return Transition(COMPLETE, {"result": checked}, _fence(attempt))
 
@@ -242,7 +179,10 @@ def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTE
 def fail(
     error: ExecutionError | BaseException | str, retryable: bool | None, attempt: int | None
 ) -> Transition:
-    """running → retrying while another attempt may help and is left; else, or from retrying, → failed."""
+    """Running → retrying, while another attempt may help and is left; else → failed.
+
+    From retrying it gives up: → failed, whatever the error says.
+    """
     if isinstance(error, BaseException):
         error = ExecutionError.from_exception(error)
     elif isinstance(error, str):
@@ -256,12 +196,12 @@ def fail(
 
 
 def timeout(attempt: int | None) -> Transition:
-    """running → timed_out."""
+    """Running → timed_out."""
     return Transition(TIMEOUT, {"error": TIMED_OUT_ERROR}, _fence(attempt))
 
 
 def cancel(reason: str | None) -> Transition:
-    """pending or running → cancelled; a reason goes into the metadata."""
+    """Pending or running → cancelled; a reason goes into the metadata."""
     if reason is None:
         return Transition(CANCEL)
     checked = values.to_json("reason", values.text("reason", reason))
@@ -269,7 +209,7 @@ def cancel(reason: str | None) -> Transition:
 
 
 def retry() -> Transition:
-    """failed or timed_out → retrying, while an attempt is left; on retrying nothing is to be done."""
+    """Failed or timed_out → retrying, while an attempt is left; retrying is done already."""
     return Transition(RETRY)
 
 
@@ -322,18 +262,3 @@ def refusal(transition: Transition, id: str, found: Execution | None) -> Executi
     if transition.attempt not in (None, found.attempts):
         return StaleAttempt(id, transition.attempt, found.attempts)
     return ConcurrentUpdate(rule.verb, id)
-
-
-def same_work(creation: Creation, found: Execution) -> Execution:
-    """Return the execution that holds the key of a creation.
-
-    Raises:
-        IdempotencyConflict: it is of another type or payload.
-    """
-    # A row inserted by hand may have a key and no fingerprint.
-    held = found.fingerprint or values.fingerprint(
-        found.type, None if found.payload is None else values.to_json("payload", found.payload)
-    )
-    if held != creation.fingerprint:
-        raise IdempotencyConflict(found.idempotency_key or "", found.id)
-    return found

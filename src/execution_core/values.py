@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
@@ -135,7 +135,9 @@ def duration(argument: str, value: object) -> timedelta:
 
 def statuses(value: object) -> tuple[ExecutionStatus, ...]:
     """Return one or several statuses as a tuple."""
-    several = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    several: Iterable[Any] = (
+        value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    )
     try:
         return tuple(ExecutionStatus(status) for status in several)
     except ValueError as error:
@@ -201,15 +203,15 @@ def fingerprint(type: str, payload: Json | None) -> str:
 
 
 def _dump(value: object, **options: Any) -> str:
-    # ensure_ascii=False: SQLite compares the keys of stored JSON letter by letter, escapes included.
-    return json.dumps(
-        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), **options
-    )
+    # ensure_ascii=False: SQLite compares the keys of stored JSON as they are spelt.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), **options)
 
 
 def _check_containers(argument: str, value: object, max_bytes: int) -> None:
-    """Refuse keys that are no text, cycles and absurd depth, which json.dumps lets pass or crashes on."""
-    budget = max_bytes  # each container takes two bytes at least: ends shared references that explode
+    """Refuse what json.dumps lets pass or trips over: keys that are no text, cycles, depth."""
+    budget = (
+        max_bytes  # each container takes two bytes at least: ends shared references that explode
+    )
     stack = [(value, 1)]
     while stack:
         part, depth = stack.pop()
@@ -227,9 +229,7 @@ def _check_containers(argument: str, value: object, max_bytes: int) -> None:
             raise InvalidValue(argument, f"is nested deeper than {MAX_DEPTH} levels, or in itself")
         if budget < 0:
             raise InvalidValue(argument, f"is larger than {max_bytes} bytes of JSON")
-        stack += [
-            (child, depth + 1) for child in children if isinstance(child, _CONTAINERS)
-        ]
+        stack += [(child, depth + 1) for child in children if isinstance(child, _CONTAINERS)]
 
 
 def _encodable(argument: str, part: object) -> Any:
@@ -237,7 +237,9 @@ def _encodable(argument: str, part: object) -> Any:
         try:
             encoded = to_jsonable_python(part)
         except ValueError as error:
-            raise InvalidValue(argument, f"holds {_type(part)} that is not JSON: {error}") from error
+            raise InvalidValue(
+                argument, f"holds {_type(part)} that is not JSON: {error}"
+            ) from error
         return encoded
     raise InvalidValue(
         argument, f"holds {_type(part)}, which JSON cannot hold or would change in silence"

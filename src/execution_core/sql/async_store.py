@@ -15,10 +15,11 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
 )
 
+from ..creation import Creation
 from ..errors import InvalidValue
 from ..execution import Execution
 from ..store import Page
-from ..transitions import Creation, Transition
+from ..transitions import Transition
 from . import statements
 from .engines import single_statements
 from .schema import executions
@@ -46,7 +47,7 @@ class AsyncSqlExecutionStore:
                 f"must be an AsyncConnection or an AsyncSession, not {type(transaction).__name__}",
             )
         joined = copy(self)
-        joined._bind = transaction
+        joined._bind = transaction  # noqa: SLF001 - a copy of its own
         return joined
 
     async def create(self, creation: Creation) -> Execution | None:

@@ -17,7 +17,7 @@ def connect(url: str | URL) -> ExecutionManager:
         url: a SQLAlchemy URL for PostgreSQL (psycopg) or SQLite, whose schema is migrated.
 
     Returns:
-        A manager whose `close()` disposes of the engine. Nothing is connected before its first call.
+        A manager whose `close()` disposes of the engine; it connects with its first call.
 
     Raises:
         InvalidValue: it is no such URL.

@@ -82,9 +82,7 @@ executions = Table(
         " WHEN status = 'retrying' THEN true ELSE error IS NULL END",
         name="error_fits_status",
     ),
-    CheckConstraint(
-        "error IS NULL OR (error ->> 'message') IS NOT NULL", name="error_has_message"
-    ),
+    CheckConstraint("error IS NULL OR (error ->> 'message') IS NOT NULL", name="error_has_message"),
     CheckConstraint("result IS NULL OR status = 'completed'", name="result_when_completed"),
     CheckConstraint("deadline_at IS NULL OR started_at IS NOT NULL", name="deadline_when_started"),
     CheckConstraint("timeout_ms > 0", name="timeout_positive"),

@@ -11,12 +11,10 @@ from sqlalchemy import (
     BindParameter,
     Column,
     ColumnElement,
-    Delete,
     Executable,
     Row,
     Select,
     Text,
-    Update,
     and_,
     bindparam,
     case,
@@ -27,11 +25,13 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import Insert, insert  # SQLite compiles ON CONFLICT as well
+from sqlalchemy.dialects.postgresql import insert  # SQLite compiles ON CONFLICT as well
+from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
+from ..creation import Creation
 from ..execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
 from ..store import Page
-from ..transitions import Change, Creation, Move, Rule, Transition
+from ..transitions import Change, Move, Rule, Transition
 from ..values import Entry
 from .schema import executions
 from .types import Timestamp, database_now, deadline, merged
@@ -56,7 +56,7 @@ class Query(NamedTuple):
 def create(creation: Creation, now: datetime | None) -> Query:
     """One INSERT, which returns no row when the key is taken or the parent is missing."""
     return Query(
-        _insert(creation.parent_id is not None, now is not None),
+        _insert(with_parent=creation.parent_id is not None, clocked=now is not None),
         {
             "new_id": creation.id,
             "new_type": creation.type,
@@ -82,7 +82,10 @@ def change(id: str, transition: Transition, now: datetime | None) -> Query:
             parameters[f"new_{name}"] = given
         if isinstance(given, Entry):
             parameters[f"null_{name}"] = given.null_text
-    return Query(_update(transition.rule, transition.attempt is not None, now is not None), parameters)
+    statement = _update(
+        transition.rule, fenced=transition.attempt is not None, clocked=now is not None
+    )
+    return Query(statement, parameters)
 
 
 def find(column: Column[Any], value: str) -> Query:
@@ -112,7 +115,7 @@ def page(page: Page) -> Query:
 
 def execution(row: Row[Any]) -> Execution:
     """Build an execution from a row; the schema has checked what a model would check again."""
-    fields = dict(row._mapping)
+    fields = dict(row._mapping)  # noqa: SLF001 - public, in spite of its name
     current, total, percent, message = (fields.pop(column.name) for column in _PROGRESS)
     if current is not None:
         fields["progress"] = ProgressInfo.model_construct(
@@ -127,13 +130,13 @@ def execution(row: Row[Any]) -> Execution:
 
 
 @cache
-def _insert(with_parent: bool, clocked: bool) -> Insert:
+def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
     given = (
         *(table.id, table.type, table.payload, table.max_attempts, table.timeout_ms),
         *(table.idempotency_key, table.fingerprint, table.metadata),
     )
-    new = {column: _new(column) for column in given}
-    new |= {table.created_at: _now(clocked), table.updated_at: _now(clocked)}
+    new: dict[Column[Any], ColumnElement[Any]] = {column: _new(column) for column in given}
+    new |= {table.created_at: _now(clocked=clocked), table.updated_at: _now(clocked=clocked)}
     statement = insert(executions)
     if with_parent:
         # The parent is looked up and locked by the INSERT itself: a foreign key that failed would
@@ -151,14 +154,14 @@ def _insert(with_parent: bool, clocked: bool) -> Insert:
 
 
 @cache
-def _update(rule: Rule, fenced: bool, clocked: bool) -> Update:
+def _update(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningUpdate[Any]:
     guard = [table.id == _id(), or_(*(_allowed(move) for move in rule.moves))]
     if fenced:
         guard.append(table.attempts == bindparam("old_attempt", type_=table.attempts.type))
     return (
         update(executions)
         .where(*guard)
-        .values(_first_allowed(rule.moves, _now(clocked)))
+        .values(_first_allowed(rule.moves, _now(clocked=clocked)))
         .returning(executions)
     )
 
@@ -169,7 +172,7 @@ def _select(column: Column[Any]) -> Select[Any]:
 
 
 @cache
-def _delete() -> Delete:
+def _delete() -> ReturningDelete[Any]:
     return delete(executions).where(table.id == _id()).returning(table.id)
 
 
@@ -181,7 +184,7 @@ def _allowed(move: Move) -> ColumnElement[bool]:
 def _first_allowed(
     moves: tuple[Move, ...], now: ColumnElement[datetime]
 ) -> dict[Column[Any], ColumnElement[Any]]:
-    """What the first allowed move assigns: with several moves, decided by CASE in the row itself."""
+    """Assign what the first allowed move does; of several, CASE decides from the row itself."""
     first, *others = moves
     assigned = _assigned(first, now)
     if others:
@@ -203,9 +206,7 @@ def _assigned(move: Move, now: ColumnElement[datetime]) -> dict[Column[Any], Col
     return assigned
 
 
-def _changed(
-    column: Column[Any], how: Change, now: ColumnElement[datetime]
-) -> ColumnElement[Any]:
+def _changed(column: Column[Any], how: Change, now: ColumnElement[datetime]) -> ColumnElement[Any]:
     match how:
         case Change.GIVEN:
             return _new(column)
@@ -227,7 +228,7 @@ def _status(status: ExecutionStatus) -> ColumnElement[str]:
     return literal_column(f"'{status.value}'", Text)
 
 
-def _now(clocked: bool) -> ColumnElement[datetime]:
+def _now(*, clocked: bool) -> ColumnElement[datetime]:
     return bindparam("now", type_=Timestamp) if clocked else database_now()
 
 

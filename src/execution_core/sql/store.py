@@ -10,10 +10,11 @@ from typing import Any, Self
 from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.orm import Session, scoped_session
 
+from ..creation import Creation
 from ..errors import InvalidValue
 from ..execution import Execution
 from ..store import Page
-from ..transitions import Creation, Transition
+from ..transitions import Transition
 from . import statements
 from .engines import single_statements
 from .schema import executions
@@ -47,7 +48,7 @@ class SqlExecutionStore:
                 f"must be a Connection or a Session, not {type(transaction).__name__}",
             )
         joined = copy(self)
-        joined._bind = transaction
+        joined._bind = transaction  # noqa: SLF001 - a copy of its own
         return joined
 
     def create(self, creation: Creation) -> Execution | None:

@@ -55,7 +55,7 @@ class _Jsonb(UserDefinedType[Any]):
     cache_ok = True
     render_bind_cast = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **kw: Any) -> str:  # noqa: ARG002 - SQLAlchemy's signature
         return "JSONB"
 
 
@@ -69,7 +69,7 @@ class JsonText(TypeDecorator[Any]):
         """Store as text only where there is no type for it."""
         return dialect.type_descriptor(_Jsonb() if _postgresql(dialect) else Text())
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Take what `values` has checked; nothing else is JSON here."""
         match value:
             case None:

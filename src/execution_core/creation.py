@@ -1,0 +1,87 @@
+"""A new execution: what it is made of, and whether it repeats an old one."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from . import values
+from .errors import IdempotencyConflict
+from .execution import Execution
+from .values import Json
+
+TRIES: Final = 10
+"""How often to try while what stands in the way is gone again before it can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """A checked execution that is not stored yet."""
+
+    id: str
+    type: str
+    payload: Json | None
+    max_attempts: int
+    timeout: timedelta | None
+    idempotency_key: str | None
+    fingerprint: str | None
+    parent_id: str | None
+    metadata: Json
+
+    def apply(self, now: datetime) -> Execution:
+        """Return the execution that this creates: what a store without SQL keeps."""
+        return Execution(
+            id=self.id,
+            type=self.type,
+            payload=self.payload and self.payload.value,
+            max_attempts=self.max_attempts,
+            created_at=now,
+            updated_at=now,
+            timeout=self.timeout,
+            idempotency_key=self.idempotency_key,
+            fingerprint=self.fingerprint,
+            parent_id=self.parent_id,
+            metadata=self.metadata.value,
+        )
+
+
+def creation(
+    type: str,
+    payload: object,
+    *,
+    max_attempts: int,
+    timeout: timedelta | None,
+    idempotency_key: str | None,
+    parent_id: str | None,
+    metadata: object,
+    max_bytes: int,
+) -> Creation:
+    """Check what a new execution is made of."""
+    type = values.name("type", type)
+    checked = None if payload is None else values.to_json("payload", payload, max_bytes)
+    key = None if idempotency_key is None else values.name("idempotency_key", idempotency_key)
+    return Creation(
+        id=values.new_id(),
+        type=type,
+        payload=checked,
+        max_attempts=values.integer("max_attempts", max_attempts, 1, values.MAX_INTEGER),
+        timeout=None if timeout is None else values.duration("timeout", timeout),
+        idempotency_key=key,
+        fingerprint=None if key is None else values.fingerprint(type, checked),
+        parent_id=None if parent_id is None else values.execution_id(parent_id),
+        metadata=values.json_object("metadata", metadata, max_bytes),
+    )
+
+
+def same_work(creation: Creation, found: Execution) -> Execution:
+    """Return the execution that holds the key of a creation.
+
+    Raises:
+        IdempotencyConflict: it is of another type or payload.
+    """
+    # A row inserted by hand may have a key and no fingerprint.
+    held = found.fingerprint or values.fingerprint(
+        found.type, None if found.payload is None else values.to_json("payload", found.payload)
+    )
+    if held != creation.fingerprint:
+        raise IdempotencyConflict(found.idempotency_key or "", found.id)
+    return found
