@@ -7,7 +7,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from execution_core.migrate import VERSION_TABLE
-from execution_core.sql.engines import DEFAULT_URL, create_sync_engine
+from execution_core.sql.engines import DEFAULT_URL, create_sync_engine, database_url
 from execution_core.sql.schema import metadata
 
 # Any number does, as long as it is always the same: those who migrate at once wait for each other.
@@ -33,6 +33,8 @@ SETTINGS: Final[dict[str, Any]] = {
 
 def run(connection: Connection) -> None:
     """Migrate in the transaction of the connection; whoever began it commits it."""
+    if not connection.in_transaction():
+        connection.begin()
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
@@ -45,8 +47,8 @@ def run(connection: Connection) -> None:
 url = context.config.attributes.get("url") or os.environ.get("EXECUTION_CORE_URL", DEFAULT_URL)
 
 if context.is_offline_mode():
-    engine = create_sync_engine(url)
-    context.configure(dialect_name=engine.dialect.name, literal_binds=True, **SETTINGS)
+    dialect = database_url(url).get_backend_name()
+    context.configure(dialect_name=dialect, literal_binds=True, **SETTINGS)
     with context.begin_transaction():
         context.run_migrations()
 elif (connection := context.config.attributes.get("connection")) is not None:

@@ -1,7 +1,7 @@
 """Executions, their history, and the views on both."""
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "execution_core_0001"
@@ -9,20 +9,27 @@ down_revision = None
 branch_labels = ("execution_core",)
 depends_on = None
 
-POSTGRESQL = context.get_context().dialect.name == "postgresql"
-
 Id = sa.Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 Time = sa.Text().with_variant(sa.DateTime(timezone=True), "postgresql")
 Json = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
 
-NOW = "statement_timestamp()" if POSTGRESQL else "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 
-JSON_IS_VALID = (
-    "jsonb_typeof(metadata) = 'object' AND jsonb_typeof(checkpoints) = 'object'"
-    if POSTGRESQL
-    else "json_type(metadata) = 'object' AND json_type(checkpoints) = 'object'"
-    " AND (payload IS NULL OR json_valid(payload)) AND (result IS NULL OR json_valid(result))"
-)
+def is_postgresql() -> bool:
+    """Tell which of the two databases this is; Alembic also loads this file without one."""
+    return op.get_context().dialect.name == "postgresql"
+
+
+def now() -> str:
+    """SQL for the time of the statement."""
+    return "statement_timestamp()" if is_postgresql() else "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+
+
+def seconds(start: str, end: str) -> str:
+    """SQL for the seconds between two times, as a number with milliseconds."""
+    if is_postgresql():
+        return f"round(extract(epoch FROM {end} - {start})::numeric, 3)::double precision"
+    return f"round((julianday({end}) - julianday({start})) * 86400.0, 3)"
+
 
 CHECKS = {
     "status_known": "status IN ('pending', 'running', 'completed', 'failed', 'retrying',"
@@ -44,7 +51,6 @@ CHECKS = {
     "idempotency_key_length": "length(idempotency_key) BETWEEN 1 AND 255",
     "fingerprint_of_key": "fingerprint IS NULL OR idempotency_key IS NOT NULL",
     "parent_is_another": "parent_id <> id",
-    "json": JSON_IS_VALID,
     "progress_whole": "CASE WHEN progress_current IS NULL THEN progress_total IS NULL"
     " AND progress_percent IS NULL AND progress_message IS NULL"
     " ELSE progress_current >= 0 AND progress_total IS NOT NULL AND progress_total >= 0"
@@ -52,15 +58,22 @@ CHECKS = {
 }
 
 
-def seconds(start: str, end: str) -> str:
-    """SQL for the seconds between two times, as a number with milliseconds."""
-    if POSTGRESQL:
-        return f"round(extract(epoch FROM {end} - {start})::numeric, 3)::double precision"
-    return f"round((julianday({end}) - julianday({start})) * 86400.0, 3)"
+JSON_POSTGRESQL = "jsonb_typeof(metadata) = 'object' AND jsonb_typeof(checkpoints) = 'object'"
+JSON_SQLITE = (
+    "json_type(metadata) = 'object' AND json_type(checkpoints) = 'object'"
+    " AND (payload IS NULL OR json_valid(payload)) AND (result IS NULL OR json_valid(result))"
+)
 
 
-VIEWS = {
-    "execution_attempts": f"""
+def checks() -> dict[str, str]:
+    """The names and conditions of the CHECKs."""
+    return CHECKS | {"json": JSON_POSTGRESQL if is_postgresql() else JSON_SQLITE}
+
+
+def views() -> dict[str, str]:
+    """The names and queries of the views."""
+    return {
+        "execution_attempts": f"""
         SELECT e.id AS execution_id, e.type, began.attempt, began.worker,
                began.occurred_at AS started_at, ended.occurred_at AS ended_at,
                {seconds("began.occurred_at", "ended.occurred_at")} AS duration_seconds,
@@ -72,7 +85,7 @@ VIEWS = {
           LEFT JOIN execution_history AS ended
             ON ended.execution_id = began.execution_id AND ended.seq = began.seq + 1
          WHERE began.to_status = 'running'""",
-    "execution_timeline": f"""
+        "execution_timeline": f"""
         SELECT h.execution_id, e.type, h.seq, h.from_status, h.to_status, h.attempt, h.occurred_at,
                {seconds("last.occurred_at", "h.occurred_at")} AS seconds_since_last,
                h.worker, h.reason, h.error
@@ -80,20 +93,21 @@ VIEWS = {
           JOIN executions AS e ON e.id = h.execution_id
           LEFT JOIN execution_history AS last
             ON last.execution_id = h.execution_id AND last.seq = h.seq - 1""",
-    "execution_stats": f"""
+        "execution_stats": f"""
         SELECT type, status, count(*) AS count, min(created_at) AS oldest_created_at,
                avg(duration_seconds) AS average_seconds, max(duration_seconds) AS longest_seconds
           FROM (SELECT type, status, created_at,
-                       CASE WHEN status = 'running' THEN {seconds("started_at", NOW)}
+                       CASE WHEN status = 'running' THEN {seconds("started_at", now())}
                             ELSE {seconds("started_at", "completed_at")} END AS duration_seconds
                   FROM executions) AS measured
          GROUP BY type, status""",
-    "overdue_executions": f"""
+        "overdue_executions": f"""
         SELECT id AS execution_id, type, attempts AS attempt, worker, started_at, deadline_at,
-               {seconds("deadline_at", NOW)} AS overdue_seconds
+               {seconds("deadline_at", now())} AS overdue_seconds
           FROM executions
-         WHERE status = 'running' AND deadline_at < {NOW}""",
-}
+         WHERE status = 'running' AND deadline_at < {now()}""",
+    }
+
 
 HISTORY_COLUMNS = (
     "execution_id, seq, from_status, to_status, attempt, occurred_at, worker, reason, error"
@@ -154,7 +168,8 @@ TRIGGERS_SQLITE = {
                     (SELECT coalesce(max(seq), 0) + 1 FROM execution_history
                       WHERE execution_id = NEW.id),
                     OLD.status, NEW.status, NEW.attempts,
-                    CASE WHEN NEW.updated_at = OLD.updated_at THEN {NOW} ELSE NEW.updated_at END,
+                    CASE WHEN NEW.updated_at = OLD.updated_at
+                         THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now') ELSE NEW.updated_at END,
                     NEW.worker, {REASON}, NEW.error);
         END""",
     # For hosts that leave foreign keys off.
@@ -166,7 +181,10 @@ TRIGGERS_SQLITE = {
         END""",
 }
 
-TRIGGERS = TRIGGERS_POSTGRESQL if POSTGRESQL else TRIGGERS_SQLITE
+
+def triggers() -> dict[str, str]:
+    """The names and bodies of the triggers."""
+    return TRIGGERS_POSTGRESQL if is_postgresql() else TRIGGERS_SQLITE
 
 
 def upgrade() -> None:
@@ -180,8 +198,8 @@ def upgrade() -> None:
         sa.Column("error", Json),
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
         sa.Column("max_attempts", sa.Integer, nullable=False, server_default="1"),
-        sa.Column("created_at", Time, nullable=False, server_default=sa.text(f"({NOW})")),
-        sa.Column("updated_at", Time, nullable=False, server_default=sa.text(f"({NOW})")),
+        sa.Column("created_at", Time, nullable=False, server_default=sa.text(f"({now()})")),
+        sa.Column("updated_at", Time, nullable=False, server_default=sa.text(f"({now()})")),
         sa.Column("started_at", Time),
         sa.Column("completed_at", Time),
         sa.Column("deadline_at", Time),
@@ -204,7 +222,10 @@ def upgrade() -> None:
             name="fk_executions_parent_id",
             ondelete="SET NULL",
         ),
-        *(sa.CheckConstraint(rule, op.f(f"ck_executions_{name}")) for name, rule in CHECKS.items()),
+        *(
+            sa.CheckConstraint(rule, op.f(f"ck_executions_{name}"))
+            for name, rule in checks().items()
+        ),
     )
     op.create_index("ix_executions_status_id", "executions", ["status", "id"])
     op.create_index("ix_executions_type_id", "executions", ["type", "id"])
@@ -238,21 +259,21 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
     )
-    if POSTGRESQL:
+    if is_postgresql():
         op.execute(RECORD_POSTGRESQL)
-    for name, body in TRIGGERS.items():
+    for name, body in triggers().items():
         op.execute(f"CREATE TRIGGER {name} {body}")
-    for name, query in VIEWS.items():
+    for name, query in views().items():
         op.execute(f"CREATE VIEW {name} AS {query}")
 
 
 def downgrade() -> None:
-    for name in VIEWS:
+    for name in views():
         op.execute(f"DROP VIEW {name}")
     # Before the tables: dropping executions would set off the trigger on its rows in SQLite.
-    for name in TRIGGERS:
-        op.execute(f"DROP TRIGGER {name}" + (" ON executions" if POSTGRESQL else ""))
-    if POSTGRESQL:
+    for name in triggers():
+        op.execute(f"DROP TRIGGER {name}" + (" ON executions" if is_postgresql() else ""))
+    if is_postgresql():
         op.execute("DROP FUNCTION execution_core_record_move()")
     op.drop_table("execution_history")
     op.drop_table("executions")

@@ -39,6 +39,7 @@ MAX_TIMEOUT = timedelta(days=36_500)
 
 _UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _NUL_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_TEXT_OR_LARGE_FLOAT: Final = re.compile(r'"(?:[^"\\]|\\.)*"|-?[\d.]+e\+\d+')
 _CONTAINERS: Final = (dict, list, tuple)
 _ENCODABLE: Final = (date, time, timedelta, UUID, Decimal, Enum, BaseModel)
 
@@ -174,6 +175,8 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
         document = _dump(value, default=lambda part: _encodable(argument, part))
     except (ValueError, RecursionError) as error:  # NaN, Infinity, an int beyond 4,300 digits
         raise InvalidValue(argument, f"is not JSON: {error}") from error
+    if "e+" in document:
+        document = _TEXT_OR_LARGE_FLOAT.sub(_spelt_out, document)
     try:
         size = len(document.encode())
     except UnicodeEncodeError as error:
@@ -207,11 +210,15 @@ def _dump(value: object, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), **options)
 
 
+def _spelt_out(match: re.Match[str]) -> str:
+    """1e+23 → 100000000000000000000000.0: jsonb makes an integer, another number, of the former."""
+    token = match[0]
+    return token if token.startswith('"') else f"{Decimal(token):f}.0"
+
+
 def _check_containers(argument: str, value: object, max_bytes: int) -> None:
     """Refuse what json.dumps lets pass or trips over: keys that are no text, cycles, depth."""
-    budget = (
-        max_bytes  # each container takes two bytes at least: ends shared references that explode
-    )
+    budget = max_bytes  # each container takes two: an end to shared references that explode
     stack = [(value, 1)]
     while stack:
         part, depth = stack.pop()

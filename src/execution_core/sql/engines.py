@@ -1,10 +1,11 @@
 """Engines with sound settings, for this library's own use and for hosts that want the same."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from ..errors import InvalidValue
 
@@ -17,7 +18,7 @@ BUSY_TIMEOUT = timedelta(seconds=30)
 
 def create_sync_engine(url: str | URL) -> Engine:
     """Return an engine for a PostgreSQL (psycopg) or SQLite URL."""
-    engine = create_engine(_with_driver(url, sqlite="pysqlite"))
+    engine: Engine = _made(create_engine, url, sqlite="pysqlite")
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
@@ -25,7 +26,7 @@ def create_async_engine(url: str | URL) -> "AsyncEngine":
     """Return an asyncio engine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
     from sqlalchemy.ext import asyncio  # noqa: PLC0415 - only those who use it pay for it
 
-    engine = asyncio.create_async_engine(_with_driver(url, sqlite="aiosqlite"))
+    engine: AsyncEngine = _made(asyncio.create_async_engine, url, sqlite="aiosqlite")
     if engine.dialect.name == "sqlite":
         configure_sqlite(engine.sync_engine)
     return engine
@@ -84,13 +85,17 @@ def single_statements(engine: Engine) -> Engine:
     raise InvalidValue("engine", f"must be over PostgreSQL or SQLite, not {engine.dialect.name}")
 
 
-def _with_driver(url: str | URL, sqlite: str) -> URL:
-    """Return the URL with the driver this library is tested with, where it names none."""
+def database_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
+    """Return the URL with the driver that this library is tested with, where it names none.
+
+    Raises:
+        InvalidValue: it is no URL of PostgreSQL or SQLite.
+    """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         # From None: SQLAlchemy's own message may repeat the URL, password included.
-        raise InvalidValue("url", "is no database URL, as in sqlite:///executions.db") from None
+        raise InvalidValue("url", f"is no database URL, such as {DEFAULT_URL}") from None
     match parsed.drivername:
         case "postgresql" | "postgres":
             return parsed.set(drivername="postgresql+psycopg")
@@ -99,3 +104,16 @@ def _with_driver(url: str | URL, sqlite: str) -> URL:
     if parsed.get_backend_name() not in ("postgresql", "sqlite"):
         raise InvalidValue("url", f"must be of PostgreSQL or SQLite, not {parsed.drivername}")
     return parsed
+
+
+def _made(create: Callable[[URL], Any], url: str | URL, sqlite: str) -> Any:
+    parsed = database_url(url, sqlite)
+    try:
+        return create(parsed)
+    except NoSuchModuleError:
+        raise InvalidValue("url", f"names an unknown driver: {parsed.drivername}") from None
+    except ModuleNotFoundError as error:
+        raise InvalidValue(
+            "url",
+            f"needs the module {error.name}: pip install 'execution-core[postgresql,asyncio]'",
+        ) from error

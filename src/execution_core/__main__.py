@@ -1,0 +1,7 @@
+"""`python -m execution_core` is `execution-core`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

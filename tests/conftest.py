@@ -1,0 +1,197 @@
+"""Databases and managers for the tests: everything runs on both databases, in both colours."""
+
+import asyncio
+import inspect
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+
+from execution_core import (
+    AsyncExecutionManager,
+    ExecutionManager,
+    connect,
+    connect_async,
+    migrate,
+)
+from execution_core.sql.engines import create_sync_engine
+
+from . import postgres
+from .memory import AsyncMemoryStore, MemoryStore
+
+SERVER = pytest.StashKey[postgres.Server]()
+STACK = pytest.StashKey[ExitStack]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server per run: xdist's workers are told its address."""
+    if hasattr(config, "workerinput"):
+        config.stash[SERVER] = postgres.Server(*config.workerinput["postgres"])
+        return
+    config.stash[STACK] = ExitStack()
+    try:
+        config.stash[SERVER] = config.stash[STACK].enter_context(postgres.server())
+    except postgres.Unavailable as problem:
+        raise pytest.UsageError(str(problem)) from problem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    server = node.config.stash[SERVER]
+    node.workerinput["postgres"] = (server.url, server.source)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if stack := config.stash.get(STACK, None):
+        stack.close()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    server = config.stash[SERVER]
+    return f"PostgreSQL {server.version} from {server.source}"
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated and empty database, and an engine for looking behind the library's back."""
+
+    name: str
+    url: str
+    engine: Engine
+
+    def rows(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(text(statement), parameters)]
+
+    def run(self, statement: str, **parameters: Any) -> int:
+        with self.engine.begin() as connection:
+            return connection.execute(text(statement), parameters).rowcount
+
+    def history(self, id: str) -> list[tuple[str | None, str]]:
+        rows = self.rows(
+            "SELECT from_status, to_status FROM execution_history WHERE execution_id = :id ORDER BY seq",
+            id=id,
+        )
+        return [(row["from_status"], row["to_status"]) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def empty_postgres(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
+    """A function that creates an empty PostgreSQL database and returns its URL."""
+    admin = request.config.stash[SERVER].url
+    engine = create_engine(admin, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    made = []
+
+    def create(suffix: str) -> str:
+        name = f"test_{os.getpid()}_{suffix}"
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        made.append(name)
+        return make_url(admin).set(database=name).render_as_string(hide_password=False)
+
+    yield create
+    with engine.connect() as connection:
+        for name in made:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def postgres_database(empty_postgres: Callable[[str], str]) -> Iterator[Database]:
+    url = empty_postgres("main")
+    migrate.upgrade(url)
+    engine = create_sync_engine(url)
+    yield Database("postgresql", url, engine)
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "executions.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@contextmanager
+def open_database(kind: str, request: pytest.FixtureRequest) -> Iterator[Database]:
+    if kind == "postgresql":
+        postgres_database: Database = request.getfixturevalue("postgres_database")
+        postgres_database.run("TRUNCATE executions CASCADE")
+        yield postgres_database
+        return
+    folder: Path = request.getfixturevalue("tmp_path")
+    path = shutil.copy(request.getfixturevalue("sqlite_template"), folder / "executions.db")
+    engine = create_sync_engine(f"sqlite:///{path}")
+    yield Database("sqlite", f"sqlite:///{path}", engine)
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    with open_database(request.param, request) as database:
+        yield database
+
+
+class Blocking:
+    """An object whose coroutines are run to their end: one suite then serves both colours."""
+
+    def __init__(self, target: Any, runner: asyncio.Runner) -> None:
+        self.target = target
+        self.runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.target, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            answer = method(*args, **kwargs)
+            if inspect.isawaitable(answer):
+                return self.runner.run(answer)  # type: ignore[arg-type]
+            return Blocking(answer, self.runner) if name == "within" else answer
+
+        return call
+
+
+@pytest.fixture(params=["sync", "async"])
+def colour(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@contextmanager
+def open_manager(url: str, colour: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
+    manager: Any = connect(url) if colour == "sync" else Blocking(connect_async(url), runner)
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def manager(database: Database, colour: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
+    """A manager over each database, in each colour."""
+    with open_manager(database.url, colour, runner) as manager:
+        yield manager
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "memory"])
+def any_manager(
+    request: pytest.FixtureRequest, colour: str, runner: asyncio.Runner
+) -> Iterator[ExecutionManager]:
+    """The same, and a manager over a store that knows no SQL."""
+    if request.param == "memory":
+        blocking: Any = Blocking(AsyncExecutionManager(AsyncMemoryStore()), runner)
+        yield ExecutionManager(MemoryStore()) if colour == "sync" else blocking
+        return
+    with (
+        open_database(request.param, request) as database,
+        open_manager(database.url, colour, runner) as manager,
+    ):
+        yield manager

