@@ -75,7 +75,8 @@ class Database:
 
     def history(self, id: str) -> list[tuple[str | None, str]]:
         rows = self.rows(
-            "SELECT from_status, to_status FROM execution_history WHERE execution_id = :id ORDER BY seq",
+            "SELECT from_status, to_status FROM execution_history"
+            " WHERE execution_id = :id ORDER BY seq",
             id=id,
         )
         return [(row["from_status"], row["to_status"]) for row in rows]

@@ -1,6 +1,7 @@
 """The ways through that people take, and what they read afterwards."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ def test_the_whole_way(any_manager: ExecutionManager) -> None:
     assert execution.status is ExecutionStatus.PENDING
     assert (execution.attempts, execution.max_attempts) == (0, 3)
     assert execution.checkpoints == {}
-    assert execution.progress is execution.started_at is execution.worker is None
+    assert (execution.progress, execution.started_at, execution.worker) == (None, None, None)
     assert execution.created_at.tzinfo is UTC
     assert m.start(execution.id, worker="host-1").worker == "host-1"
     halfway = m.update_progress(execution.id, 50, 100, message="Processing items")
@@ -137,7 +138,10 @@ def test_listing(any_manager: ExecutionManager) -> None:
     m.cancel(children[0].id)
     m.start(children[1].id)
     newest_first = [c.id for c in reversed(children)]
-    ids = lambda **kw: [e.id for e in m.list(**kw)]  # noqa: E731
+
+    def ids(**conditions: Any) -> list[str]:
+        return [e.id for e in m.list(**conditions)]
+
     assert ids() == [*newest_first, parent.id]
     assert ids(type="item") == ids(parent_id=parent.id) == newest_first
     assert ids(type="nothing") == ids(status=[]) == []

@@ -55,7 +55,7 @@ CASES = [
 
 
 def test_the_table_is_whole() -> None:
-    assert HEAD == list(SITUATIONS)
+    assert list(SITUATIONS) == HEAD
     assert [line[0] for line in LINES] == list(VERBS)
     assert {s.removesuffix("-last") for s in HEAD} == {str(s) for s in ExecutionStatus}
 
@@ -80,7 +80,8 @@ def test_every_verb_in_every_situation(
         refused = InvalidStateTransition if outcome == "-" else MaxRetriesExceeded
         with pytest.raises(refused) as caught:
             VERBS[verb](manager, before.id)
-        assert caught.value.execution_id == before.id
+        problem: Any = caught.value
+        assert problem.execution_id == before.id
         if isinstance(caught.value, InvalidStateTransition):
             assert caught.value.from_status == before.status
             assert (caught.value.to_status is None) == (verb in ("progress", "checkpoint"))

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from execution_core import (
     ConcurrentUpdate,
     Execution,
+    ExecutionManager,
     ExecutionProblem,
     IdempotencyConflict,
     InvalidStateTransition,
@@ -69,12 +70,12 @@ def run(work: Callable[..., Any], barrier: Any, answers: Any, number: int, *args
     try:
         barrier.wait(60)
         answers.put(work(number, *args))
-    except BaseException as error:  # noqa: BLE001 - the parent raises it
+    except BaseException as error:
         answers.put(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def assert_legal(database: Database) -> None:
-    """Every execution's history is a walk of the state machine, without gaps, to where it stands."""
+    """Every execution's history is a legal walk, without gaps, to where it stands."""
     for row in database.rows("SELECT id, status, attempts FROM executions"):
         history = database.rows(
             "SELECT * FROM execution_history WHERE execution_id = :id ORDER BY seq", id=row["id"]
@@ -180,7 +181,7 @@ def live_wildly(number: int, url: str, ids: list[str]) -> Counter[str]:
 
         verbs: list[Callable[[str], Any]] = [
             attempt,
-            lambda id: manager.retry(id),
+            manager.retry,
             lambda id: manager.fail(id, "given up"),
             attempt,
             lambda id: manager.checkpoint(id, str(number), number),
@@ -261,8 +262,6 @@ class Vanishing:
 
 
 def test_a_create_does_not_try_for_ever() -> None:
-    from execution_core import ExecutionManager
-
     manager = ExecutionManager(Vanishing())  # type: ignore[arg-type]
     with pytest.raises(ConcurrentUpdate, match="during create of 'k': try again"):
         manager.create("a", idempotency_key="k")

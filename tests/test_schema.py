@@ -320,8 +320,8 @@ ILLEGAL = {
 
 
 def insert(database: Database, row: dict[str, Any]) -> None:
-    kinds = {"id": "uuid", "parent_id": "uuid", "error": "jsonb", "result": "jsonb", "payload": "jsonb",
-             "metadata": "jsonb", "checkpoints": "jsonb"}  # fmt: skip
+    kinds = {"id": "uuid", "parent_id": "uuid"}
+    kinds |= dict.fromkeys(("payload", "result", "error", "metadata", "checkpoints"), "jsonb")
     kinds |= dict.fromkeys(("started_at", "completed_at", "deadline_at"), "timestamptz")
     places = [
         f"CAST(:{c} AS {kinds[c]})" if c in kinds and database.name == "postgresql" else f":{c}"
@@ -427,7 +427,8 @@ def test_a_hand_in_sql_is_recorded_too(database: Database, manager: ExecutionMan
     database.run("UPDATE executions SET progress_message = NULL")
     database.run("UPDATE executions SET status = status")
     database.run(
-        f"UPDATE executions SET status = 'running', attempts = 1, started_at = {now}, worker = 'psql'"
+        "UPDATE executions SET status = 'running', attempts = 1, worker = 'psql',"
+        f" started_at = {now}"
     )
     database.run(
         f"UPDATE executions SET status = 'cancelled', completed_at = {now},"

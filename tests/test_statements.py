@@ -30,7 +30,7 @@ class Wire:
 
     def __init__(self, engine: Any) -> None:
         self.statements: list[str] = []
-        self.trace = tempfile.TemporaryFile("w+")
+        self.trace = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by the tests
         sync = getattr(engine, "sync_engine", engine)
         self.is_sqlite = sync.dialect.name == "sqlite"
         event.listen(sync, "connect", self.watch)

@@ -1,4 +1,4 @@
-"""Sync and async are twins: the same names, the same parameters, everything awaited in one of them."""
+"""Sync and async are twins: the same names, the same parameters."""
 
 import inspect
 from typing import Any

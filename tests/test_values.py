@@ -4,6 +4,7 @@ import enum
 import json
 import math
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -94,7 +95,7 @@ def test_what_is_not_json_is_refused(any_manager: ExecutionManager, name: str) -
     bad = NOT_JSON[name]
     running = any_manager.create("a", {"kept": 1})
     before = any_manager.start(running.id)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "payload": lambda: any_manager.create("b", bad),
         "metadata": lambda: any_manager.create("b", metadata={"m": bad}),
         "result": lambda: any_manager.complete(running.id, bad),

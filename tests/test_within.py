@@ -1,4 +1,4 @@
-"""The caller's transaction: joined, never ended, usable after a refusal, on engines of the host's own."""
+"""The caller's transaction: joined, never ended, usable after a refusal."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ from .conftest import Blocking, Database
 from .memory import MemoryStore
 from .situations import SITUATIONS
 
-KINDS = {
+KINDS: dict[str, Callable[[Any], Any]] = {
     "Connection": lambda engine: engine.connect(),
     "Session": Session,
     "scoped_session": lambda engine: scoped_session(sessionmaker(engine)),
@@ -48,13 +48,16 @@ KINDS = {
 class Caller:
     """A host with an engine as SQLAlchemy makes it, and a transaction under way on it."""
 
-    def __init__(self, kind: str, database: Database, runner: asyncio.Runner, configured: bool):
+    def __init__(
+        self, kind: str, database: Database, runner: asyncio.Runner, configured: bool
+    ) -> None:
         self.runner = runner
         self.is_async = kind.lower().startswith("async")
         url = make_url(database.url)
         if database.name == "sqlite":
             url = url.set(drivername="sqlite+aiosqlite" if self.is_async else "sqlite")
-        self.engine: Any = create_async_engine(url) if self.is_async else create_engine(url)
+        make: Callable[..., Any] = create_async_engine if self.is_async else create_engine
+        self.engine = make(url)
         if configured and database.name == "sqlite":
             configure_sqlite(self.engine.sync_engine if self.is_async else self.engine)
         outside: Any
@@ -255,13 +258,14 @@ def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.R
         Caller("Session", database, runner, True),
         Caller("AsyncSession", database, runner, True),
     )
-    for manager, wrong in (
+    cases: list[tuple[ExecutionManager, Any]] = [
         (sync.outside, colourful.transaction),
         (sync.outside, sync.engine),
         (sync.outside, None),
         (colourful.outside, sync.transaction),
         (colourful.outside, colourful.engine),
-    ):
+    ]
+    for manager, wrong in cases:
         with pytest.raises(InvalidValue) as caught:
             manager.within(wrong)
         assert caught.value.argument == "connection_or_session"

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 MAX_MESSAGE = 10_000
 MAX_CODE = 255
@@ -49,14 +49,12 @@ def _tail(limit: int) -> BeforeValidator:
     return BeforeValidator(lambda t: storable_text(t[-limit:]) if isinstance(t, str) else t)
 
 
-class ExecutionError(BaseModel):
+class ExecutionError(BaseModel, frozen=True):
     """Why an attempt failed: `ExecutionError(message="card declined", retryable=False)`.
 
     A failure must never be lost for the sake of its own text: U+0000 and lone surrogates become
     U+FFFD, a message is cut after 10,000 characters, and of a stack the last 100,000 are kept.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     message: Annotated[str, _head(MAX_MESSAGE)]
     code: Annotated[str | None, _head(MAX_CODE)] = None
@@ -88,10 +86,8 @@ class ExecutionError(BaseModel):
         return cls(message=message, code=name, stack=stack, retryable=retryable)
 
 
-class ProgressInfo(BaseModel):
+class ProgressInfo(BaseModel, frozen=True):
     """How far an execution is: `execution.progress.percent`."""
-
-    model_config = ConfigDict(frozen=True)
 
     current: int
     total: int
@@ -100,13 +96,11 @@ class ProgressInfo(BaseModel):
     """0 to 100; computed from current and total unless it was given."""
 
 
-class Execution(BaseModel):
+class Execution(BaseModel, frozen=True):
     """One execution as it stood when it was read: `execution.status`. It does not change by itself.
 
     All times are aware and in UTC. What is unset is None; `metadata` and `checkpoints` are empty.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     """A UUIDv7: ids sort by the time of creation."""

@@ -1,0 +1,76 @@
+"""From the built wheel, in an environment of its own, away from the checkout."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from .conftest import Database
+
+ROOT = Path(__file__).parents[1]
+
+SCRIPT = """
+import asyncio, sys
+import execution_core
+from execution_core import connect, connect_async, migrate
+
+url, repository = sys.argv[1:]
+assert not execution_core.__file__.startswith(repository), execution_core.__file__
+assert migrate.check(url)
+
+with connect(url) as manager:
+    job = manager.create("from-the-wheel", {"n": 1})
+    manager.start(job.id)
+    assert manager.complete(job.id, {"ok": True}).status == "completed"
+
+async def main():
+    async with connect_async(url) as manager:
+        assert (await manager.get(job.id)).result == {"ok": True}
+
+asyncio.run(main())
+print("done")
+"""
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with nothing but the wheel, its extras and what they need."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", ROOT)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[postgresql,asyncio]")
+    return python.parent
+
+
+def run(*command: object, **options: object) -> str:
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "EXECUTION_CORE_URL")
+    }
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False,
+        env=environment, **options,  # type: ignore[call-overload]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(done.stdout)
+
+
+def test_migrate_and_run(installed: Path, database: Database, tmp_path: Path) -> None:
+    migrated = run(installed / "execution-core", "migrate", "--url", database.url, cwd=tmp_path)
+    assert "execution_core_0001" in migrated
+    ran = run(installed / "python", "-W", "error", "-c", SCRIPT, database.url, ROOT, cwd=tmp_path)
+    assert ran == "done\n"
+
+
+def test_alembic_itself_finds_what_the_wheel_brings(installed: Path, tmp_path: Path) -> None:
+    folder = run(
+        installed / "python", "-c", "import execution_core as e; print(e.__path__[0])"
+    ).strip()
+    run(installed / "alembic", "-c", f"{folder}/alembic.ini", "upgrade", "head", cwd=tmp_path)
+    run(installed / "alembic", "-c", f"{folder}/alembic.ini", "downgrade", "base", cwd=tmp_path)
+    assert (tmp_path / "executions.db").exists()
+    assert Path(folder, "py.typed").exists()

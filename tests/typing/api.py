@@ -1,0 +1,115 @@
+"""How the public names are typed. Checked by mypy, never run."""
+
+from datetime import datetime, timedelta
+from typing import Any, assert_type
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from tests.memory import AsyncMemoryStore, MemoryStore
+
+from execution_core import (
+    AsyncExecutionManager,
+    AsyncExecutionStore,
+    AsyncSqlExecutionStore,
+    Execution,
+    ExecutionError,
+    ExecutionManager,
+    ExecutionNotFound,
+    ExecutionProblem,
+    ExecutionProblemCode,
+    ExecutionStatus,
+    ExecutionStore,
+    InvalidStateTransition,
+    ProgressInfo,
+    SqlExecutionStore,
+    configure_sqlite,
+    connect,
+    connect_async,
+    migrate,
+)
+
+engine = configure_sqlite(create_engine("sqlite://"), busy_timeout=timedelta(seconds=5))
+store: ExecutionStore = SqlExecutionStore(engine, clock=datetime.now)
+async_store: AsyncExecutionStore = AsyncSqlExecutionStore(
+    create_async_engine("sqlite+aiosqlite://")
+)
+own: ExecutionStore = MemoryStore()
+async_own: AsyncExecutionStore = AsyncMemoryStore()
+
+
+def verbs(manager: ExecutionManager, session: Session, connection: Connection) -> None:
+    execution = manager.create(
+        "type",
+        {"any": ["json", 1]},
+        max_attempts=3,
+        timeout=timedelta(seconds=30),
+        idempotency_key="key",
+        parent_id="id",
+        metadata={"a": 1},
+    )
+    assert_type(execution, Execution)
+    assert_type(manager.start(execution.id, worker="me"), Execution)
+    assert_type(manager.complete(execution.id, [1], attempt=1), Execution)
+    assert_type(manager.fail(execution.id, "text"), Execution)
+    assert_type(manager.fail(execution.id, ValueError(), retryable=True, attempt=1), Execution)
+    assert_type(manager.fail(execution.id, ExecutionError(message="x", code="E")), Execution)
+    assert_type(manager.timeout(execution.id, attempt=1), Execution)
+    assert_type(manager.cancel(execution.id, "reason"), Execution)
+    assert_type(manager.retry(execution.id), Execution)
+    assert_type(
+        manager.update_progress(execution.id, 1, 2, message="m", percent=5.5, attempt=1), Execution
+    )
+    assert_type(manager.checkpoint(execution.id, "key", {"v": 1}, attempt=1), Execution)
+    assert_type(manager.get(execution.id), Execution)
+    assert_type(manager.find_by_idempotency_key("key"), Execution | None)
+    assert_type(manager.list(status=["pending", ExecutionStatus.RUNNING], limit=5), list[Execution])
+    assert_type(manager.list(status="failed", type="t", parent_id="p", before="b"), list[Execution])
+    assert_type(manager.within(session), ExecutionManager)
+    assert_type(manager.within(connection).within(session), ExecutionManager)
+    manager.delete(execution.id)
+    manager.within(None)  # type: ignore[arg-type]
+    manager.create("type", timeout=30)  # type: ignore[arg-type]
+    manager.fail(execution.id, 7)  # type: ignore[arg-type]
+
+
+async def awaited(manager: AsyncExecutionManager, session: AsyncSession) -> None:
+    assert_type(await manager.create("type"), Execution)
+    assert_type(await manager.list(), list[Execution])
+    assert_type(await manager.find_by_idempotency_key("key"), Execution | None)
+    assert_type(manager.within(session), AsyncExecutionManager)
+    async with connect_async("sqlite://") as own_manager:
+        assert_type(own_manager, AsyncExecutionManager)
+    with connect("sqlite://") as sync_manager:
+        assert_type(sync_manager, ExecutionManager)
+        sync_manager.within(session)  # type: ignore[arg-type]
+
+
+def data(execution: Execution) -> None:
+    assert_type(execution.status, ExecutionStatus)
+    assert_type(execution.payload, Any)
+    assert_type(execution.error, ExecutionError | None)
+    assert_type(execution.progress, ProgressInfo | None)
+    assert_type(execution.timeout, timedelta | None)
+    assert_type(execution.checkpoints, dict[str, Any])
+    assert_type(ExecutionError.from_exception(ValueError(), retryable=True), ExecutionError)
+    execution.status = ExecutionStatus.FAILED  # type: ignore[misc]
+
+
+def problems(manager: ExecutionManager) -> None:
+    try:
+        manager.start("id")
+    except InvalidStateTransition as problem:
+        assert_type(problem.from_status, ExecutionStatus)
+        assert_type(problem.to_status, ExecutionStatus | None)
+    except ExecutionNotFound as problem:
+        assert_type(problem.execution_id, str)
+    except ExecutionProblem as problem:
+        assert_type(problem.code, ExecutionProblemCode)
+
+
+def migrating() -> None:
+    migrate.upgrade(engine)
+    migrate.upgrade("sqlite://")
+    assert_type(migrate.check(engine), bool)
+    assert_type(migrate.current(engine), str | None)
