@@ -57,24 +57,30 @@ class ExecutionStore(Protocol):
 
     def create(self, creation: Creation) -> Execution | None:
         """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+        ...
 
     def find_by_id(self, id: str) -> Execution | None:
         """Return the execution, or None."""
+        ...
 
     def find_by_idempotency_key(self, key: str) -> Execution | None:
         """Return the execution that holds the key, or None."""
+        ...
 
     def update(self, id: str, transition: Transition) -> Execution | None:
         """Compare and set: store and return `transition.apply(found, now)`.
 
         None when there is no such execution or the transition does not apply; nothing changed.
         """
+        ...
 
     def list(self, page: Page) -> builtins.list[Execution]:
         """Return the executions that the page includes, newest id first, `page.limit` at most."""
+        ...
 
     def delete(self, id: str) -> bool:
         """Remove the execution; its children lose their parent. False when there is none."""
+        ...
 
 
 class AsyncExecutionStore(Protocol):
@@ -82,18 +88,24 @@ class AsyncExecutionStore(Protocol):
 
     async def create(self, creation: Creation) -> Execution | None:
         """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+        ...
 
     async def find_by_id(self, id: str) -> Execution | None:
         """Return the execution, or None."""
+        ...
 
     async def find_by_idempotency_key(self, key: str) -> Execution | None:
         """Return the execution that holds the key, or None."""
+        ...
 
     async def update(self, id: str, transition: Transition) -> Execution | None:
         """Compare and set: store and return `transition.apply(found, now)`, or None."""
+        ...
 
     async def list(self, page: Page) -> builtins.list[Execution]:
         """Return the executions that the page includes, newest id first, `page.limit` at most."""
+        ...
 
     async def delete(self, id: str) -> bool:
         """Remove the execution; its children lose their parent. False when there is none."""
+        ...
