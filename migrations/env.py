@@ -19,10 +19,17 @@ def include_name(name: str | None, kind: str, parents: Any) -> bool:  # noqa: AR
     return kind != "table" or name in metadata.tables
 
 
+def include_object(item: Any, *_: Any) -> bool:
+    """Leave out what belongs to the other database."""
+    dialect = context.get_context().dialect.name
+    return bool(item.info.get("only", dialect) == dialect)
+
+
 SETTINGS: Final[dict[str, Any]] = {
     "target_metadata": metadata,
     "version_table": VERSION_TABLE,
     "include_name": include_name,
+    "include_object": include_object,
     "render_as_batch": True,
     "transactional_ddl": True,
     "transaction_per_migration": False,
@@ -32,7 +39,7 @@ SETTINGS: Final[dict[str, Any]] = {
 
 
 def run(connection: Connection) -> None:
-    """Migrate in the transaction of the connection; whoever began it commits it."""
+    """Migrate in the connection's transaction, which whoever holds the connection commits."""
     if not connection.in_transaction():
         connection.begin()
     if connection.dialect.name == "postgresql":
@@ -44,8 +51,7 @@ def run(connection: Connection) -> None:
     context.run_migrations()
 
 
-url = context.config.attributes.get("url") or os.environ.get("EXECUTION_CORE_URL", DEFAULT_URL)
-
+url = context.config.attributes.get("url") or os.environ.get("EXECUTION_CORE_URL") or DEFAULT_URL
 if context.is_offline_mode():
     dialect = database_url(url).get_backend_name()
     context.configure(dialect_name=dialect, literal_binds=True, **SETTINGS)

@@ -1,6 +1,7 @@
 """The command line, as a shell sees it."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -46,10 +47,12 @@ def test_printing_sql_touches_nothing(tmp_path: Path, kind: str) -> None:
     ("url", "says"),
     [
         ("nonsense", "url is no database URL, such as sqlite:///executions.db"),
-        ("mysql://u:secret@h/d", "url must be of PostgreSQL or SQLite, not mysql"),
-        ("sqlite:////no/such/folder/x.db", "unable to open database file"),
+        ("mysql://u:secret@h/d", "url must begin with sqlite:/// or postgresql+psycopg://"),
+        ("sqlite:////no/such/folder/x.db", "/no/such/folder/x.db: unable to open database file"),
         ("postgresql://u:secret@127.0.0.1:1/d", "connection"),
-        ("postgresql+nonsense://u:secret@h/d", "url names an unknown driver"),
+        ("postgresql+asyncpg://u:secret@h/d", "postgresql+psycopg://, not postgresql+asyncpg://"),
+        ("sqlite://file.db", "url needs a third slash before the file: sqlite:///file.db"),
+        ("sqlite://", "is in memory"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, url: str, says: str) -> None:
@@ -71,6 +74,31 @@ def test_passwords_are_not_shown(tmp_path: Path, postgres_database: Database) ->
 @pytest.mark.parametrize("arguments", [(), ("nonsense",), ("migrate", "--nonsense")])
 def test_misuse(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert run(*arguments, cwd=tmp_path).returncode == 2
+
+
+def test_a_database_that_is_ahead(tmp_path: Path) -> None:
+    run("migrate", cwd=tmp_path)
+    with sqlite3.connect(tmp_path / "executions.db") as raw:
+        raw.execute("UPDATE execution_core_version SET version_num = 'execution_core_9999'")
+    raw.close()
+    done = run("migrate", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "is at revision execution_core_9999, which a newer version of" in done.stderr
+    assert not migrate.check(f"sqlite:///{tmp_path}/executions.db")
+
+
+def test_an_empty_environment_variable_is_none_at_all(tmp_path: Path) -> None:
+    assert run("migrate", cwd=tmp_path, EXECUTION_CORE_URL="").returncode == 0
+    assert (tmp_path / "executions.db").exists()
+
+
+def test_an_async_url_will_do(tmp_path: Path) -> None:
+    assert run("migrate", "--url", "sqlite+aiosqlite:///a.db", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "a.db").exists()
+
+
+def test_version(tmp_path: Path) -> None:
+    assert run("--version", cwd=tmp_path).stdout.startswith("0.")
 
 
 def test_help(tmp_path: Path) -> None:

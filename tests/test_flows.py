@@ -1,5 +1,6 @@
 """The ways through that people take, and what they read afterwards."""
 
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -186,6 +187,17 @@ def test_what_is_no_uuid_is_simply_not_found(any_manager: ExecutionManager, id: 
 def test_ids_are_found_however_they_are_spelt(any_manager: ExecutionManager) -> None:
     created = any_manager.create("a")
     assert any_manager.get(created.id.upper()) == created
+
+
+def test_an_id_may_be_a_uuid(any_manager: ExecutionManager) -> None:
+    """As the views of PostgreSQL hand it out."""
+    created = any_manager.create("a")
+    id: Any = uuid.UUID(created.id)
+    assert any_manager.get(id) == created
+    any_manager.delete(id)
+    for verb in (any_manager.get, any_manager.delete, any_manager.start):
+        with pytest.raises(ExecutionNotFound, match=created.id):
+            verb(id)
 
 
 def test_times_are_the_databases(manager: ExecutionManager) -> None:

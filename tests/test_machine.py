@@ -95,6 +95,7 @@ def test_every_verb_in_every_situation(
         assert len(moves) == len(rows[1]) + (outcome != "same")
 
 
+@pytest.mark.parametrize("any_manager", ["memory"], indirect=True)
 @pytest.mark.parametrize(("verb", "situation", "outcome"), CASES)
 def test_a_store_without_sql_obeys_the_same_table(
     any_manager: ExecutionManager, verb: str, situation: str, outcome: str

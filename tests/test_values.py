@@ -203,6 +203,8 @@ REFUSED = [
     ("percent", lambda m, id: m.update_progress(id, 0, 1, percent="50")),
     ("message", lambda m, id: m.update_progress(id, 0, 1, message="\0")),
     ("message", lambda m, id: m.update_progress(id, 0, 1, message=7)),
+    ("message", lambda m, id: m.update_progress(id, 0, 1, message="m" * 10_001)),
+    ("reason", lambda m, id: m.cancel(id, "r" * 10_001)),
     ("key", lambda m, id: m.checkpoint(id, "", 1)),
     ("key", lambda m, id: m.checkpoint(id, "k" * 256, 1)),
     ("key", lambda m, id: m.checkpoint(id, "a\0b", 1)),
@@ -279,6 +281,11 @@ class Chatty(Exception):
         return "x" * 5_000_000
 
 
+class Detailed(ExecutionError, frozen=True, arbitrary_types_allowed=True):
+    detail: str
+    more: object
+
+
 FAILURES = {
     "nul": ValueError("a\0b"),
     "lone surrogate": ValueError("a\ud800b"),
@@ -289,6 +296,9 @@ FAILURES = {
     "text with a surrogate": "\udfff",
     "text of megabytes": "y" * 5_000_000,
     "empty text": "",
+    "a copy": ExecutionError(message="x").model_copy(update={"message": "a\0b"}),
+    "a subclass": Detailed(message="a\ud800b", detail="\0", more=object()),
+    "another type": ExecutionError.model_construct(message=5, code=7),
     "everything in an error": ExecutionError(
         message="\0" * 99_999, code="\ud800" * 999, stack="\0z" * 10**6
     ),
@@ -313,11 +323,11 @@ def test_a_failures_own_text_never_keeps_it_from_being_recorded(
     assert failed.error is not None
     assert len(failed.error.model_dump_json()) < 1_000_000
     json.dumps(failed.error.model_dump()).encode("ascii")
-    if name in ("nul", "text with nul", "lone surrogate"):
+    if name in ("nul", "text with nul", "lone surrogate", "a copy", "a subclass"):
         assert failed.error.message == "a\ufffdb"
 
 
-def test_the_size_is_a_setting(any_manager: ExecutionManager) -> None:
+def test_the_size_is_a_setting() -> None:
     small = ExecutionManager(None, max_json_bytes=10)  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match="payload is larger than 10 bytes of JSON"):
         small.create("a", "x" * 9)

@@ -36,15 +36,25 @@ print("done")
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with nothing but the wheel, its extras and what they need."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", ROOT)
-    (wheel,) = (folder / "dist").glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[postgresql,asyncio]")
-    return python.parent
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The programs of an environment with nothing but the wheel, its extras and what they need."""
+    folder = tmp_path_factory.mktemp("installed")
+    return environment(folder, f"{wheel}[postgresql,asyncio]").parent
+
+
+def environment(folder: Path, *packages: str) -> Path:
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", *packages)
+    return python
 
 
 def run(*command: object, **options: object) -> str:
@@ -64,6 +74,22 @@ def test_migrate_and_run(installed: Path, database: Database, tmp_path: Path) ->
     assert "execution_core_0001" in migrated
     ran = run(installed / "python", "-W", "error", "-c", SCRIPT, database.url, ROOT, cwd=tmp_path)
     assert ran == "done\n"
+
+
+def test_the_bare_wheel_knows_sqlite(tmp_path: Path, wheel: Path) -> None:
+    python = environment(tmp_path / "venv", str(wheel))
+    url = f"sqlite:///{tmp_path}/bare.db"
+    assert "migrate" in run(python.with_name("execution-core"), "--help")
+    run(python.with_name("execution-core"), "migrate", "--url", url)
+    script = "import sys; from execution_core import connect; connect(sys.argv[1]).create('a')"
+    run(python, "-c", script, url)
+    for bad, extra in ((url, "asyncio"), ("postgresql://localhost/x", "postgresql")):
+        missing = (
+            "import sys; from execution_core import InvalidValue, connect_async\n"
+            "try: connect_async(sys.argv[1])\n"
+            "except InvalidValue as problem: print(problem)"
+        )
+        assert f"pip install 'execution-core[{extra}]'" in run(python, "-c", missing, bad)
 
 
 def test_alembic_itself_finds_what_the_wheel_brings(installed: Path, tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 """The caller's transaction: joined, never ended, usable after a refusal."""
 
 import asyncio
+import random
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +33,7 @@ from execution_core import (
     StaleAttempt,
     configure_sqlite,
     connect,
+    connect_async,
 )
 
 from .conftest import Blocking, Database
@@ -277,6 +284,89 @@ def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.R
         ExecutionManager(MemoryStore()).within(sync.transaction)
     sync.close()
     colourful.close()
+
+
+def test_a_joined_manager_closes_nothing(database: Database) -> None:
+    with connect(database.url) as manager, database.engine.connect() as connection:
+        created = manager.create("a")
+        pool = manager._store._bind.pool  # type: ignore[attr-defined]
+        with manager.within(connection) as joined:
+            assert joined.get(created.id) == created
+        assert manager._store._bind.pool is pool  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 2}])
+def test_an_engine_that_streams(database: Database, options: dict[str, Any]) -> None:
+    engine = create_engine(database.url).execution_options(**options)
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    every_verb(manager)
+    with engine.connect() as connection:
+        assert manager.within(connection).create("a").status == "pending"
+    engine.dispose()
+
+
+def test_an_engine_that_reads_json_its_own_way(database: Database) -> None:
+    engine = create_engine(database.url, json_deserializer=lambda text: "host's own")
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    created = manager.create("a", {"price": 1.5}, max_attempts=2)
+    manager.start(created.id)
+    failed = manager.fail(created.id, "no")
+    assert (failed.payload, failed.error and failed.error.message) == ({"price": 1.5}, "no")
+    engine.dispose()
+
+
+def test_a_clock_without_a_timezone_is_refused(database: Database) -> None:
+    manager = ExecutionManager(SqlExecutionStore(database.engine, clock=datetime.now))
+    with pytest.raises(InvalidValue, match="clock must return aware datetimes"):
+        manager.create("a")
+
+
+def test_configuring_twice_is_configuring_once(tmp_path: Path) -> None:
+    engine = configure_sqlite(configure_sqlite(create_engine(f"sqlite:///{tmp_path}/x.db")))
+    with engine.begin() as connection:
+        connection.execute(text("SELECT 1"))
+    engine.dispose()
+    async_engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    assert configure_sqlite(async_engine) is async_engine
+
+
+def test_cancelled_tasks_leave_pool_and_database_free(database: Database) -> None:
+    async def cancel_many() -> None:
+        async with connect_async(database.url) as manager:
+            id = (await manager.create("a")).id
+            for n in range(150):
+                task = asyncio.create_task(manager.checkpoint(id, "k", n))
+                await asyncio.sleep(random.choice([0, 0.0003, 0.001, 0.002]))
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            with connect(database.url) as other:  # finds no lock that the cancelled left behind
+                other.checkpoint(id, "k", "done")
+            assert (await manager.get(id)).checkpoints == {"k": "done"}
+            assert manager._store._bind.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+    asyncio.run(cancel_many())
+
+
+def test_no_time_lies_before_an_earlier_one(database: Database) -> None:
+    """PostgreSQL reads its clock, then waits for the row: B's time is older than A's, and later."""
+    with connect(database.url) as manager, database.engine.connect() as connection:
+        id = manager.create("a", max_attempts=2).id
+        manager.start(id)
+        with ThreadPoolExecutor(1) as thread:
+            first = manager.within(connection)
+            first.fail(id, "no", retryable=True)
+            waiting = thread.submit(manager.complete, id)
+            time.sleep(0.3)
+            first.start(id)
+            connection.commit()
+            done = waiting.result(60)
+    assert done.attempts == 2
+    assert done.started_at is not None
+    assert done.completed_at is not None
+    assert done.started_at <= done.completed_at
+    times = database.rows("SELECT occurred_at FROM execution_history ORDER BY seq")
+    assert [str(t["occurred_at"]) for t in times] == sorted(str(t["occurred_at"]) for t in times)
 
 
 def test_closing_leaves_a_hosts_engine_alone(database: Database, runner: asyncio.Runner) -> None:

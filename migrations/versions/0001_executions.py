@@ -37,18 +37,20 @@ CHECKS = {
     "attempts_in_range": "attempts BETWEEN 0 AND max_attempts",
     "max_attempts_positive": "max_attempts >= 1",
     "attempts_fit_status": "CASE status WHEN 'pending' THEN attempts = 0"
-    " WHEN 'cancelled' THEN true ELSE attempts > 0 END",
+    " WHEN 'cancelled' THEN true WHEN 'retrying' THEN attempts > 0 AND attempts < max_attempts"
+    " ELSE attempts > 0 END",
     "started_at_when_started": "(attempts > 0) = (started_at IS NOT NULL)",
     "completed_at_when_over": "(completed_at IS NOT NULL) ="
     " (status IN ('completed', 'failed', 'timed_out', 'cancelled'))",
+    "deadline_at_when_limited": "(deadline_at IS NOT NULL) ="
+    " (timeout_ms IS NOT NULL AND attempts > 0)",
     "error_fits_status": "CASE WHEN status IN ('failed', 'timed_out') THEN error IS NOT NULL"
     " WHEN status = 'retrying' THEN true ELSE error IS NULL END",
-    "error_has_message": "error IS NULL OR (error ->> 'message') IS NOT NULL",
     "result_when_completed": "result IS NULL OR status = 'completed'",
-    "deadline_when_started": "deadline_at IS NULL OR started_at IS NOT NULL",
     "timeout_positive": "timeout_ms > 0",
     "type_length": "length(type) BETWEEN 1 AND 255",
     "idempotency_key_length": "length(idempotency_key) BETWEEN 1 AND 255",
+    "worker_length": "length(worker) BETWEEN 1 AND 255",
     "fingerprint_of_key": "fingerprint IS NULL OR idempotency_key IS NOT NULL",
     "parent_is_another": "parent_id <> id",
     "progress_whole": "CASE WHEN progress_current IS NULL THEN progress_total IS NULL"
@@ -57,17 +59,46 @@ CHECKS = {
     " AND progress_percent IS NOT NULL AND progress_percent BETWEEN 0 AND 100 END",
 }
 
+TIMES = ("created_at", "updated_at", "started_at", "completed_at", "deadline_at")
 
-JSON_POSTGRESQL = "jsonb_typeof(metadata) = 'object' AND jsonb_typeof(checkpoints) = 'object'"
-JSON_SQLITE = (
-    "json_type(metadata) = 'object' AND json_type(checkpoints) = 'object'"
-    " AND (payload IS NULL OR json_valid(payload)) AND (result IS NULL OR json_valid(result))"
-)
+CHECKS_POSTGRESQL = CHECKS | {
+    "error_has_message": "error IS NULL"
+    " OR coalesce(jsonb_typeof(error -> 'message') = 'string', false)",
+    "metadata_is_object": "jsonb_typeof(metadata) = 'object'",
+    "checkpoints_are_object": "jsonb_typeof(checkpoints) = 'object'",
+    "times_in_calendar": " AND ".join(
+        f"({time} IS NULL OR {time} BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00')"
+        for time in TIMES
+    ),
+}
+
+HEX = "[0-9a-f]"
+UUID = "-".join(HEX * length for length in (8, 4, 4, 4, 12))
+INTEGERS = ("attempts", "max_attempts", "timeout_ms", "progress_current", "progress_total")
+
+# What PostgreSQL's types see to has to be said in SQLite. One column to a CHECK where it is large:
+# SQLite evaluates those whose columns a statement writes.
+CHECKS_SQLITE = CHECKS | {
+    "error_has_message": "error IS NULL OR coalesce(json_type(error, '$.message') = 'text', false)",
+    "metadata_is_object": "json_type(metadata) = 'object'",
+    "checkpoints_are_object": "json_type(checkpoints) = 'object'",
+    "payload_is_json": "payload IS NULL OR json_valid(payload)",
+    "result_is_json": "result IS NULL OR json_valid(result)",
+    "id_is_uuid": f"id GLOB '{UUID}'",
+    "times_in_calendar": " AND ".join(
+        f"({time} IS NULL OR {time} GLOB '????-??-??T??:??:??.???Z'"
+        f" AND julianday({time}) IS NOT NULL)"
+        for time in TIMES
+    ),
+    "integers_are_integers": " AND ".join(
+        f"typeof({number}) IN ('integer', 'null')" for number in INTEGERS
+    ),
+}
 
 
 def checks() -> dict[str, str]:
     """The names and conditions of the CHECKs."""
-    return CHECKS | {"json": JSON_POSTGRESQL if is_postgresql() else JSON_SQLITE}
+    return CHECKS_POSTGRESQL if is_postgresql() else CHECKS_SQLITE
 
 
 def views() -> dict[str, str]:
@@ -129,8 +160,8 @@ BEGIN
         CASE TG_OP WHEN 'UPDATE' THEN OLD.status END,
         NEW.status,
         NEW.attempts,
-        CASE WHEN TG_OP = 'UPDATE' AND NEW.updated_at = OLD.updated_at THEN statement_timestamp()
-             ELSE NEW.updated_at END,
+        CASE WHEN TG_OP = 'UPDATE' AND NEW.updated_at = OLD.updated_at
+             THEN greatest(statement_timestamp(), NEW.updated_at) ELSE NEW.updated_at END,
         NEW.worker,
         CASE NEW.status WHEN 'cancelled' THEN NEW.metadata ->> 'cancellation_reason' END,
         NEW.error
@@ -169,7 +200,8 @@ TRIGGERS_SQLITE = {
                       WHERE execution_id = NEW.id),
                     OLD.status, NEW.status, NEW.attempts,
                     CASE WHEN NEW.updated_at = OLD.updated_at
-                         THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now') ELSE NEW.updated_at END,
+                         THEN max(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), NEW.updated_at)
+                         ELSE NEW.updated_at END,
                     NEW.worker, {REASON}, NEW.error);
         END""",
     # For hosts that leave foreign keys off.

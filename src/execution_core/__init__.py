@@ -1,6 +1,7 @@
 """Know what your service ran: executions in your own database, behind a strict state machine."""
 
 from .async_manager import AsyncExecutionManager
+from .creation import Creation
 from .errors import (
     ConcurrentUpdate,
     ExecutionNotFound,
@@ -18,13 +19,15 @@ from .sql.async_store import AsyncSqlExecutionStore
 from .sql.connect import connect, connect_async
 from .sql.engines import configure_sqlite
 from .sql.store import SqlExecutionStore
-from .store import AsyncExecutionStore, ExecutionStore
+from .store import AsyncExecutionStore, ExecutionStore, Page
+from .transitions import Transition
 
 __all__ = [
     "AsyncExecutionManager",
     "AsyncExecutionStore",
     "AsyncSqlExecutionStore",
     "ConcurrentUpdate",
+    "Creation",
     "Execution",
     "ExecutionError",
     "ExecutionManager",
@@ -37,9 +40,11 @@ __all__ = [
     "InvalidStateTransition",
     "InvalidValue",
     "MaxRetriesExceeded",
+    "Page",
     "ProgressInfo",
     "SqlExecutionStore",
     "StaleAttempt",
+    "Transition",
     "configure_sqlite",
     "connect",
     "connect_async",

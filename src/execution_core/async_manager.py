@@ -3,7 +3,6 @@
 import builtins
 from collections.abc import Iterable
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import transitions, values
@@ -60,7 +59,7 @@ class AsyncExecutionManager:
             if parent and not await self._store.find_by_id(parent):
                 raise ExecutionNotFound(parent)
             # What stood in the way was deleted in between: the way is free now.
-        raise ConcurrentUpdate("create", new.idempotency_key or new.id)
+        raise ConcurrentUpdate("create", new.id)
 
     async def start(self, id: str, *, worker: str | None = None) -> Execution:
         """Begin the next attempt: `execution = await manager.start(id, worker="host-1")`."""
@@ -118,7 +117,8 @@ class AsyncExecutionManager:
 
     async def get(self, id: str) -> Execution:
         """Read one execution: `(await manager.get(id)).status`."""
-        if found := await self._store.find_by_id(values.execution_id(id)):
+        id = values.execution_id(id)
+        if found := await self._store.find_by_id(id):
             return found
         raise ExecutionNotFound(id)
 
@@ -128,7 +128,8 @@ class AsyncExecutionManager:
 
     async def delete(self, id: str) -> None:
         """Remove an execution in any status, with its history: `await manager.delete(id)`."""
-        if not await self._store.delete(values.execution_id(id)):
+        id = values.execution_id(id)
+        if not await self._store.delete(id):
             raise ExecutionNotFound(id)
 
     def within(
@@ -148,12 +149,7 @@ class AsyncExecutionManager:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
     async def list(

@@ -4,39 +4,44 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from sqlalchemy import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from . import migrate
 from .errors import ExecutionProblem
-from .sql.engines import DEFAULT_URL
+from .sql.engines import DEFAULT_URL, database_url
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 refused or failed, 2 misused."""
     options = _parser().parse_args(arguments)
     try:
+        database_url(options.url)
+        shown = repr(make_url(options.url))  # the repr of a URL hides its password
         if options.sql:
             migrate.upgrade_sql(options.url)
         else:
             migrate.upgrade(options.url)
-            print(
-                f"{make_url(options.url)!r} is at {migrate.current(options.url)}"
-            )  # repr hides the password
+            print(f"{shown} is at {migrate.current(options.url)}")
     except ExecutionProblem as problem:
-        print(f"execution-core: {problem}", file=sys.stderr)
-        return 1
-    except SQLAlchemyError as error:
-        print(f"execution-core: {getattr(error, 'orig', None) or error}", file=sys.stderr)
-        return 1
+        return _refused(str(problem))
+    except DBAPIError as error:
+        return _refused(f"{shown}: {error.orig}")
     return 0
+
+
+def _refused(reason: str) -> int:
+    print(f"execution-core: {reason.strip()}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="execution-core", description="Operate the executions that a service tracks."
     )
+    parser.add_argument("--version", action="version", version=version("execution-core"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     upgrade = commands.add_parser(
         "migrate",
@@ -46,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     upgrade.add_argument(
         "--url",
-        default=os.environ.get("EXECUTION_CORE_URL", DEFAULT_URL),
+        default=os.environ.get("EXECUTION_CORE_URL") or DEFAULT_URL,
         help="the database, as a SQLAlchemy URL of PostgreSQL or SQLite"
         f" (default: $EXECUTION_CORE_URL, else {DEFAULT_URL})",
     )

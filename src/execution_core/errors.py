@@ -33,6 +33,10 @@ class ExecutionProblem(Exception):  # noqa: N818 - a refusal is an answer rather
     """Everything this library refuses: `except ExecutionProblem as problem: problem.code`."""
 
     code: ClassVar[ExecutionProblemCode]
+    says: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.says.format(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception pickles its args, which dataclasses leave empty when built by keyword.
@@ -44,10 +48,8 @@ class ExecutionNotFound(ExecutionProblem):
     """No execution has this id: `problem.execution_id`."""
 
     code = ExecutionProblemCode.NOT_FOUND
+    says = "No execution has the id {0.execution_id!r:.82}"
     execution_id: str
-
-    def __str__(self) -> str:
-        return f"No execution has the id {self.execution_id[:80]!r}"
 
 
 @dataclass(eq=False)
@@ -76,13 +78,12 @@ class MaxRetriesExceeded(ExecutionProblem):
     """All attempts are used. Nothing was changed."""
 
     code = ExecutionProblemCode.MAX_RETRIES_EXCEEDED
+    says = (
+        "Execution {0.execution_id} has no attempt left: {0.attempts} of {0.max_attempts} are used"
+    )
     execution_id: str
     attempts: int
     max_attempts: int
-
-    def __str__(self) -> str:
-        used = f"{self.attempts} of {self.max_attempts}"
-        return f"Execution {self.execution_id} has no attempt left: {used} are used"
 
 
 @dataclass(eq=False)
@@ -90,15 +91,13 @@ class IdempotencyConflict(ExecutionProblem):
     """The key belongs to an execution of another type or payload. Nothing was created."""
 
     code = ExecutionProblemCode.IDEMPOTENCY_CONFLICT
+    says = (
+        "The idempotency key {0.idempotency_key!r} belongs to execution {0.execution_id}, "
+        "which has another type or payload"
+    )
     idempotency_key: str
     execution_id: str
     """The execution that holds the key."""
-
-    def __str__(self) -> str:
-        return (
-            f"The idempotency key {self.idempotency_key!r} belongs to execution "
-            f"{self.execution_id}, which has another type or payload"
-        )
 
 
 @dataclass(eq=False)
@@ -106,16 +105,14 @@ class StaleAttempt(ExecutionProblem):
     """The attempt that was named does not own the execution. Nothing was changed."""
 
     code = ExecutionProblemCode.STALE_ATTEMPT
+    says = (
+        "Attempt {0.attempt} does not own execution {0.execution_id}: "
+        "attempt {0.current_attempt} does"
+    )
     execution_id: str
     attempt: int
     current_attempt: int
     """The attempt that owns it."""
-
-    def __str__(self) -> str:
-        return (
-            f"Attempt {self.attempt} does not own execution {self.execution_id}: "
-            f"attempt {self.current_attempt} does"
-        )
 
 
 @dataclass(eq=False)
@@ -123,12 +120,9 @@ class ConcurrentUpdate(ExecutionProblem):
     """Another writer came between. Nothing was changed, and it is safe to try again."""
 
     code = ExecutionProblemCode.CONCURRENT_UPDATE
+    says = "Another writer came between during {0.verb} of execution {0.execution_id}: try again"
     verb: str
-    subject: str
-    """The execution's id; of a `create` with a key, the key."""
-
-    def __str__(self) -> str:
-        return f"Another writer came between during {self.verb} of {self.subject!r}: try again"
+    execution_id: str
 
 
 @dataclass(eq=False)
@@ -136,8 +130,6 @@ class InvalidValue(ExecutionProblem):
     """An argument cannot be stored, or makes no sense. Nothing was sent to the database."""
 
     code = ExecutionProblemCode.INVALID_VALUE
+    says = "{0.argument} {0.reason}"
     argument: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"{self.argument} {self.reason}"

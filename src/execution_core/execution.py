@@ -36,30 +36,25 @@ class ExecutionStatus(StrEnum):
     """Called off. Final."""
 
 
-def storable_text(text: str) -> str:
-    """Return `text` with what no database text may hold (U+0000, lone surrogates) as U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def _head(limit: int) -> BeforeValidator:
-    return BeforeValidator(lambda t: storable_text(t[:limit]) if isinstance(t, str) else t)
-
-
-def _tail(limit: int) -> BeforeValidator:
-    return BeforeValidator(lambda t: storable_text(t[-limit:]) if isinstance(t, str) else t)
+def _cut(kept: slice) -> BeforeValidator:
+    """Keep a part of a text, with U+FFFD for what no database text may hold."""
+    return BeforeValidator(
+        lambda text: _UNSTORABLE.sub("\ufffd", text[kept]) if isinstance(text, str) else text
+    )
 
 
 class ExecutionError(BaseModel, frozen=True):
     """Why an attempt failed: `ExecutionError(message="card declined", retryable=False)`.
 
     A failure must never be lost for the sake of its own text: U+0000 and lone surrogates become
-    U+FFFD, a message is cut after 10,000 characters, and of a stack the last 100,000 are kept.
+    U+FFFD, a message is cut after 10,000 characters and a code after 255, and of a stack the last
+    100,000 are kept.
     """
 
-    message: Annotated[str, _head(MAX_MESSAGE)]
-    code: Annotated[str | None, _head(MAX_CODE)] = None
+    message: Annotated[str, _cut(slice(MAX_MESSAGE))]
+    code: Annotated[str | None, _cut(slice(MAX_CODE))] = None
     """A short name for machines; `from_exception` gives the exception's class."""
-    stack: Annotated[str | None, _tail(MAX_STACK)] = None
+    stack: Annotated[str | None, _cut(slice(-MAX_STACK, None))] = None
     retryable: bool = False
     """Whether another attempt may help."""
 

@@ -3,7 +3,6 @@
 import builtins
 from collections.abc import Iterable
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from . import transitions, values
@@ -23,7 +22,7 @@ class ExecutionManager:
     """Tracks executions in a store: `manager = ExecutionManager(SqlExecutionStore(engine))`.
 
     It keeps no state of its own: threads may share one, and every answer comes from the store.
-    All verbs return the execution as it stands afterwards. A verb that is refused changes nothing
+    A verb that moves an execution returns it as it stands afterwards. A refused one changes nothing
     and raises an `ExecutionProblem`: `ExecutionNotFound`, `InvalidStateTransition`,
     `MaxRetriesExceeded`, `StaleAttempt` or `ConcurrentUpdate`; a bad argument is an `InvalidValue`.
 
@@ -54,7 +53,7 @@ class ExecutionManager:
             payload: what to do, any JSON value; datetime, UUID, Decimal, Enum, dataclasses and
                 pydantic models are stored as pydantic serialises them.
             max_attempts: how often it may be started.
-            timeout: how long one attempt may take, in whole milliseconds.
+            timeout: how long one attempt may take, rounded to milliseconds, at least one.
             idempotency_key: makes the call safe to repeat, 1 to 255 characters.
             parent_id: the execution that this one belongs to.
             metadata: a JSON object of the caller's own.
@@ -86,7 +85,7 @@ class ExecutionManager:
             if parent and not self._store.find_by_id(parent):
                 raise ExecutionNotFound(parent)
             # What stood in the way was deleted in between: the way is free now.
-        raise ConcurrentUpdate("create", new.idempotency_key or new.id)
+        raise ConcurrentUpdate("create", new.id)
 
     def start(self, id: str, *, worker: str | None = None) -> Execution:
         """Begin the next attempt: `attempt = manager.start(id, worker="host-1").attempts`.
@@ -171,7 +170,8 @@ class ExecutionManager:
         Raises:
             ExecutionNotFound: there is none; also when the id is no UUID.
         """
-        if found := self._store.find_by_id(values.execution_id(id)):
+        id = values.execution_id(id)
+        if found := self._store.find_by_id(id):
             return found
         raise ExecutionNotFound(id)
 
@@ -187,7 +187,8 @@ class ExecutionManager:
         Raises:
             ExecutionNotFound: there is none.
         """
-        if not self._store.delete(values.execution_id(id)):
+        id = values.execution_id(id)
+        if not self._store.delete(id):
             raise ExecutionNotFound(id)
 
     def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
@@ -213,12 +214,7 @@ class ExecutionManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def list(
@@ -241,6 +237,9 @@ class ExecutionManager:
 
         Returns:
             At most `limit` executions; an empty list when there are none.
+
+        Raises:
+            ExecutionNotFound: `parent_id` or `before` is no UUID.
         """
         return self._store.list(page(status, type, parent_id, limit, before))
 

@@ -1,4 +1,4 @@
-"""What a manager needs from a store: six methods, in two colours.
+"""What a manager needs from a store: six methods, sync or async.
 
 A store keeps executions and never judges: it makes a transition when the transition's guard
 matches, and answers None when it does not. The manager finds out why.

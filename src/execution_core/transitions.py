@@ -21,13 +21,13 @@ from .errors import (
     MaxRetriesExceeded,
     StaleAttempt,
 )
-from .execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
+from .execution import MAX_MESSAGE, Execution, ExecutionError, ExecutionStatus, ProgressInfo
 from .values import MAX_JSON_BYTES, Entry, Json
 
 PENDING, RUNNING, COMPLETED, FAILED, RETRYING, TIMED_OUT, CANCELLED = ExecutionStatus
 LIVE = (PENDING, RUNNING, RETRYING)
 
-Given = str | Json | Entry | ExecutionError | ProgressInfo | None
+Value = str | Json | Entry | ExecutionError | ProgressInfo | None
 """What a caller gave, checked; a store keeps it in the field of the same name."""
 
 
@@ -130,7 +130,7 @@ class Transition:
     """A rule, the values it needs, and the attempt that must still own the execution, if any."""
 
     rule: Rule
-    given: Mapping[str, Given] = field(default_factory=lambda: MappingProxyType({}))
+    given: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
     attempt: int | None = None
 
     def apply(self, execution: Execution, now: datetime) -> Execution | None:
@@ -189,8 +189,13 @@ def fail(
         error = ExecutionError(message=error)
     elif not isinstance(error, ExecutionError):
         raise InvalidValue("error", "must be an ExecutionError, an exception or a text")
-    if retryable is not None:
-        error = error.model_copy(update={"retryable": values.flag("retryable", retryable)})
+    # Made anew from its texts: a copy or a subclass may hold what a database cannot.
+    error = ExecutionError(
+        message=str(error.message),
+        code=None if error.code is None else str(error.code),
+        stack=None if error.stack is None else str(error.stack),
+        retryable=error.retryable if retryable is None else values.flag("retryable", retryable),
+    )
     rule = FAIL_RETRYABLE if error.retryable else FAIL
     return Transition(rule, {"error": error}, _fence(attempt))
 
@@ -204,7 +209,7 @@ def cancel(reason: str | None) -> Transition:
     """Pending or running → cancelled; a reason goes into the metadata."""
     if reason is None:
         return Transition(CANCEL)
-    checked = values.to_json("reason", values.text("reason", reason))
+    checked = values.to_json("reason", values.text("reason", reason, MAX_MESSAGE))
     return Transition(CANCEL_WITH_REASON, {"metadata": Entry("cancellation_reason", checked)})
 
 

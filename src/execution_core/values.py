@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from .errors import ExecutionNotFound, InvalidValue
-from .execution import ExecutionStatus, ProgressInfo
+from .execution import MAX_MESSAGE, ExecutionStatus, ProgressInfo
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -31,7 +31,9 @@ else:
 MAX_NAME = 255
 """Characters in a type, an idempotency key, a checkpoint key or a worker's name."""
 MAX_DEPTH = 200
+"""Levels of dicts and lists in a JSON value."""
 MAX_JSON_BYTES = 16 * 2**20
+"""A JSON value in UTF-8, where a manager is not told otherwise."""
 MAX_PAGE = 10_000
 MAX_INTEGER = 2**31 - 1
 MAX_BIG_INTEGER = 2**63 - 1
@@ -88,8 +90,8 @@ def execution_id(value: object) -> str:
     raise ExecutionNotFound(value if isinstance(value, str) else f"<{type(value).__name__}>")
 
 
-def text(argument: str, value: object) -> str:
-    """Return a text that every database can hold."""
+def text(argument: str, value: object, most: int) -> str:
+    """Return a text that every database can hold, of `most` characters."""
     if not isinstance(value, str):
         raise InvalidValue(argument, f"must be a text, not {_type(value)}")
     if "\0" in value:
@@ -98,15 +100,16 @@ def text(argument: str, value: object) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidValue(argument, "holds a lone surrogate, which is no character") from error
+    if len(value) > most:
+        raise InvalidValue(argument, f"must have at most {most} characters, not {len(value)}")
     return str.__str__(value)  # an enum of texts goes in as the plain text that it is
 
 
 def name(argument: str, value: object) -> str:
     """Return a text of 1 to 255 characters."""
-    value = text(argument, value)
-    if not 1 <= len(value) <= MAX_NAME:
-        raise InvalidValue(argument, f"must have 1 to {MAX_NAME} characters, not {len(value)}")
-    return value
+    if value == "":
+        raise InvalidValue(argument, "must not be empty")
+    return text(argument, value, MAX_NAME)
 
 
 def integer(argument: str, value: object, least: int, most: int) -> int:
@@ -159,7 +162,7 @@ def progress(current: object, total: object, message: object, percent: object) -
     return ProgressInfo(
         current=current,
         total=total,
-        message=None if message is None else text("message", message),
+        message=None if message is None else text("message", message, MAX_MESSAGE),
         percent=float(percent),
     )
 

@@ -1,11 +1,11 @@
 """Executions in PostgreSQL or SQLite, for asyncio: the twin of `store`."""
 
+import asyncio
 import builtins
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from copy import copy
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import (
@@ -24,11 +24,16 @@ from . import statements
 from .engines import single_statements
 from .schema import executions
 from .statements import Query
-from .store import Clock
+from .store import Clock, read, rows
+
+T = TypeVar("T")
 
 
 class AsyncSqlExecutionStore:
-    """`SqlExecutionStore` for asyncio: `AsyncExecutionManager(AsyncSqlExecutionStore(engine))`."""
+    """`SqlExecutionStore` for asyncio: `AsyncExecutionManager(AsyncSqlExecutionStore(engine))`.
+
+    A call that is cancelled outside a caller's transaction first ends the statement it is at.
+    """
 
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
         if not isinstance(engine, AsyncEngine):
@@ -79,19 +84,35 @@ class AsyncSqlExecutionStore:
         return statements.execution(rows[0]) if rows else None
 
     async def _rows(self, query: Query) -> builtins.list[Row[Any]]:
-        async with self._connection() as connection:
-            return builtins.list(await connection.execute(query.statement, query.parameters))
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection]:
         match self._bind:
             case AsyncEngine():
-                async with self._bind.begin() as connection:
-                    yield connection
+                return await uninterrupted(own_rows(self._bind, query))
             case AsyncConnection():
-                yield self._bind
+                return await self._bind.run_sync(rows, query)
             case _:
-                yield await self._bind.connection()
+                return await (await self._bind.connection()).run_sync(rows, query)
 
     def _now(self) -> datetime | None:
-        return self._clock() if self._clock else None
+        return read(self._clock)
+
+
+async def own_rows(engine: AsyncEngine, query: Query) -> list[Row[Any]]:
+    """Run a query on a connection of its own."""
+    async with engine.begin() as connection:
+        return await connection.run_sync(rows, query)
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Let `work` end before a cancellation goes on.
+
+    A statement whose caller is gone would keep its connection, and in SQLite the lock on the whole
+    database, until the garbage collector comes by.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen, so that asyncio does not report it
+        raise

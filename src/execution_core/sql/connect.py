@@ -34,12 +34,12 @@ def connect_async(url: str | URL) -> AsyncExecutionManager:
 
 
 class _OwningStore(SqlExecutionStore):
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self.close = engine.dispose
+    def close(self) -> None:
+        if isinstance(self._bind, Engine):  # a joined store holds the caller's transaction
+            self._bind.dispose()
 
 
 class _AsyncOwningStore(AsyncSqlExecutionStore):
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
-        self.close = engine.dispose
+    async def close(self) -> None:
+        if isinstance(self._bind, AsyncEngine):
+            await self._bind.dispose()

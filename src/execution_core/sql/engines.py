@@ -2,69 +2,74 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext import asyncio
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..errors import InvalidValue
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+AnyEngine = TypeVar("AnyEngine", Engine, AsyncEngine)
 
-DEFAULT_URL = "sqlite:///executions.db"
-BUSY_TIMEOUT = timedelta(seconds=30)
+PSYCOPG: Final = ("psycopg", "psycopg_async")
+DEFAULT_URL: Final = "sqlite:///executions.db"
+BUSY_TIMEOUT: Final = timedelta(seconds=30)
 
 
 def create_sync_engine(url: str | URL) -> Engine:
     """Return an engine for a PostgreSQL (psycopg) or SQLite URL."""
-    engine: Engine = _made(create_engine, url, sqlite="pysqlite")
+    engine = _made(create_engine, database_url(url, sqlite="pysqlite"))
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
-def create_async_engine(url: str | URL) -> "AsyncEngine":
+def create_async_engine(url: str | URL) -> AsyncEngine:
     """Return an asyncio engine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
-    from sqlalchemy.ext import asyncio  # noqa: PLC0415 - only those who use it pay for it
-
-    engine: AsyncEngine = _made(asyncio.create_async_engine, url, sqlite="aiosqlite")
-    if engine.dialect.name == "sqlite":
-        configure_sqlite(engine.sync_engine)
-    return engine
+    engine = _made(asyncio.create_async_engine, database_url(url, sqlite="aiosqlite"))
+    return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
-def configure_sqlite(engine: Engine, *, busy_timeout: timedelta = BUSY_TIMEOUT) -> Engine:
+def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOUT) -> AnyEngine:
     """Give a SQLite engine what concurrent writers need: `configure_sqlite(create_engine(url))`.
 
     WAL, foreign keys, a busy timeout, and transactions that begin as writers: one that reads first
-    and then writes gets "database is locked" at once, whatever the timeout. For an AsyncEngine pass
-    its `sync_engine`. Call it before the first connection.
+    and then writes gets "database is locked" at once, whatever the timeout. A transaction that only
+    reads need not wait for writers: `engine.execution_options(sqlite_begin="DEFERRED")`.
 
     Args:
-        engine: an engine over SQLite.
+        engine: an Engine or AsyncEngine over SQLite that has not connected yet.
         busy_timeout: how long a writer waits for another one.
 
     Returns:
         The same engine.
+
+    Raises:
+        InvalidValue: it is over another database.
     """
+    sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if engine.dialect.name != "sqlite":
         raise InvalidValue("engine", f"must be over SQLite, not {engine.dialect.name}")
+    if event.contains(sync_engine, "begin", _begin):
+        return engine
+    event.listen(sync_engine, "begin", _begin)
     milliseconds = busy_timeout // timedelta(milliseconds=1)
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(sync_engine, "connect")
     def prepare(connection: Any, record: Any) -> None:  # noqa: ARG001
-        connection.isolation_level = None  # transactions begin where `begin` says, nowhere else
+        connection.isolation_level = None  # transactions begin where `_begin` says, nowhere else
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        if mode := connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"):
-            connection.exec_driver_sql(f"BEGIN {mode}")
-
     return engine
+
+
+def _begin(connection: Connection) -> None:
+    if mode := connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"):
+        connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 def single_statements(engine: Engine) -> Engine:
@@ -77,43 +82,44 @@ def single_statements(engine: Engine) -> Engine:
     Raises:
         InvalidValue: it is over another database.
     """
-    match engine.dialect.name:
-        case "postgresql":
-            return engine.execution_options(isolation_level="AUTOCOMMIT")
-        case "sqlite":
-            return engine.execution_options(sqlite_begin=None)
-    raise InvalidValue("engine", f"must be over PostgreSQL or SQLite, not {engine.dialect.name}")
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(sqlite_begin=None)
+    if engine.dialect.name == "postgresql" and engine.dialect.driver in PSYCOPG:
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+    raise InvalidValue(
+        "engine", f"must be over SQLite, or PostgreSQL with psycopg, not {engine.url.drivername}"
+    )
 
 
 def database_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
     """Return the URL with the driver that this library is tested with, where it names none.
 
     Raises:
-        InvalidValue: it is no URL of PostgreSQL or SQLite.
+        InvalidValue: it is no URL of SQLite, or of PostgreSQL with psycopg.
     """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         # From None: SQLAlchemy's own message may repeat the URL, password included.
         raise InvalidValue("url", f"is no database URL, such as {DEFAULT_URL}") from None
-    match parsed.drivername:
-        case "postgresql" | "postgres":
-            return parsed.set(drivername="postgresql+psycopg")
-        case "sqlite":
-            return parsed.set(drivername=f"sqlite+{sqlite}")
-    if parsed.get_backend_name() not in ("postgresql", "sqlite"):
-        raise InvalidValue("url", f"must be of PostgreSQL or SQLite, not {parsed.drivername}")
-    return parsed
+    backend, _, driver = parsed.drivername.partition("+")
+    if backend in ("postgresql", "postgres") and driver in ("", *PSYCOPG):
+        return parsed.set(drivername=f"postgresql+{driver or PSYCOPG[0]}")
+    if backend == "sqlite" and driver in ("", "pysqlite", "aiosqlite"):
+        if parsed.host:
+            raise InvalidValue("url", "needs a third slash before the file: sqlite:///file.db")
+        return parsed.set(drivername=f"sqlite+{sqlite}")
+    raise InvalidValue(
+        "url",
+        f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://",
+    )
 
 
-def _made(create: Callable[[URL], Any], url: str | URL, sqlite: str) -> Any:
-    parsed = database_url(url, sqlite)
+def _made(create: Callable[[URL], AnyEngine], url: URL) -> AnyEngine:
     try:
-        return create(parsed)
-    except NoSuchModuleError:
-        raise InvalidValue("url", f"names an unknown driver: {parsed.drivername}") from None
+        return create(url)
     except ModuleNotFoundError as error:
+        extra = "postgresql" if url.get_backend_name() == "postgresql" else "asyncio"
         raise InvalidValue(
-            "url",
-            f"needs the module {error.name}: pip install 'execution-core[postgresql,asyncio]'",
+            "url", f"needs the module {error.name}: pip install 'execution-core[{extra}]'"
         ) from error

@@ -3,9 +3,10 @@
 Statements that change anything are built once per rule; what varies from call to call is bound.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
@@ -34,16 +35,20 @@ from ..store import Page
 from ..transitions import Change, Move, Rule, Transition
 from ..values import Entry
 from .schema import executions
-from .types import Timestamp, database_now, deadline, merged
+from .types import Timestamp, database_now, deadline, merged, now_not_before
 
-table = executions.c
+columns = executions.c
 _PROGRESS = [
-    table.progress_current,
-    table.progress_total,
-    table.progress_percent,
-    table.progress_message,
+    columns.progress_current,
+    columns.progress_total,
+    columns.progress_percent,
+    columns.progress_message,
 ]
 _MILLISECOND = timedelta(milliseconds=1)
+
+
+WHOLE: Final = {"stream_results": False, "yield_per": None}
+"""Rows are read whole, also on a host's engine that streams them."""
 
 
 class Query(NamedTuple):
@@ -102,14 +107,14 @@ def page(page: Page) -> Query:
     """The executions that a page includes."""
     conditions: list[ColumnElement[bool]] = []
     if page.statuses is not None:
-        conditions.append(table.status.in_([status.value for status in page.statuses]))
+        conditions.append(columns.status.in_([status.value for status in page.statuses]))
     if page.type is not None:
-        conditions.append(table.type == page.type)
+        conditions.append(columns.type == page.type)
     if page.parent_id is not None:
-        conditions.append(table.parent_id == page.parent_id)
+        conditions.append(columns.parent_id == page.parent_id)
     if page.before is not None:
-        conditions.append(table.id < page.before)
-    chosen = select(executions).where(*conditions).order_by(table.id.desc()).limit(page.limit)
+        conditions.append(columns.id < page.before)
+    chosen = select(executions).where(*conditions).order_by(columns.id.desc()).limit(page.limit)
     return Query(chosen, {})
 
 
@@ -124,7 +129,12 @@ def execution(row: Row[Any]) -> Execution:
     if (timeout_ms := fields.pop("timeout_ms")) is not None:
         fields["timeout"] = timeout_ms * _MILLISECOND
     if (error := fields["error"]) is not None:
-        fields["error"] = ExecutionError.model_construct(**error)
+        fields["error"] = ExecutionError.model_construct(
+            message=error["message"],
+            code=error.get("code"),
+            stack=error.get("stack"),
+            retryable=error.get("retryable") is True,
+        )
     fields["status"] = ExecutionStatus(fields["status"])
     return Execution.model_construct(**fields)
 
@@ -132,36 +142,38 @@ def execution(row: Row[Any]) -> Execution:
 @cache
 def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
     given = (
-        *(table.id, table.type, table.payload, table.max_attempts, table.timeout_ms),
-        *(table.idempotency_key, table.fingerprint, table.metadata),
+        *(columns.id, columns.type, columns.payload, columns.max_attempts, columns.timeout_ms),
+        *(columns.idempotency_key, columns.fingerprint, columns.metadata),
     )
     new: dict[Column[Any], ColumnElement[Any]] = {column: _new(column) for column in given}
-    new |= {table.created_at: _now(clocked=clocked), table.updated_at: _now(clocked=clocked)}
+    now = _injected() if clocked else database_now()
+    new |= {columns.created_at: now, columns.updated_at: now}
     statement = insert(executions)
     if with_parent:
         # The parent is looked up and locked by the INSERT itself: a foreign key that failed would
         # abort the caller's whole transaction.
-        new[table.parent_id] = table.id
-        parent = select(*new.values()).where(table.id == _new(table.parent_id))
+        new[columns.parent_id] = columns.id
+        parent = select(*new.values()).where(columns.id == _new(columns.parent_id))
         statement = statement.from_select(
             list(new), parent.with_for_update(read=True, key_share=True), include_defaults=False
         )
     else:
         statement = statement.values(new)
-    return statement.on_conflict_do_nothing(index_elements=[table.idempotency_key]).returning(
+    return statement.on_conflict_do_nothing(index_elements=[columns.idempotency_key]).returning(
         executions
     )
 
 
 @cache
 def _update(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningUpdate[Any]:
-    guard = [table.id == _id(), or_(*(_allowed(move) for move in rule.moves))]
+    now = _injected() if clocked else now_not_before(columns.updated_at)
+    guard = [columns.id == _id(), or_(*(_allowed(move) for move in rule.moves))]
     if fenced:
-        guard.append(table.attempts == bindparam("old_attempt", type_=table.attempts.type))
+        guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
     return (
         update(executions)
         .where(*guard)
-        .values(_first_allowed(rule.moves, _now(clocked=clocked)))
+        .values(_first_allowed(rule.moves, now))
         .returning(executions)
     )
 
@@ -173,22 +185,26 @@ def _select(column: Column[Any]) -> Select[Any]:
 
 @cache
 def _delete() -> ReturningDelete[Any]:
-    return delete(executions).where(table.id == _id()).returning(table.id)
+    return delete(executions).where(columns.id == _id()).returning(columns.id)
 
 
 def _allowed(move: Move) -> ColumnElement[bool]:
-    allowed = table.status.in_([_status(source) for source in move.sources])
-    return and_(allowed, table.attempts < table.max_attempts) if move.needs_attempt else allowed
+    allowed = columns.status.in_([_status(source) for source in move.sources])
+    return and_(allowed, columns.attempts < columns.max_attempts) if move.needs_attempt else allowed
 
 
 def _first_allowed(
-    moves: tuple[Move, ...], now: ColumnElement[datetime]
+    moves: Sequence[Move], now: ColumnElement[datetime]
 ) -> dict[Column[Any], ColumnElement[Any]]:
-    """Assign what the first allowed move does; of several, CASE decides from the row itself."""
+    """Assign what the first allowed move does; of several, the row itself decides.
+
+    For `fail` of a retryable error: `status = CASE WHEN (running, attempt left) THEN 'retrying'
+    ELSE 'failed' END`; what both moves assign alike, such as `error`, needs no CASE.
+    """
     first, *others = moves
     assigned = _assigned(first, now)
     if others:
-        otherwise = _first_allowed(tuple(others), now)
+        otherwise = _first_allowed(others, now)
         for column in {**assigned, **otherwise}:
             this, that = assigned.get(column, column), otherwise.get(column, column)
             if not this.compare(that):
@@ -197,11 +213,11 @@ def _first_allowed(
 
 
 def _assigned(move: Move, now: ColumnElement[datetime]) -> dict[Column[Any], ColumnElement[Any]]:
-    assigned: dict[Column[Any], ColumnElement[Any]] = {table.updated_at: now}
+    assigned: dict[Column[Any], ColumnElement[Any]] = {columns.updated_at: now}
     if move.target is not None:
-        assigned[table.status] = _status(move.target)
+        assigned[columns.status] = _status(move.target)
     for field, how in move.changes.items():
-        for column in _PROGRESS if field == "progress" else [table[field]]:
+        for column in _PROGRESS if field == "progress" else [columns[field]]:
             assigned[column] = _changed(column, how, now)
     return assigned
 
@@ -218,9 +234,9 @@ def _changed(column: Column[Any], how: Change, now: ColumnElement[datetime]) -> 
         case Change.NOW:
             return now
         case Change.DEADLINE:
-            return deadline(now, table.timeout_ms)
+            return deadline(now, columns.timeout_ms)
         case Change.NEXT_ATTEMPT:
-            return table.attempts + 1
+            return columns.attempts + 1
 
 
 def _status(status: ExecutionStatus) -> ColumnElement[str]:
@@ -228,8 +244,8 @@ def _status(status: ExecutionStatus) -> ColumnElement[str]:
     return literal_column(f"'{status.value}'", Text)
 
 
-def _now(*, clocked: bool) -> ColumnElement[datetime]:
-    return bindparam("now", type_=Timestamp) if clocked else database_now()
+def _injected() -> BindParameter[datetime]:
+    return bindparam("now", type_=Timestamp)
 
 
 def _new(column: Column[Any]) -> BindParameter[Any]:
@@ -237,4 +253,4 @@ def _new(column: Column[Any]) -> BindParameter[Any]:
 
 
 def _id() -> BindParameter[str]:
-    return bindparam("old_id", type_=table.id.type)
+    return bindparam("old_id", type_=columns.id.type)

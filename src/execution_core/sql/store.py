@@ -1,8 +1,7 @@
 """Executions in PostgreSQL or SQLite."""
 
 import builtins
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy
 from datetime import datetime
 from typing import Any, Self
@@ -18,7 +17,7 @@ from ..transitions import Transition
 from . import statements
 from .engines import single_statements
 from .schema import executions
-from .statements import Query
+from .statements import WHOLE, Query
 
 Clock = Callable[[], datetime]
 
@@ -32,6 +31,7 @@ class SqlExecutionStore:
     Args:
         engine: the host's own engine over PostgreSQL or SQLite; never disposed of here.
         clock: what time it is, as an aware datetime, for tests; the database's clock by default.
+            It should move: the history tells a hand in SQL by `updated_at` standing still.
     """
 
     def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
@@ -80,19 +80,28 @@ class SqlExecutionStore:
         return statements.execution(rows[0]) if rows else None
 
     def _rows(self, query: Query) -> builtins.list[Row[Any]]:
-        with self._connection() as connection:
-            return builtins.list(connection.execute(query.statement, query.parameters))
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
         match self._bind:
             case Engine():
                 with self._bind.begin() as connection:
-                    yield connection
+                    return rows(connection, query)
             case Connection():
-                yield self._bind
+                return rows(self._bind, query)
             case _:
-                yield self._bind.connection()
+                return rows(self._bind.connection(), query)
 
     def _now(self) -> datetime | None:
-        return self._clock() if self._clock else None
+        return read(self._clock)
+
+
+def read(clock: Clock | None) -> datetime | None:
+    """Return the time of an injected clock, None without one."""
+    now = clock and clock()
+    if now is not None and now.tzinfo is None:
+        raise InvalidValue("clock", "must return aware datetimes, as datetime.now(UTC) does")
+    return now
+
+
+def rows(connection: Connection, query: Query) -> list[Row[Any]]:
+    """Run a query and read all its rows."""
+    statement, parameters = query
+    return list(connection.execute(statement, parameters, execution_options=WHOLE))

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Text
+from sqlalchemy import ColumnElement, DateTime, Dialect, Text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -16,6 +16,19 @@ from ..values import Entry, Json
 
 Id = Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 """A UUID; in SQLite its text with dashes, for those who read it."""
+
+
+class _Expression(FunctionElement[Any]):
+    """SQL that is spelt once for each database."""
+
+    postgresql: str
+    sqlite: str
+
+
+@compiles(_Expression)
+def _spelt(element: _Expression, compiler: SQLCompiler, **kw: Any) -> str:
+    spelling: str = getattr(element, compiler.dialect.name)
+    return spelling.format(*(compiler.process(clause, **kw) for clause in element.clauses))
 
 
 class Timestamp(TypeDecorator[datetime]):
@@ -39,14 +52,11 @@ class Timestamp(TypeDecorator[datetime]):
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Read any ISO 8601 text; one without an offset, written by hand, is in UTC as all are."""
+        """Read it in UTC, whatever the connection's timezone is."""
         if value is None:
             return None
-        if not _postgresql(dialect):
-            value = datetime.fromisoformat(value)
-            if value.tzinfo is None:
-                return value.replace(tzinfo=UTC)  # type: ignore[no-any-return]
-        return value.astimezone(UTC)  # type: ignore[no-any-return]
+        time: datetime = value if _postgresql(dialect) else datetime.fromisoformat(value)
+        return time.astimezone(UTC)
 
 
 class _Jsonb(UserDefinedType[Any]):
@@ -60,7 +70,10 @@ class _Jsonb(UserDefinedType[Any]):
 
 
 class JsonText(TypeDecorator[Any]):
-    """Checked JSON on its way in, any JSON value on its way out. None is NULL."""
+    """Checked JSON on its way in, any JSON value on its way out, as text both ways. None is NULL.
+
+    As text out of PostgreSQL too: what the driver makes of jsonb is for the host's engine to set.
+    """
 
     impl = Text
     cache_ok = True
@@ -80,69 +93,64 @@ class JsonText(TypeDecorator[Any]):
                 return value.model_dump_json(exclude_none=True)
         raise TypeError(f"not checked to be JSON: {type(value).__name__}")
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """Psycopg has read its JSON already; SQLite's is text."""
-        return value if value is None or _postgresql(dialect) else json.loads(value)
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Read the text."""
+        return json_text(column)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        """Read it as everybody else's JSON is read."""
+        return None if value is None else json.loads(value)
 
 
-class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the function it is
+class json_text(_Expression):  # noqa: N801 - reads as the function it is
+    """A JSON column as text."""
+
+    type = JsonText()
+    inherit_cache = True
+    postgresql = "{0}::text"
+    sqlite = "{0}"
+
+
+class database_now(_Expression):  # noqa: N801
     """The time of the statement by the database's clock."""
 
     type = Timestamp()
     inherit_cache = True
+    postgresql = "statement_timestamp()"
+    sqlite = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 
 
-class deadline(FunctionElement[datetime]):  # noqa: N801
+class now_not_before(_Expression):  # noqa: N801
+    """The same, but not before a time: PostgreSQL reads its clock first, then waits for the row."""
+
+    type = Timestamp()
+    inherit_cache = True
+    postgresql = "greatest(statement_timestamp(), {0})"
+    sqlite = "max(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), {0})"
+
+
+class deadline(_Expression):  # noqa: N801
     """`deadline(time, milliseconds)`; NULL without milliseconds."""
 
     type = Timestamp()
     inherit_cache = True
+    postgresql = "{0} + {1} * interval '1 millisecond'"
+    sqlite = "strftime('%Y-%m-%dT%H:%M:%fZ', {0}, ({1} / 1000.0) || ' seconds')"
 
 
-class merged(FunctionElement[Any]):  # noqa: N801
-    """`merged(object, entry, entry with null)`: the JSON object with the entry's key set."""
+class merged(_Expression):  # noqa: N801
+    """`merged(object, entry, entry with null)`: the JSON object with the entry's key set.
+
+    SQLite's json_set drops a key that holds a quote and doubles one that holds a backslash. A merge
+    patch with null removes any key exactly; what remains is text, to which the entry is appended.
+    """
 
     type = JsonText()
     inherit_cache = True
-
-
-@compiles(database_now, "postgresql")
-def _now_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ARG001
-    return "statement_timestamp()"
-
-
-@compiles(database_now, "sqlite")
-def _now_sqlite(element: Any, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ARG001
-    return "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-
-
-@compiles(deadline, "postgresql")
-def _deadline_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
-    start, milliseconds = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{start} + {milliseconds} * interval '1 millisecond'"
-
-
-@compiles(deadline, "sqlite")
-def _deadline_sqlite(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
-    start, milliseconds = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"strftime('%Y-%m-%dT%H:%M:%fZ', {start}, ({milliseconds} / 1000.0) || ' seconds')"
-
-
-@compiles(merged, "postgresql")
-def _merged_postgresql(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
-    document, entry, _ = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{document} || {entry}"
-
-
-@compiles(merged, "sqlite")
-def _merged_sqlite(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
-    # json_set drops a key that holds a quote and doubles one that holds a backslash. A merge patch
-    # with null removes any key exactly; what remains is text, to which the entry is appended.
-    document, entry, null = (compiler.process(clause, **kw) for clause in element.clauses)
-    rest = f"json_patch({document}, {null})"
-    return (
-        f"CASE {rest} WHEN '{{}}' THEN {entry} "
-        f"ELSE substr({rest}, 1, length({rest}) - 1) || ',' || substr({entry}, 2) END"
+    postgresql = "{0} || {1}"
+    sqlite = (
+        "CASE json_patch({0}, {2}) WHEN '{{}}' THEN {1} ELSE substr(json_patch({0}, {2}), 1,"
+        " length(json_patch({0}, {2})) - 1) || ',' || substr({1}, 2) END"
     )
 
 
