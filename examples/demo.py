@@ -39,7 +39,7 @@ BATCH: Final = 20
 
 # The host's own table, in the same database.
 parsed_files = Table(
-    "parsed_files",
+    "demo_parsed_files",
     MetaData(),
     Column("path", Text, nullable=False),
     Column("sha256", Text, nullable=False),
@@ -50,7 +50,11 @@ parsed_files = Table(
 
 def main() -> int:
     options = argparse.ArgumentParser(description="Track a batch that is killed half way.")
-    options.add_argument("--url", default="sqlite:///.demo/executions.db", help="the database")
+    options.add_argument(
+        "--url",
+        default="sqlite:///.demo/executions.db",
+        help="the database; its table demo_parsed_files is made anew",
+    )
     options.add_argument("--files", type=int, default=4000, help="how many files at most")
     options.add_argument("--work", metavar="ID", help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -82,7 +86,7 @@ def work(engine: Engine, manager: ExecutionManager, id: str) -> None:
             tracked.checkpoint(id, "files_done", done, attempt=attempt)
             tracked.update_progress(id, done, len(paths), message=batch[-1].name, attempt=attempt)
     with engine.connect() as connection:
-        query = "SELECT count(*) AS files, sum(functions) AS functions FROM parsed_files"
+        query = "SELECT count(*) AS files, sum(functions) AS functions FROM demo_parsed_files"
         totals = connection.execute(text(query)).mappings().one()
     manager.complete(id, dict(totals), attempt=attempt)
 
@@ -214,9 +218,9 @@ def show(engine: Engine, console: Console, id: str) -> None:
 def check(engine: Engine, console: Console, done: Execution) -> int:
     """Prove from the results themselves that no file was done twice and none was left out."""
     with engine.connect() as connection:
-        query = "SELECT count(*) AS rows, count(DISTINCT path) AS files FROM parsed_files"
+        query = "SELECT count(*) AS rows, count(DISTINCT path) AS files FROM demo_parsed_files"
         rows, files = connection.execute(text(query)).one()
-        share = "SELECT attempt, count(*) FROM parsed_files GROUP BY attempt ORDER BY attempt"
+        share = "SELECT attempt, count(*) FROM demo_parsed_files GROUP BY attempt ORDER BY attempt"
         parts = ", ".join(f"{n} in attempt {a}" for a, n in connection.execute(text(share)))
     total = len(source_files(done.payload))
     right = rows == files == total

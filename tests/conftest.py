@@ -23,7 +23,7 @@ from execution_core import (
 from execution_core.sql.engines import create_sync_engine
 
 from . import postgres
-from .memory import AsyncMemoryStore, MemoryStore
+from .memory import AsyncMemoryStore, memory_store
 
 SERVER = pytest.StashKey[postgres.Server]()
 STACK = pytest.StashKey[ExitStack]()
@@ -189,7 +189,7 @@ def any_manager(
     """The same, and a manager over a store that knows no SQL."""
     if request.param == "memory":
         blocking: Any = Blocking(AsyncExecutionManager(AsyncMemoryStore()), runner)
-        yield ExecutionManager(MemoryStore()) if colour == "sync" else blocking
+        yield ExecutionManager(memory_store()) if colour == "sync" else blocking
         return
     with (
         open_database(request.param, request) as database,

@@ -1,55 +1,28 @@
-"""The smallest store: what anyone writes for a database of their own."""
+"""The README's own store, and its twin for asyncio."""
 
 import builtins
-import threading
-from datetime import UTC, datetime
+import re
+from pathlib import Path
+from typing import Any
 
-from execution_core import Execution
-from execution_core.creation import Creation
-from execution_core.store import Page
-from execution_core.transitions import Transition
+from execution_core import Creation, Execution, ExecutionStore, Page, Transition
+
+README = Path(__file__).parents[1] / "README.md"
 
 
-class MemoryStore:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.rows: dict[str, Execution] = {}
-
-    def create(self, creation: Creation) -> Execution | None:
-        with self.lock:
-            key, parent = creation.idempotency_key, creation.parent_id
-            if (key and self.find_by_idempotency_key(key)) or (parent and parent not in self.rows):
-                return None
-            return self.rows.setdefault(creation.id, creation.apply(datetime.now(UTC)))
-
-    def find_by_id(self, id: str) -> Execution | None:
-        return self.rows.get(id)
-
-    def find_by_idempotency_key(self, key: str) -> Execution | None:
-        return next((e for e in self.rows.values() if e.idempotency_key == key), None)
-
-    def update(self, id: str, transition: Transition) -> Execution | None:
-        with self.lock:
-            found = self.rows.get(id)
-            moved = found and transition.apply(found, datetime.now(UTC))
-            if moved:
-                self.rows[id] = moved
-            return moved
-
-    def delete(self, id: str) -> bool:
-        with self.lock:
-            for child in [e for e in self.rows.values() if e.parent_id == id]:
-                self.rows[child.id] = child.model_copy(update={"parent_id": None})
-            return self.rows.pop(id, None) is not None
-
-    def list(self, page: Page) -> builtins.list[Execution]:
-        found = sorted(filter(page.includes, self.rows.values()), key=lambda e: e.id, reverse=True)
-        return found[: page.limit]
+def memory_store() -> ExecutionStore:
+    """The store as the README shows it."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if "class MemoryStore" in block)
+    names: dict[str, Any] = {}
+    exec(block.split("manager = ")[0], names)
+    store: ExecutionStore = names["MemoryStore"]()
+    return store
 
 
 class AsyncMemoryStore:
     def __init__(self) -> None:
-        self.store = MemoryStore()
+        self.store = memory_store()
 
     async def create(self, creation: Creation) -> Execution | None:
         return self.store.create(creation)

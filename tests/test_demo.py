@@ -24,9 +24,9 @@ def test_the_demo(database: Database) -> None:
     moves = [to for _, to in database.history(str(row["id"]))]
     assert moves == ["pending", "running", "retrying", "running", "completed"]
     shares = database.rows(
-        "SELECT attempt, count(*) AS n FROM parsed_files GROUP BY attempt ORDER BY attempt"
+        "SELECT attempt, count(*) AS n FROM demo_parsed_files GROUP BY attempt ORDER BY attempt"
     )
     assert [share["attempt"] for share in shares] == [1, 2]
     found = re.search(rf"{shares[0]['n']} in attempt 1, {shares[1]['n']} in attempt 2", said)
     assert found, said
-    database.run("DROP TABLE parsed_files")
+    database.run("DROP TABLE demo_parsed_files")

@@ -149,11 +149,10 @@ def test_listing(any_manager: ExecutionManager) -> None:
     assert ids(status="cancelled") == [children[0].id]
     assert ids(status=["cancelled", ExecutionStatus.RUNNING]) == [children[1].id, children[0].id]
     assert ids(status={"pending"}, type="item", limit=2) == newest_first[:2]
-    page, seen = m.list(limit=4), []
-    while page:
-        seen += [e.id for e in page]
-        page = m.list(limit=4, before=page[-1].id)
-    assert seen == [*newest_first, parent.id]
+    first = ids(limit=4)
+    second = ids(limit=4, before=first[-1])
+    assert first + second == [*newest_first, parent.id]
+    assert ids(limit=4, before=second[-1]) == []
 
 
 def test_deleting(any_manager: ExecutionManager) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from execution_core import transitions
 from execution_core.sql import statements
 
+LIMITED = " WHERE status = 'running' AND timeout_ms IS NOT NULL"
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -22,30 +23,26 @@ def blocks(language: str) -> list[str]:
 def test_the_python_examples_run_in_order(tmp_path: Path) -> None:
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks("python")))
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    command = [sys.executable, "-W", "error", str(script)]
+    engine = create_engine(f"sqlite:///{tmp_path}/executions.db")
+    for _ in range(2):  # a reader runs them again, and what the first run left behind is overdue
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE executions SET deadline_at = started_at" + LIMITED))
     assert re.fullmatch(
         r"Execution [0-9a-f-]{36} is completed and cannot become completed: "
         r"complete is for executions that are running\n",
         ran.stdout,
     )
-    engine = create_engine(f"sqlite:///{tmp_path}/executions.db")
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT type, status FROM executions ORDER BY id")).all()
-        assert [tuple(row) for row in rows] == [
-            ("resize", "completed"),
-            ("resize", "completed"),
-            ("ship-order", "pending"),
-            ("import", "cancelled"),
-        ]
+        once = [("resize", "completed"), ("resize", "running"), ("ship", "pending")]
+        once += [("import", "cancelled")]
+        first, second = [("import", "retrying")], [("import", "running")]
+        assert [tuple(row) for row in rows] == once + first + once + second
         failures = connection.execute(text(blocks("sql")[1])).mappings().all()
-        assert [row["error"] for row in failures] == ["bad data", "no answer"]
+        assert [row["error"] for row in failures] == 2 * ["bad data", "no answer"]
     engine.dispose()
 
 

@@ -250,9 +250,11 @@ def test_threads_that_migrate_at_once_wait_for_each_other(
 def test_tasks_of_one_thread_are_told_to_take_turns(tmp_path: Path) -> None:
     async def upgrade(name: str) -> None:
         engine = create_async_engine(f"sqlite:///{tmp_path}/{name}.db")
-        async with engine.begin() as connection:
-            await connection.run_sync(migrate.upgrade)
-        await engine.dispose()
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(migrate.upgrade)
+        finally:
+            await engine.dispose()
 
     async def both() -> list[Any]:
         return [*await asyncio.gather(upgrade("a"), upgrade("b"), return_exceptions=True)]
@@ -274,7 +276,7 @@ def test_a_connection_in_autocommit_is_refused(empty_postgres: Callable[[str], s
 
 
 def test_a_check_at_startup_waits_for_no_writer(database: Database) -> None:
-    engine = create_sync_engine(database.url) if database.name == "sqlite" else database.engine
+    engine = create_sync_engine(database.url)
     with engine.begin() as writer:
         writer.execute(text("INSERT INTO executions (id, type) VALUES (:id, 'a')"), {"id": ID})
         assert migrate.check(database.url)
@@ -358,6 +360,28 @@ ILLEGAL = {
     "max_attempts_positive": {**ROW, "max_attempts": 0},
     "attempts_fit_status": {**RUNNING, "status": "pending"},
     "attempts_fit_status ": {**ROW, "status": "running"},
+    "attempts_fit_status    ": {**ROW, "status": "retrying"},
+    "attempts_fit_status     ": {**DONE, "attempts": 0, "started_at": None},
+    "attempts_in_range ": {
+        **RUNNING,
+        "attempts": -1,
+        "started_at": None,
+        "status": "cancelled",
+        "completed_at": "2026-01-01T00:00:01.000Z",
+    },
+    "started_at_when_started ": {**ROW, "started_at": "2026-01-01T00:00:00.000Z"},
+    "error_fits_status  ": {**FAILED, "status": "timed_out", "error": None},
+    "idempotency_key_length ": {**ROW, "idempotency_key": "k" * 256},
+    "worker_length ": {**ROW, "worker": "w" * 256},
+    "progress_whole    ": {
+        **ROW,
+        "progress_current": 1,
+        "progress_total": -1,
+        "progress_percent": 1,
+    },
+    "progress_whole     ": {**ROW, "progress_current": 1, "progress_total": 1},
+    "progress_whole      ": {**ROW, "progress_total": 1},
+    "progress_whole       ": {**ROW, "progress_percent": 1},
     "started_at_when_started": {**RUNNING, "started_at": None},
     "completed_at_when_over": {**DONE, "completed_at": None},
     "completed_at_when_over ": {**RUNNING, "completed_at": "2026-01-01T00:00:01.000Z"},
@@ -597,17 +621,75 @@ def test_what_runs_now_in_the_views(database: Database, manager: ExecutionManage
     } == {"running"}
 
 
-def test_the_views_have_the_same_columns(
-    postgres_database: Database, sqlite_template: Path
-) -> None:
-    sqlite = create_engine(f"sqlite:///{sqlite_template}")
-    for view in EVERYTHING:
-        names = [
-            [column["name"] for column in inspect(engine).get_columns(view)]
-            for engine in (sqlite, postgres_database.engine)
-        ]
-        assert names[0] == names[1]
-    sqlite.dispose()
+VIEWS = {
+    "execution_attempts": "execution_id type attempt worker started_at ended_at duration_seconds"
+    " outcome error",
+    "execution_timeline": "execution_id type seq from_status to_status attempt occurred_at"
+    " seconds_since_last worker reason error",
+    "execution_stats": "type status count oldest_created_at average_seconds longest_seconds",
+    "overdue_executions": "execution_id type attempt worker started_at deadline_at overdue_seconds",
+    "execution_history": "execution_id seq from_status to_status attempt occurred_at worker reason"
+    " error",
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_people_read_has_these_columns(database: Database, name: str) -> None:
+    columns = [column["name"] for column in inspect(database.engine).get_columns(name)]
+    assert columns == VIEWS[name].split()
+
+
+def test_averages_and_extremes(database: Database) -> None:
+    now = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    clock = iter(now + timedelta(seconds=s) for s in (0, 1, 2, 10, 11, 14))
+    manager = ExecutionManager(SqlExecutionStore(database.engine, clock=lambda: next(clock)))
+    for _ in range(2):
+        id = manager.create("a").id
+        manager.start(id)
+        manager.complete(id)
+    (stats,) = database.rows("SELECT * FROM execution_stats")
+    assert (stats["count"], stats["average_seconds"], stats["longest_seconds"]) == (2, 2, 3)
+    assert str(stats["oldest_created_at"]).startswith("2026-01-31")
+
+
+def test_a_reason_belongs_to_a_cancellation(database: Database, manager: ExecutionManager) -> None:
+    id = manager.create("a", metadata={"cancellation_reason": "not yet"}).id
+    manager.start(id)
+    manager.cancel(id)
+    reasons = database.rows("SELECT reason FROM execution_history ORDER BY seq")
+    assert [row["reason"] for row in reasons] == [None, None, "not yet"]
+
+
+def test_an_attempt_is_by_who_started_it(database: Database, manager: ExecutionManager) -> None:
+    id = manager.create("a").id
+    manager.start(id, worker="one")
+    database.run("UPDATE executions SET worker = 'another'")
+    manager.complete(id)
+    (attempt,) = database.rows("SELECT worker FROM execution_attempts")
+    assert attempt["worker"] == "one"
+
+
+def connect_first(url: str, barrier: Any, answers: Any) -> None:
+    engine = create_sync_engine(url)
+    try:
+        barrier.wait(60)
+        with engine.connect() as connection:
+            answers.put(connection.execute(text("PRAGMA journal_mode")).scalar_one())
+    except Exception as error:
+        answers.put(repr(error))
+    engine.dispose()
+
+
+def test_processes_that_make_a_file_at_once_do_not_collide(tmp_path: Path) -> None:
+    for n in range(20):
+        barrier, answers = spawn.Barrier(4), spawn.Queue()
+        arguments = (f"sqlite:///{tmp_path}/{n}.db", barrier, answers)
+        processes = [spawn.Process(target=connect_first, args=arguments) for _ in range(4)]
+        for process in processes:
+            process.start()
+        assert [answers.get(timeout=60) for _ in processes] == ["wal"] * 4
+        for process in processes:
+            process.join()
 
 
 def test_sqlite_without_foreign_keys_forgets_as_well(database: Database) -> None:

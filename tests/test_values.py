@@ -1,5 +1,6 @@
 """Bad input is refused before it reaches a database, the same everywhere, and nothing is stored."""
 
+import asyncio
 import enum
 import json
 import math
@@ -15,8 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from execution_core import ExecutionError, ExecutionManager, InvalidValue
+from execution_core import (
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
+    ExecutionError,
+    ExecutionManager,
+    InvalidValue,
+    SqlExecutionStore,
+)
+from execution_core.sql.engines import create_async_engine
 from execution_core.values import to_json
+
+from .conftest import Blocking, Database
 
 
 class Point(BaseModel):
@@ -327,10 +338,105 @@ def test_a_failures_own_text_never_keeps_it_from_being_recorded(
         assert failed.error.message == "a\ufffdb"
 
 
-def test_the_size_is_a_setting() -> None:
-    small = ExecutionManager(None, max_json_bytes=10)  # type: ignore[arg-type]
-    with pytest.raises(InvalidValue, match="payload is larger than 10 bytes of JSON"):
-        small.create("a", "x" * 9)
+def test_how_much_of_a_failure_is_kept() -> None:
+    error = ExecutionError(
+        message="m" * 20_000, code="c" * 300, stack="first" + "s" * 200_000 + "last"
+    )
+    assert error.stack is not None
+    assert error.code is not None
+    assert (len(error.message), len(error.code), len(error.stack)) == (10_000, 255, 100_000)
+    assert error.stack.endswith("slast")
+
+
+def test_the_size_is_a_setting_of_every_verb(database: Database, runner: asyncio.Runner) -> None:
+    store = SqlExecutionStore(database.engine)
+    async_engine = create_async_engine(database.url)
+    async_store = AsyncSqlExecutionStore(async_engine)
+    async_manager: Any = AsyncExecutionManager(async_store, max_json_bytes=10)
+    for manager in (
+        ExecutionManager(store, max_json_bytes=10),
+        Blocking(async_manager, runner),
+    ):
+        id = manager.start(manager.create("a", "x" * 8, metadata={"a": 123}).id).id
+        with pytest.raises(InvalidValue, match="payload is larger than 10 bytes of JSON"):
+            manager.create("a", "x" * 9)
+        with pytest.raises(InvalidValue, match="metadata is larger than 10 bytes of JSON"):
+            manager.create("a", metadata={"a": 12345})
+        with pytest.raises(InvalidValue, match="result is larger than 10 bytes of JSON"):
+            manager.complete(id, "x" * 9)
+        with pytest.raises(InvalidValue, match="value is larger than 10 bytes of JSON"):
+            manager.checkpoint(id, "k", "x" * 9)
+        manager.checkpoint(id, "k", "x" * 8)
+        manager.complete(id, "x" * 8)
+    with (
+        database.engine.connect() as connection,
+        pytest.raises(InvalidValue, match="larger than 10"),
+    ):
+        ExecutionManager(store, max_json_bytes=10).within(connection).create("a", "x" * 9)
+    for bad in (0, -1, None, "16", math.nan):
+        with pytest.raises(InvalidValue, match="max_json_bytes"):
+            ExecutionManager(store, max_json_bytes=bad)  # type: ignore[arg-type]
+    runner.run(async_engine.dispose())
+
+
+def test_the_boundaries_themselves_are_accepted(manager: ExecutionManager) -> None:
+    longest = "ü" * 255
+    created = manager.create(longest, idempotency_key=longest, max_attempts=2**31 - 1)
+    started = manager.start(created.id, worker=longest)
+    assert manager.checkpoint(created.id, longest, 1, attempt=1).checkpoints == {longest: 1}
+    manager.update_progress(created.id, 2**63 - 1, 2**63 - 1, message="m" * 10_000, percent=100)
+    assert manager.list(limit=10_000, type=longest)[0].worker == started.worker == longest
+    assert len(to_json("v", "x" * (16 * 2**20 - 2)).text) == 16 * 2**20
+
+
+def test_large_texts_with_an_e_and_a_plus_are_read_once() -> None:
+    """Not a matter of time: the pattern must not go back over what it has read."""
+    digits = [10**4299] * 200
+    assert to_json("v", ["e+", 1e300, *digits]).value == ["e+", 1e300, *digits]
+    assert to_json("v", "e+" + "x" * 10**7).value == "e+" + "x" * 10**7
+
+
+def test_what_is_in_a_dataclass_is_checked_too() -> None:
+    for bad in ({"b", "a"}, b"x", {1: "a", "1": "b"}, (n for n in [1]), [{None: 1}]):
+        with pytest.raises(InvalidValue):
+            to_json("v", Pair(Pair(1, bad), 2))
+
+
+class Sly(str):
+    """A text that lies about itself."""
+
+    def __contains__(self, part: object) -> bool:
+        return False
+
+    def encode(self, *args: Any) -> bytes:
+        return b""
+
+    def __getitem__(self, part: Any) -> str:
+        raise RuntimeError
+
+
+class SlyNumber(int):
+    def __int__(self) -> int:
+        return 2**70
+
+
+def test_subclasses_are_taken_for_what_they_are(manager: ExecutionManager) -> None:
+    for text in ("a\0b", "\ud800"):
+        with pytest.raises(InvalidValue):
+            manager.create(Sly(text))
+    assert manager.create("a", max_attempts=SlyNumber(3)).max_attempts == 3
+    id = manager.create("a").id
+    manager.start(id)
+    failed = manager.fail(id, Sly("a\0b"))
+    assert failed.error is not None
+    assert failed.error.message == "a\ufffdb"
+
+
+def test_a_status_may_be_named_very_often(manager: ExecutionManager) -> None:
+    assert manager.list(status=["pending"] * 300_000) == []
+    with pytest.raises(InvalidValue) as caught:
+        manager.list(status="x" * 2_000_000)
+    assert len(str(caught.value)) < 200
 
 
 def test_shared_references_that_explode_end_early() -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from execution_core import (
 )
 
 from .conftest import Blocking, Database
-from .memory import MemoryStore
+from .memory import memory_store
 from .situations import SITUATIONS
 
 KINDS: dict[str, Callable[[Any], Any]] = {
@@ -281,7 +281,7 @@ def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.R
     with pytest.raises(InvalidValue, match="engine must be an AsyncEngine, not Engine"):
         AsyncSqlExecutionStore(sync.engine)
     with pytest.raises(NotImplementedError, match="MemoryStore cannot join a transaction"):
-        ExecutionManager(MemoryStore()).within(sync.transaction)
+        ExecutionManager(memory_store()).within(sync.transaction)
     sync.close()
     colourful.close()
 
@@ -313,6 +313,68 @@ def test_an_engine_that_reads_json_its_own_way(database: Database) -> None:
     failed = manager.fail(created.id, "no")
     assert (failed.payload, failed.error and failed.error.message) == ({"price": 1.5}, "no")
     engine.dispose()
+
+
+def test_a_clock_is_asked_everywhere(database: Database, runner: asyncio.Runner) -> None:
+    ticks = iter(datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) for second in range(60))
+    clock = lambda: next(ticks)  # noqa: E731
+    async_engine = create_async_engine(
+        make_url(database.url).set(drivername="sqlite+aiosqlite")
+        if database.name == "sqlite"
+        else database.url
+    )
+    manager = ExecutionManager(SqlExecutionStore(database.engine, clock=clock))
+    blocking: Any = Blocking(
+        AsyncExecutionManager(AsyncSqlExecutionStore(async_engine, clock=clock)), runner
+    )
+    id = manager.create("a").id
+    with database.engine.begin() as connection:
+        assert manager.within(connection).start(id).updated_at.second == 1
+    assert blocking.checkpoint(id, "k", 1).updated_at.second == 2
+    assert blocking.update_progress(id, 1, 2).updated_at.second == 3
+    assert blocking.complete(id).completed_at == datetime(2026, 1, 1, 0, 0, 4, tzinfo=UTC)
+    runner.run(async_engine.dispose())
+
+
+def test_a_parent_cannot_go_while_a_child_is_made(database: Database) -> None:
+    with connect(database.url) as manager, database.engine.connect() as connection:
+        parent = manager.create("a")
+        manager.within(connection).delete(parent.id)
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(manager.create, "b", parent_id=parent.id)
+            time.sleep(0.3)
+            connection.commit()
+            with pytest.raises(ExecutionNotFound):
+                waiting.result(60)
+
+
+def test_transactions_begin_as_writers(database: Database) -> None:
+    """One that reads and then writes waits for its turn, and sees what the other wrote."""
+    with connect(database.url) as manager:
+        id = manager.create("a").id
+
+    def add_one(_: int) -> None:
+        engine = (
+            configure_sqlite(create_engine(database.url)) if database.name == "sqlite" else None
+        )
+        with (engine or database.engine).begin() as connection:
+            if database.name == "postgresql":
+                connection.execute(text("LOCK TABLE executions"))
+            read = "SELECT coalesce(progress_current, 0) FROM executions"
+            count = connection.execute(text(read)).scalar_one()
+            time.sleep(0.01)
+            ExecutionManager(SqlExecutionStore(database.engine)).within(connection).update_progress(
+                id, count + 1, 20
+            )
+        if engine:
+            engine.dispose()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add_one, range(20)))
+    with connect(database.url) as manager:
+        progress = manager.get(id).progress
+        assert progress is not None
+        assert progress.current == 20
 
 
 def test_a_clock_without_a_timezone_is_refused(database: Database) -> None:

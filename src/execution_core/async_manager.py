@@ -11,7 +11,7 @@ from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus
 from .store import AsyncExecutionStore, page
 from .transitions import Transition
-from .values import MAX_JSON_BYTES
+from .values import MAX_INTEGER, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -26,7 +26,7 @@ class AsyncExecutionManager:
 
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
-        self._max_bytes = max_json_bytes
+        self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
 
     async def create(
         self,

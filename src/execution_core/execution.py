@@ -39,7 +39,9 @@ class ExecutionStatus(StrEnum):
 def _cut(kept: slice) -> BeforeValidator:
     """Keep a part of a text, with U+FFFD for what no database text may hold."""
     return BeforeValidator(
-        lambda text: _UNSTORABLE.sub("\ufffd", text[kept]) if isinstance(text, str) else text
+        lambda text: (
+            _UNSTORABLE.sub("\ufffd", str.__str__(text)[kept]) if isinstance(text, str) else text
+        )
     )
 
 

@@ -11,7 +11,7 @@ from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus
 from .store import ExecutionStore, page
 from .transitions import Transition
-from .values import MAX_JSON_BYTES
+from .values import MAX_INTEGER, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -33,7 +33,7 @@ class ExecutionManager:
 
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
-        self._max_bytes = max_json_bytes
+        self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
 
     def create(
         self,

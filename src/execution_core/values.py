@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -41,7 +41,9 @@ MAX_TIMEOUT = timedelta(days=36_500)
 
 _UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _NUL_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-_TEXT_OR_LARGE_FLOAT: Final = re.compile(r'"(?:[^"\\]|\\.)*"|-?[\d.]+e\+\d+')
+_TEXT_OR_LARGE_FLOAT: Final = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.])-?[\d.]+e\+\d+', re.ASCII
+)
 _CONTAINERS: Final = (dict, list, tuple)
 _ENCODABLE: Final = (date, time, timedelta, UUID, Decimal, Enum, BaseModel)
 
@@ -94,6 +96,7 @@ def text(argument: str, value: object, most: int) -> str:
     """Return a text that every database can hold, of `most` characters."""
     if not isinstance(value, str):
         raise InvalidValue(argument, f"must be a text, not {_type(value)}")
+    value = str.__str__(value)  # an enum of texts goes in as the plain text that it is
     if "\0" in value:
         raise InvalidValue(argument, "holds U+0000, which PostgreSQL cannot store")
     try:
@@ -102,7 +105,7 @@ def text(argument: str, value: object, most: int) -> str:
         raise InvalidValue(argument, "holds a lone surrogate, which is no character") from error
     if len(value) > most:
         raise InvalidValue(argument, f"must have at most {most} characters, not {len(value)}")
-    return str.__str__(value)  # an enum of texts goes in as the plain text that it is
+    return value
 
 
 def name(argument: str, value: object) -> str:
@@ -116,9 +119,10 @@ def integer(argument: str, value: object, least: int, most: int) -> int:
     """Return a whole number within bounds."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidValue(argument, f"must be a whole number, not {_type(value)}")
+    value = int.__int__(value)
     if not least <= value <= most:
         raise InvalidValue(argument, f"must be from {least} to {most}, not {_number(value)}")
-    return int(value)
+    return value
 
 
 def flag(argument: str, value: object) -> bool:
@@ -143,9 +147,10 @@ def statuses(value: object) -> tuple[ExecutionStatus, ...]:
         value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     )
     try:
-        return tuple(ExecutionStatus(status) for status in several)
-    except ValueError as error:
-        raise InvalidValue("status", f"must be of {', '.join(ExecutionStatus)}: {error}") from error
+        return tuple(dict.fromkeys(ExecutionStatus(status) for status in several))
+    except ValueError:
+        known = ", ".join(ExecutionStatus)
+        raise InvalidValue("status", f"must be one or several of {known}") from None
 
 
 def progress(current: object, total: object, message: object, percent: object) -> ProgressInfo:
@@ -171,11 +176,12 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
     """Return a value as JSON text that reads back as it went in.
 
     Dicts with text keys, lists, tuples, texts, numbers, bools and None; datetime, UUID, Decimal,
-    Enum, dataclasses and pydantic models as pydantic serialises them.
+    Enum, dataclasses and pydantic models as pydantic serialises them. What a pydantic model holds
+    is for pydantic to say: it makes lists of sets, in any order.
     """
     _check_containers(argument, value, max_bytes)
     try:
-        document = _dump(value, default=lambda part: _encodable(argument, part))
+        document = _dump(value, default=lambda part: _encodable(argument, part, max_bytes))
     except (ValueError, RecursionError) as error:  # NaN, Infinity, an int beyond 4,300 digits
         raise InvalidValue(argument, f"is not JSON: {error}") from error
     if "e+" in document:
@@ -242,18 +248,21 @@ def _check_containers(argument: str, value: object, max_bytes: int) -> None:
         stack += [(child, depth + 1) for child in children if isinstance(child, _CONTAINERS)]
 
 
-def _encodable(argument: str, part: object) -> Any:
-    if isinstance(part, _ENCODABLE) or (is_dataclass(part) and not isinstance(part, type)):
-        try:
-            encoded = to_jsonable_python(part)
-        except ValueError as error:
-            raise InvalidValue(
-                argument, f"holds {_type(part)} that is not JSON: {error}"
-            ) from error
+def _encodable(argument: str, part: object, max_bytes: int) -> Any:
+    plain = not isinstance(part, type) and not hasattr(part, "__pydantic_serializer__")
+    if is_dataclass(part) and plain:
+        # Field by field, so that what is in them is checked as well.
+        encoded = {each.name: getattr(part, each.name) for each in fields(part)}
+        _check_containers(argument, encoded, max_bytes)
         return encoded
-    raise InvalidValue(
-        argument, f"holds {_type(part)}, which JSON cannot hold or would change in silence"
-    )
+    if not isinstance(part, _ENCODABLE):
+        raise InvalidValue(
+            argument, f"holds {_type(part)}, which JSON cannot hold or would change in silence"
+        )
+    try:
+        return to_jsonable_python(part)
+    except ValueError as error:
+        raise InvalidValue(argument, f"holds {_type(part)} that is not JSON: {error}") from error
 
 
 def _type(value: object) -> str:

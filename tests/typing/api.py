@@ -6,7 +6,7 @@ from typing import Any, assert_type
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from tests.memory import AsyncMemoryStore, MemoryStore
+from tests.memory import AsyncMemoryStore
 
 from execution_core import (
     AsyncExecutionManager,
@@ -34,7 +34,6 @@ store: ExecutionStore = SqlExecutionStore(engine, clock=datetime.now)
 async_store: AsyncExecutionStore = AsyncSqlExecutionStore(
     create_async_engine("sqlite+aiosqlite://")
 )
-own: ExecutionStore = MemoryStore()
 async_own: AsyncExecutionStore = AsyncMemoryStore()
 
 

@@ -1,5 +1,7 @@
 """Engines with sound settings, for this library's own use and for hosts that want the same."""
 
+import sqlite3
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -9,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext import asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from .. import values
 from ..errors import InvalidValue
 
 AnyEngine = TypeVar("AnyEngine", Engine, AsyncEngine)
@@ -53,18 +56,33 @@ def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOU
     if event.contains(sync_engine, "begin", _begin):
         return engine
     event.listen(sync_engine, "begin", _begin)
-    milliseconds = busy_timeout // timedelta(milliseconds=1)
+    busy_timeout = values.duration("busy_timeout", busy_timeout)
+    milliseconds = min(busy_timeout // timedelta(milliseconds=1), values.MAX_INTEGER)
 
     @event.listens_for(sync_engine, "connect")
     def prepare(connection: Any, record: Any) -> None:  # noqa: ARG001
         connection.isolation_level = None  # transactions begin where `_begin` says, nowhere else
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _enter_wal(cursor, patience=milliseconds / 1000)
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
     return engine
+
+
+def _enter_wal(cursor: Any, patience: float) -> None:
+    """Wait for others by hand: switching a new file to WAL heeds no busy timeout."""
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > limit:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin(connection: Connection) -> None:

@@ -124,7 +124,7 @@ def execution(row: Row[Any]) -> Execution:
     current, total, percent, message = (fields.pop(column.name) for column in _PROGRESS)
     if current is not None:
         fields["progress"] = ProgressInfo.model_construct(
-            current=current, total=total, percent=percent, message=message
+            current=current, total=total, percent=float(percent), message=message
         )
     if (timeout_ms := fields.pop("timeout_ms")) is not None:
         fields["timeout"] = timeout_ms * _MILLISECOND

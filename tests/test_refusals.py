@@ -1,0 +1,104 @@
+"""Why a transition matched nothing, decided from the row alone; and what the problems carry."""
+
+import copy
+import pickle
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from execution_core import (
+    ConcurrentUpdate,
+    Execution,
+    ExecutionManager,
+    ExecutionNotFound,
+    ExecutionProblem,
+    ExecutionStatus,
+    IdempotencyConflict,
+    InvalidStateTransition,
+    InvalidValue,
+    MaxRetriesExceeded,
+    StaleAttempt,
+)
+from execution_core import transitions as t
+from execution_core.creation import Creation
+
+ID = "0198a000-0000-7000-8000-000000000001"
+
+
+def found(status: str, attempts: int = 1, max_attempts: int = 2) -> Execution:
+    now = datetime.now(UTC)
+    return Execution(
+        id=ID, type="a", status=ExecutionStatus(status), attempts=attempts,
+        max_attempts=max_attempts, created_at=now, updated_at=now,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("transition", "row", "refused"),
+    [
+        (t.complete(1, None), None, ExecutionNotFound),
+        (t.complete(1, None), found("failed"), InvalidStateTransition),
+        (t.complete(1, 1), found("running", 2), StaleAttempt),
+        (t.complete(1, 1), found("completed", 2), InvalidStateTransition),
+        (t.complete(1, 1), found("running", 1), ConcurrentUpdate),
+        (t.complete(1, None), found("running"), ConcurrentUpdate),
+        (t.retry(), found("failed", 2), MaxRetriesExceeded),
+        (t.retry(), found("failed", 1), ConcurrentUpdate),
+        (t.start(None), found("retrying", 2), MaxRetriesExceeded),
+        (t.start(None), found("pending", 0), ConcurrentUpdate),
+        (t.fail("x", True, None), found("running", 2), ConcurrentUpdate),
+        (t.checkpoint("k", 1, 0), found("pending", 1), StaleAttempt),
+    ],
+)
+def test_refusal(transition: t.Transition, row: Execution | None, refused: type) -> None:
+    problem = t.refusal(transition, ID, row)
+    assert type(problem) is refused
+    assert isinstance(problem, ExecutionProblem)
+    with pytest.raises(refused):
+        t.unmoved(transition, ID, row)
+
+
+def test_start_needs_an_attempt() -> None:
+    assert t.start(None).apply(found("retrying", 2), datetime.now(UTC)) is None
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ExecutionNotFound(execution_id=ID),
+        InvalidStateTransition(ID, "start", t.FAILED, t.RUNNING, (t.PENDING, t.RETRYING)),
+        InvalidStateTransition(ID, "checkpoint", t.FAILED, None, t.LIVE),
+        MaxRetriesExceeded(ID, attempts=2, max_attempts=2),
+        IdempotencyConflict("key", ID),
+        StaleAttempt(ID, 1, current_attempt=2),
+        ConcurrentUpdate("start", ID),
+        InvalidValue(argument="payload", reason="is not JSON"),
+    ],
+    ids=lambda problem: type(problem).__name__,
+)
+def test_problems_survive_the_way_between_processes(problem: ExecutionProblem) -> None:
+    for twin in (pickle.loads(pickle.dumps(problem)), copy.copy(problem), copy.deepcopy(problem)):
+        assert type(twin) is type(problem)
+        assert (str(twin), vars(twin)) == (str(problem), vars(problem))
+        assert twin.code == problem.code
+        assert "{" not in str(twin)
+
+
+class Reluctant:
+    """A store in which what stands in the way of the first creation is gone when looked for."""
+
+    def __init__(self) -> None:
+        self.created = 0
+
+    def create(self, creation: Creation) -> Execution | None:
+        self.created += 1
+        return creation.apply(datetime.now(UTC)) if self.created > 1 else None
+
+    def find_by_idempotency_key(self, key: str) -> None: ...
+
+
+def test_a_create_tries_again_when_the_way_is_free() -> None:
+    store: Any = Reluctant()
+    assert ExecutionManager(store).create("a", idempotency_key="k").idempotency_key == "k"
+    assert store.created == 2
