@@ -189,7 +189,8 @@ def _delete() -> ReturningDelete[Any]:
 
 
 def _allowed(move: Move) -> ColumnElement[bool]:
-    allowed = columns.status.in_([_status(source) for source in move.sources])
+    sources = [_status(source) for source in move.sources]
+    allowed = columns.status.in_(sources) if len(sources) > 1 else columns.status == sources[0]
     return and_(allowed, columns.attempts < columns.max_attempts) if move.needs_attempt else allowed
 
 

@@ -42,12 +42,8 @@ class Timestamp(TypeDecorator[datetime]):
         return dialect.type_descriptor(DateTime(timezone=True) if _postgresql(dialect) else Text())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """Refuse a naive time: whose would it be?"""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"a time without a timezone: {value!r}")
-        if _postgresql(dialect):
+        """Spell an aware time as SQLite's date functions read it."""
+        if value is None or _postgresql(dialect):
             return value
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
