@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -179,8 +181,6 @@ def test_offline_sql_makes_the_same_schema(empty_url: str) -> None:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     if empty_url.startswith("sqlite"):
-        import sqlite3
-
         raw = sqlite3.connect(empty_url.removeprefix("sqlite:///"))
         raw.executescript(printed)
         raw.close()
@@ -669,27 +669,22 @@ def test_an_attempt_is_by_who_started_it(database: Database, manager: ExecutionM
     assert attempt["worker"] == "one"
 
 
-def connect_first(url: str, barrier: Any, answers: Any) -> None:
-    engine = create_sync_engine(url)
-    try:
-        barrier.wait(60)
-        with engine.connect() as connection:
-            answers.put(connection.execute(text("PRAGMA journal_mode")).scalar_one())
-    except Exception as error:
-        answers.put(repr(error))
+def test_a_new_file_turns_to_wal_when_its_readers_are_done(tmp_path: Path) -> None:
+    """As when several processes meet at a new file: SQLite itself would not wait."""
+    reader = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
+    reader.execute("CREATE TABLE t (id)")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM t").fetchall()
+    engine = create_sync_engine(f"sqlite:///{tmp_path}/new.db")
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(engine.connect)
+        time.sleep(0.3)
+        assert not waiting.done()
+        reader.execute("COMMIT")
+        with waiting.result(60) as connection:
+            assert connection.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
+    reader.close()
     engine.dispose()
-
-
-def test_processes_that_make_a_file_at_once_do_not_collide(tmp_path: Path) -> None:
-    for n in range(20):
-        barrier, answers = spawn.Barrier(4), spawn.Queue()
-        arguments = (f"sqlite:///{tmp_path}/{n}.db", barrier, answers)
-        processes = [spawn.Process(target=connect_first, args=arguments) for _ in range(4)]
-        for process in processes:
-            process.start()
-        assert [answers.get(timeout=60) for _ in processes] == ["wal"] * 4
-        for process in processes:
-            process.join()
 
 
 def test_sqlite_without_foreign_keys_forgets_as_well(database: Database) -> None:

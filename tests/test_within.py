@@ -1,6 +1,7 @@
 """The caller's transaction: joined, never ended, usable after a refusal."""
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -396,12 +397,16 @@ def test_cancelled_tasks_leave_pool_and_database_free(database: Database) -> Non
     async def cancel_many() -> None:
         async with connect_async(database.url) as manager:
             id = (await manager.create("a")).id
-            for n in range(150):
+            for n in range(200):
                 task = asyncio.create_task(manager.checkpoint(id, "k", n))
-                await asyncio.sleep(random.choice([0, 0.0003, 0.001, 0.002]))
+                for _ in range(n % 25):  # at one await after the other
+                    await asyncio.sleep(0)
+                if n % 2:
+                    await asyncio.sleep(random.choice([0.0003, 0.001, 0.002]))
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            gc.collect()  # complains of connections that nobody gave back
             with connect(database.url) as other:  # finds no lock that the cancelled left behind
                 other.checkpoint(id, "k", "done")
             assert (await manager.get(id)).checkpoints == {"k": "done"}
