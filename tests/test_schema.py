@@ -669,21 +669,20 @@ def test_an_attempt_is_by_who_started_it(database: Database, manager: ExecutionM
     assert attempt["worker"] == "one"
 
 
-def test_a_new_file_turns_to_wal_when_its_readers_are_done(tmp_path: Path) -> None:
-    """As when several processes meet at a new file: SQLite itself would not wait."""
-    reader = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
-    reader.execute("CREATE TABLE t (id)")
-    reader.execute("BEGIN")
-    reader.execute("SELECT * FROM t").fetchall()
+def test_a_new_file_turns_to_wal_when_its_writer_is_done(tmp_path: Path) -> None:
+    """As when several processes meet at a new file: SQLite itself does not wait then."""
+    writer = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
+    writer.execute("CREATE TABLE t (id)")
+    writer.execute("BEGIN IMMEDIATE")
     engine = create_sync_engine(f"sqlite:///{tmp_path}/new.db")
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(engine.connect)
         time.sleep(0.3)
         assert not waiting.done()
-        reader.execute("COMMIT")
+        writer.execute("COMMIT")
         with waiting.result(60) as connection:
             assert connection.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
-    reader.close()
+    writer.close()
     engine.dispose()
 
 
