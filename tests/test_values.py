@@ -297,12 +297,19 @@ class Detailed(ExecutionError, frozen=True, arbitrary_types_allowed=True):
     more: object
 
 
+class Haunted(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no cause for you")
+
+
 FAILURES = {
     "nul": ValueError("a\0b"),
     "lone surrogate": ValueError("a\ud800b"),
     "megabytes": ValueError("x" * 5_000_000),
     "unprintable": Unprintable(),
     "chatty": Chatty(),
+    "haunted": Haunted("boo"),
     "text with nul": "a\0b",
     "text with a surrogate": "\udfff",
     "text of megabytes": "y" * 5_000_000,

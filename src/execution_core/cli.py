@@ -11,24 +11,23 @@ from sqlalchemy.exc import DBAPIError
 
 from . import migrate
 from .errors import ExecutionProblem
-from .sql.engines import DEFAULT_URL, database_url
+from .sql.engines import DEFAULT_URL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 refused or failed, 2 misused."""
     options = _parser().parse_args(arguments)
     try:
-        database_url(options.url)
-        shown = repr(make_url(options.url))  # the repr of a URL hides its password
         if options.sql:
             migrate.upgrade_sql(options.url)
         else:
             migrate.upgrade(options.url)
-            print(f"{shown} is at {migrate.current(options.url)}")
+            # The repr of a URL hides its password.
+            print(f"{make_url(options.url)!r} is at {migrate.current(options.url)}")
     except ExecutionProblem as problem:
         return _refused(str(problem))
     except DBAPIError as error:
-        return _refused(f"{shown}: {error.orig}")
+        return _refused(f"{make_url(options.url)!r}: {error.orig}")
     return 0
 
 
