@@ -63,6 +63,14 @@ def test_start_needs_an_attempt() -> None:
     assert t.start(None).apply(found("retrying", 2), datetime.now(UTC)) is None
 
 
+def test_every_change_is_an_update() -> None:
+    later = datetime(2100, 1, 1, tzinfo=UTC)
+    for transition in (t.checkpoint("k", 1, None), t.update_progress(1, 2, None, None, None)):
+        changed = transition.apply(found("running"), later)
+        assert changed is not None
+        assert (changed.status, changed.updated_at) == ("running", later)
+
+
 @pytest.mark.parametrize(
     "problem",
     [

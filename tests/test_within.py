@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +390,9 @@ def test_configuring_twice_is_configuring_once(tmp_path: Path) -> None:
         connection.execute(text("SELECT 1"))
     engine.dispose()
     async_engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    for bad in (5, timedelta(0), None):
+        with pytest.raises(InvalidValue, match="busy_timeout"):
+            configure_sqlite(async_engine, busy_timeout=bad)  # type: ignore[arg-type]
     assert configure_sqlite(async_engine) is async_engine
 
 

@@ -43,7 +43,7 @@ class AsyncSqlExecutionStore:
         self._clock = clock
 
     def within(
-        self, transaction: "AsyncConnection | AsyncSession | async_scoped_session[Any]"
+        self, transaction: AsyncConnection | AsyncSession | async_scoped_session[Any]
     ) -> Self:
         """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
         if not isinstance(transaction, AsyncConnection | AsyncSession | async_scoped_session):

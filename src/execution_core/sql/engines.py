@@ -48,16 +48,16 @@ def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOU
         The same engine.
 
     Raises:
-        InvalidValue: it is over another database.
+        InvalidValue: it is over another database, or the timeout is no positive timedelta.
     """
     sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if engine.dialect.name != "sqlite":
         raise InvalidValue("engine", f"must be over SQLite, not {engine.dialect.name}")
+    patience = values.duration("busy_timeout", busy_timeout)
+    milliseconds = min(patience // timedelta(milliseconds=1), values.MAX_INTEGER)
     if event.contains(sync_engine, "begin", _begin):
         return engine
     event.listen(sync_engine, "begin", _begin)
-    busy_timeout = values.duration("busy_timeout", busy_timeout)
-    milliseconds = min(busy_timeout // timedelta(milliseconds=1), values.MAX_INTEGER)
 
     @event.listens_for(sync_engine, "connect")
     def prepare(connection: Any, record: Any) -> None:  # noqa: ARG001

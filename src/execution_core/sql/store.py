@@ -40,7 +40,7 @@ class SqlExecutionStore:
         self._bind: Engine | Connection | Session | scoped_session[Any] = single_statements(engine)
         self._clock = clock
 
-    def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
+    def within(self, transaction: Connection | Session | scoped_session[Any]) -> Self:
         """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
         if not isinstance(transaction, Connection | Session | scoped_session):
             raise InvalidValue(
