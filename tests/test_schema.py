@@ -324,7 +324,7 @@ def test_a_host_can_list_our_versions_beside_its_own(empty_url: str, tmp_path: P
         command.upgrade(alembic, "heads")
     with engine.connect() as connection:
         versions = set(connection.scalars(text("SELECT version_num FROM alembic_version")))
-    assert versions == {"host_1", "execution_core_0001"}
+    assert versions == {"host_1", "execution_core_0002"}
     ExecutionManager(SqlExecutionStore(engine)).create("a")
     engine.dispose()
 

@@ -290,10 +290,10 @@ def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.R
 def test_a_joined_manager_closes_nothing(database: Database) -> None:
     with connect(database.url) as manager, database.engine.connect() as connection:
         created = manager.create("a")
-        pool = manager._store._bind.pool  # type: ignore[attr-defined]
+        pool = manager._store._bind.engine.pool  # type: ignore[attr-defined]
         with manager.within(connection) as joined:
             assert joined.get(created.id) == created
-        assert manager._store._bind.pool is pool  # type: ignore[attr-defined]
+        assert manager._store._bind.engine.pool is pool  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 2}])
@@ -413,7 +413,8 @@ def test_cancelled_tasks_leave_pool_and_database_free(database: Database) -> Non
             with connect(database.url) as other:  # finds no lock that the cancelled left behind
                 other.checkpoint(id, "k", "done")
             assert (await manager.get(id)).checkpoints == {"k": "done"}
-            assert manager._store._bind.pool.checkedout() == 0  # type: ignore[attr-defined]
+            pool = manager._store._bind.engine.pool  # type: ignore[attr-defined]
+        assert pool.checkedout() == 0
 
     asyncio.run(cancel_many())
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from types import NoneType
 from typing import Any, Final
 from uuid import UUID
 
@@ -44,7 +45,7 @@ _NUL_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _TEXT_OR_LARGE_FLOAT: Final = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.])-?[\d.]+e\+\d+', re.ASCII
 )
-_CONTAINERS: Final = (dict, list, tuple)
+_SCALARS: Final = frozenset((str, int, float, bool, NoneType))
 _ENCODABLE: Final = (date, time, timedelta, UUID, Decimal, Enum, BaseModel)
 
 
@@ -76,6 +77,9 @@ class Entry:
     def null_text(self) -> str:
         """The same object with null in the value's place: the JSON merge patch that removes it."""
         return f"{{{_dump(self.key)}:null}}"
+
+
+EMPTY: Final = Json("{}")
 
 
 def new_id() -> str:
@@ -199,7 +203,9 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
 
 def json_object(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Json:
     """Return a JSON object; None is an empty one."""
-    document = to_json(argument, {} if value is None else value, max_bytes)
+    if value is None:
+        return EMPTY
+    document = to_json(argument, value, max_bytes)
     if not document.text.startswith("{"):
         raise InvalidValue(argument, f"must be a JSON object, not {_type(value)}")
     return document
@@ -227,25 +233,31 @@ def _spelt_out(match: re.Match[str]) -> str:
 
 def _check_containers(argument: str, value: object, max_bytes: int) -> None:
     """Refuse what json.dumps lets pass or trips over: keys that are no text, cycles, depth."""
-    budget = max_bytes  # each container takes two: an end to shared references that explode
-    stack = [(value, 1)]
-    while stack:
-        part, depth = stack.pop()
-        if isinstance(part, dict):
-            for key in part:
-                if not isinstance(key, str):
-                    raise InvalidValue(argument, f"has a key that is {_type(key)}, not a text")
-            children: Iterable[object] = part.values()
-        elif isinstance(part, list | tuple):
-            children = part
-        else:
-            continue
-        budget -= 2
-        if depth > MAX_DEPTH:
-            raise InvalidValue(argument, f"is nested deeper than {MAX_DEPTH} levels, or in itself")
-        if budget < 0:
-            raise InvalidValue(argument, f"is larger than {max_bytes} bytes of JSON")
-        stack += [(child, depth + 1) for child in children if isinstance(child, _CONTAINERS)]
+    # Each container takes two bytes: an end to shared references that explode.
+    budget = max_bytes // 2
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                try:
+                    "".join(part)  # the quickest way to see that all keys are texts
+                except TypeError:
+                    key = next(key for key in part if not isinstance(key, str))
+                    raise InvalidValue(
+                        argument, f"has a key that is {_type(key)}, not a text"
+                    ) from None
+                deeper += [child for child in part.values() if type(child) not in _SCALARS]
+            elif isinstance(part, list | tuple):
+                deeper += [child for child in part if type(child) not in _SCALARS]
+            if len(deeper) > budget:
+                raise InvalidValue(argument, f"is larger than {max_bytes} bytes of JSON")
+        if not deeper:
+            return
+        level = deeper
+        budget -= len(level)
+    if any(isinstance(part, dict | list | tuple) for part in level):
+        raise InvalidValue(argument, f"is nested deeper than {MAX_DEPTH} levels, or in itself")
 
 
 def _encodable(argument: str, part: object, max_bytes: int) -> Any:

@@ -1,13 +1,11 @@
 """Executions in PostgreSQL or SQLite, for asyncio: the twin of `store`."""
 
-import asyncio
 import builtins
-from collections.abc import Coroutine
+from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -21,12 +19,11 @@ from ..execution import Execution
 from ..store import Page
 from ..transitions import Transition
 from . import statements
-from .engines import single_statements
+from .async_direct import AsyncDirect
+from .direct import Values, ordinary
 from .schema import executions
 from .statements import Query
-from .store import Clock, read, rows
-
-T = TypeVar("T")
+from .store import Clock, read
 
 
 class AsyncSqlExecutionStore:
@@ -38,8 +35,8 @@ class AsyncSqlExecutionStore:
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
         if not isinstance(engine, AsyncEngine):
             raise InvalidValue("engine", f"must be an AsyncEngine, not {type(engine).__name__}")
-        self._bind: AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any]
-        self._bind = AsyncEngine(single_statements(engine.sync_engine))
+        self._bind: AsyncDirect | AsyncConnection | AsyncSession | async_scoped_session[Any]
+        self._bind = AsyncDirect(engine.sync_engine)
         self._clock = clock
 
     def within(
@@ -83,36 +80,14 @@ class AsyncSqlExecutionStore:
         rows = await self._rows(query)
         return statements.execution(rows[0]) if rows else None
 
-    async def _rows(self, query: Query) -> builtins.list[Row[Any]]:
+    async def _rows(self, query: Query) -> Sequence[Values]:
         match self._bind:
-            case AsyncEngine():
-                return await uninterrupted(own_rows(self._bind, query))
+            case AsyncDirect():
+                return await self._bind.rows_async(query)
             case AsyncConnection():
-                return await self._bind.run_sync(rows, query)
+                return await self._bind.run_sync(ordinary, query)
             case _:
-                return await (await self._bind.connection()).run_sync(rows, query)
+                return await (await self._bind.connection()).run_sync(ordinary, query)
 
     def _now(self) -> datetime | None:
         return read(self._clock)
-
-
-async def own_rows(engine: AsyncEngine, query: Query) -> list[Row[Any]]:
-    """Run a query on a connection of its own."""
-    async with engine.begin() as connection:
-        return await connection.run_sync(rows, query)
-
-
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Let `work` end before a cancellation goes on.
-
-    A statement whose caller is gone would keep its connection, and in SQLite the lock on the whole
-    database, until the garbage collector comes by.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen, so that asyncio does not report it
-        raise

@@ -18,19 +18,39 @@ AnyEngine = TypeVar("AnyEngine", Engine, AsyncEngine)
 
 PSYCOPG: Final = ("psycopg", "psycopg_async")
 DEFAULT_URL: Final = "sqlite:///executions.db"
+OWN_POOL: Final = 15
+"""Connections of an engine of our own, at most: as many as SQLAlchemy's default, but all kept."""
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
 
 
-def create_sync_engine(url: str | URL) -> Engine:
-    """Return an engine for a PostgreSQL (psycopg) or SQLite URL."""
-    engine = _made(create_engine, database_url(url, sqlite="pysqlite"))
+def create_sync_engine(url: str | URL, *, own: bool = False) -> Engine:
+    """Return an engine for a PostgreSQL (psycopg) or SQLite URL.
+
+    With `own`, nobody but this library uses it: for single statements alone.
+    """
+    parsed = database_url(url, sqlite="pysqlite")
+    engine = _made(create_engine, parsed, **_settings(parsed, own=own))
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
-def create_async_engine(url: str | URL) -> AsyncEngine:
+def create_async_engine(url: str | URL, *, own: bool = False) -> AsyncEngine:
     """Return an asyncio engine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
-    engine = _made(asyncio.create_async_engine, database_url(url, sqlite="aiosqlite"))
+    parsed = database_url(url, sqlite="aiosqlite")
+    engine = _made(asyncio.create_async_engine, parsed, **_settings(parsed, own=own))
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
+
+
+def _settings(url: URL, *, own: bool) -> dict[str, Any]:
+    if not own:
+        return {}
+    settings: dict[str, Any] = {"pool_reset_on_return": None}  # no transaction is ever left open
+    if url.get_backend_name() == "postgresql":
+        settings |= {
+            "isolation_level": "AUTOCOMMIT",
+            "pool_size": OWN_POOL,
+            "max_overflow": OWN_POOL,
+        }
+    return settings
 
 
 def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOUT) -> AnyEngine:
@@ -133,9 +153,9 @@ def database_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
     )
 
 
-def _made(create: Callable[[URL], AnyEngine], url: URL) -> AnyEngine:
+def _made(create: Callable[..., AnyEngine], url: URL, **settings: Any) -> AnyEngine:
     try:
-        return create(url)
+        return create(url, **settings)
     except ModuleNotFoundError as error:
         extra = "postgresql" if url.get_backend_name() == "postgresql" else "asyncio"
         raise InvalidValue(

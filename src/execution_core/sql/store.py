@@ -1,12 +1,12 @@
 """Executions in PostgreSQL or SQLite."""
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from datetime import datetime
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from ..creation import Creation
@@ -15,9 +15,9 @@ from ..execution import Execution
 from ..store import Page
 from ..transitions import Transition
 from . import statements
-from .engines import single_statements
+from .direct import Direct, Values, ordinary
 from .schema import executions
-from .statements import WHOLE, Query
+from .statements import Query
 
 Clock = Callable[[], datetime]
 
@@ -37,7 +37,7 @@ class SqlExecutionStore:
     def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
         if not isinstance(engine, Engine):
             raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
-        self._bind: Engine | Connection | Session | scoped_session[Any] = single_statements(engine)
+        self._bind: Direct | Connection | Session | scoped_session[Any] = Direct(engine)
         self._clock = clock
 
     def within(self, transaction: Connection | Session | scoped_session[Any]) -> Self:
@@ -79,15 +79,14 @@ class SqlExecutionStore:
         rows = self._rows(query)
         return statements.execution(rows[0]) if rows else None
 
-    def _rows(self, query: Query) -> builtins.list[Row[Any]]:
+    def _rows(self, query: Query) -> Sequence[Values]:
         match self._bind:
-            case Engine():
-                with self._bind.begin() as connection:
-                    return rows(connection, query)
+            case Direct():
+                return self._bind.rows(query)
             case Connection():
-                return rows(self._bind, query)
+                return ordinary(self._bind, query)
             case _:
-                return rows(self._bind.connection(), query)
+                return ordinary(self._bind.connection(), query)
 
     def _now(self) -> datetime | None:
         return read(self._clock)
@@ -99,9 +98,3 @@ def read(clock: Clock | None) -> datetime | None:
     if now is not None and now.tzinfo is None:
         raise InvalidValue("clock", "must return aware datetimes, as datetime.now(UTC) does")
     return now
-
-
-def rows(connection: Connection, query: Query) -> list[Row[Any]]:
-    """Run a query and read all its rows."""
-    statement, parameters = query
-    return list(connection.execute(statement, parameters, execution_options=WHOLE))

@@ -1,11 +1,12 @@
 """The few column types and expressions that differ between PostgreSQL and SQLite."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, DateTime, Dialect, Text
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -14,8 +15,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from ..execution import ExecutionError
 from ..values import Entry, Json
 
-Id = Text().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
-"""A UUID; in SQLite its text with dashes, for those who read it."""
+_DECODE = json.JSONDecoder().decode
 
 
 class _Expression(FunctionElement[Any]):
@@ -24,11 +24,45 @@ class _Expression(FunctionElement[Any]):
     postgresql: str
     sqlite: str
 
+    def __init__(self, *clauses: ColumnElement[Any], type_: TypeEngine[Any] | None = None) -> None:
+        super().__init__(*clauses)
+        if type_ is not None:
+            self.type = type_
+
 
 @compiles(_Expression)
 def _spelt(element: _Expression, compiler: SQLCompiler, **kw: Any) -> str:
     spelling: str = getattr(element, compiler.dialect.name)
     return spelling.format(*(compiler.process(clause, **kw) for clause in element.clauses))
+
+
+class as_text(_Expression):  # noqa: N801 - reads as the function it is
+    """A column as text.
+
+    Out of PostgreSQL too: what the driver makes of a uuid or jsonb is for the host's engine to set.
+    """
+
+    inherit_cache = True
+    postgresql = "{0}::text"
+    sqlite = "{0}"
+
+
+class Id(TypeDecorator[str]):
+    """A UUID, read as its text with dashes; in SQLite that text itself."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Store as text only where there is no type for it."""
+        return dialect.type_descriptor(UUID(as_uuid=False) if _postgresql(dialect) else Text())
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Read the text."""
+        return as_text(column, type_=Text())
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """Leave it as it was read."""
 
 
 class Timestamp(TypeDecorator[datetime]):
@@ -41,18 +75,13 @@ class Timestamp(TypeDecorator[datetime]):
         """Store as text only where there is no type for it."""
         return dialect.type_descriptor(DateTime(timezone=True) if _postgresql(dialect) else Text())
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
         """Spell an aware time as SQLite's date functions read it."""
-        if value is None or _postgresql(dialect):
-            return value
-        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return None if _postgresql(dialect) else _spelt_time
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
         """Read it in UTC, whatever the connection's timezone is."""
-        if value is None:
-            return None
-        time: datetime = value if _postgresql(dialect) else datetime.fromisoformat(value)
-        return time.astimezone(UTC)
+        return _in_utc if _postgresql(dialect) else _read_time
 
 
 class _Jsonb(UserDefinedType[Any]):
@@ -66,10 +95,7 @@ class _Jsonb(UserDefinedType[Any]):
 
 
 class JsonText(TypeDecorator[Any]):
-    """Checked JSON on its way in, any JSON value on its way out, as text both ways. None is NULL.
-
-    As text out of PostgreSQL too: what the driver makes of jsonb is for the host's engine to set.
-    """
+    """Checked JSON on its way in, any JSON on its way out, as text both ways. None is NULL."""
 
     impl = Text
     cache_ok = True
@@ -78,33 +104,17 @@ class JsonText(TypeDecorator[Any]):
         """Store as text only where there is no type for it."""
         return dialect.type_descriptor(_Jsonb() if _postgresql(dialect) else Text())
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
         """Take what `values` has checked; nothing else is JSON here."""
-        match value:
-            case None:
-                return None
-            case Json() | Entry():
-                return value.text
-            case ExecutionError():
-                return value.model_dump_json(exclude_none=True)
-        raise TypeError(f"not checked to be JSON: {type(value).__name__}")
+        return _checked_text
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Read the text."""
-        return json_text(column)
+        return as_text(column, type_=self)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
         """Read it as everybody else's JSON is read."""
-        return None if value is None else json.loads(value)
-
-
-class json_text(_Expression):  # noqa: N801 - reads as the function it is
-    """A JSON column as text."""
-
-    type = JsonText()
-    inherit_cache = True
-    postgresql = "{0}::text"
-    sqlite = "{0}"
+        return _read_json
 
 
 class database_now(_Expression):  # noqa: N801
@@ -152,3 +162,34 @@ class merged(_Expression):  # noqa: N801
 
 def _postgresql(dialect: Dialect) -> bool:
     return dialect.name == "postgresql"
+
+
+def _spelt_time(value: datetime | None) -> str | None:
+    if value is None:
+        return None
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _read_time(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    return None if value is None else value.astimezone(UTC)
+
+
+def _checked_text(value: object) -> str | None:
+    match value:
+        case None:
+            return None
+        case Json() | Entry():
+            return value.text
+        case ExecutionError():
+            return value.model_dump_json(exclude_none=True)
+    raise TypeError(f"not checked to be JSON: {type(value).__name__}")
+
+
+def _read_json(value: str | None) -> Any:
+    if value is None:
+        return None
+    return {} if value == "{}" else _DECODE(value)  # most objects are empty

@@ -1,0 +1,35 @@
+"""By hand over psycopg: one connection, autocommit, prepared."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy import make_url
+
+from . import by_hand
+from .by_hand import POSTGRESQL, Row
+
+
+def version() -> str:
+    return f"psycopg {psycopg.__version__}"
+
+
+@contextmanager
+def lifecycles(url: str) -> Iterator[Callable[[int], float]]:
+    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.cursor()
+
+        def execute(statement: str, parameters: tuple[Any, ...]) -> Row | None:
+            found = cursor.execute(statement, parameters, prepare=True).fetchone()
+            return Row(*found) if found else None
+
+        def run(count: int) -> float:
+            begun = time.perf_counter()
+            for _ in range(count):
+                by_hand.lifecycle(execute, POSTGRESQL)
+            return time.perf_counter() - begun
+
+        yield run

@@ -1,0 +1,52 @@
+"""By hand over sqlite3: one connection, autocommit, its own cache of prepared statements."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import make_url
+
+from . import by_hand
+from .by_hand import SQLITE, Row
+
+JSON: Final = ("payload", "result", "error", "metadata", "checkpoints")
+TIMES: Final = ("created_at", "updated_at", "started_at", "completed_at", "deadline_at")
+
+
+def version() -> str:
+    return f"sqlite3 {sqlite3.sqlite_version}"
+
+
+@contextmanager
+def lifecycles(url: str) -> Iterator[Callable[[int], float]]:
+    at = make_url(url)
+    connection = sqlite3.connect(at.database or "", isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA synchronous = {at.query.get('synchronous', 'FULL')}")
+
+    def execute(statement: str, parameters: tuple[Any, ...]) -> Row | None:
+        found = connection.execute(statement, parameters).fetchall()
+        if not found:
+            return None
+        row = Row(*found[0])
+        for name in JSON:
+            if (text := getattr(row, name)) is not None:
+                setattr(row, name, json.loads(text))
+        for name in TIMES:
+            if (text := getattr(row, name)) is not None:
+                setattr(row, name, datetime.fromisoformat(text))
+        return row
+
+    def run(count: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(count):
+            by_hand.lifecycle(execute, SQLITE)
+        return time.perf_counter() - begun
+
+    yield run
+    connection.close()

@@ -1,0 +1,138 @@
+"""The fast path for asyncio: the twin of `direct`."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
+
+try:
+    from sqlalchemy.util import await_
+except ImportError:  # before SQLAlchemy 2.1
+    from sqlalchemy.util import await_only as await_
+
+from .direct import Direct, Values, _bound, _read
+from .engines import OWN_POOL
+from .statements import Query
+
+T = TypeVar("T")
+
+
+class AsyncDirect(Direct):
+    """`Direct` for the driver of an AsyncEngine: in one greenlet for a whole call."""
+
+    async def rows_async(self, query: Query) -> Sequence[Values]:
+        """Run a query and return all its rows.
+
+        Raises:
+            DBAPIError: what the driver raised, as SQLAlchemy raises it.
+        """
+        work = greenlet_spawn(self.rows, query)
+        # psycopg ends a cancelled statement; SQLite's driver has a thread that knows of nothing.
+        return await (uninterrupted(work) if self._is_sqlite else work)
+
+    async def close_async(self) -> None:
+        """Close all connections of the engine."""
+        await greenlet_spawn(self.close)
+
+    def _drive(self, driver: Any, text: str, values: Values) -> Sequence[Values]:
+        drive = _aiosqlite if self._is_sqlite else _psycopg
+        found: Sequence[Values] = await_(drive(driver, text, values))
+        return found
+
+
+class OwnAsyncDirect(AsyncDirect):
+    """`AsyncDirect` for PostgreSQL on an engine that nobody else uses: it keeps its connections.
+
+    A pool of SQLAlchemy's needs a greenlet, since it might have to wait, and that takes as long as
+    the rest of a call; here only who connects has to.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._idle: list[PoolProxiedConnection] = []
+        self._room = asyncio.Semaphore(OWN_POOL)
+
+    async def rows_async(self, query: Query) -> Sequence[Values]:
+        """Run a query and return all its rows, as soon as there is a connection to spare."""
+        async with self._room:
+            if self._is_watched():
+                return await super().rows_async(query)
+            spelled = self._spell(query)
+            return _read(spelled, await self._execute_async(spelled.text, _bound(spelled, query)))
+
+    def close(self) -> None:
+        """Close all connections of the engine."""
+        self._close_idle()
+        super().close()
+
+    async def _execute_async(self, text: str, values: Values) -> Sequence[Values]:
+        pooled = None
+        try:
+            idle = self._idle
+            pooled = idle.pop() if idle else await greenlet_spawn(self.engine.raw_connection)
+            found = await _psycopg(pooled.driver_connection, text, values)
+        except self._errors as error:
+            raise await greenlet_spawn(self._failed, error, pooled, text, values) from error
+        except BaseException as error:
+            if pooled is not None:
+                await greenlet_spawn(_drop, pooled, error)
+            raise
+        idle.append(pooled)
+        return found
+
+    def _failed(
+        self, error: Any, pooled: PoolProxiedConnection | None, text: str, values: Values
+    ) -> BaseException:
+        wrapped = self._as_sqlalchemy(error, pooled, text, values)
+        if pooled is not None:
+            if not pooled.is_valid:
+                self._close_idle()  # lost as well, most likely
+            pooled.close()
+        return wrapped
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            _drop(self._idle.pop())
+
+
+def _drop(pooled: PoolProxiedConnection, error: BaseException | None = None) -> None:
+    pooled.invalidate(error)
+    pooled.close()
+
+
+async def _psycopg(driver: Any, text: str, values: Values) -> Sequence[Values]:
+    own = driver.autocommit
+    if not own:
+        await driver.set_autocommit(True)
+    try:
+        cursor = await driver.execute(text, values)
+        found: Sequence[Values] = await cursor.fetchall()
+    finally:
+        if not (own or driver.closed):
+            await driver.set_autocommit(False)
+    return found
+
+
+async def _aiosqlite(driver: Any, text: str, values: Values) -> Sequence[Values]:
+    found: Sequence[Values] = await driver.execute_fetchall(text, values)
+    if driver.in_transaction:
+        await driver.commit()
+    return found
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Let `work` end before a cancellation goes on.
+
+    A statement whose caller is gone would keep its connection, and the lock on the whole database,
+    until the garbage collector comes by.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen, so that asyncio does not report it
+        raise

@@ -1,0 +1,187 @@
+"""The fast path: one statement of our own, outside any transaction, straight to the driver.
+
+What SQLAlchemy does anew for every execution (a Connection, a context, a result) takes longer than
+the statement itself. Here a statement is compiled once for a dialect, and then only values move.
+Connections still come from the engine's pool, types still convert the values, errors are still
+SQLAlchemy's. This is the only module that knows how a driver is called.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
+
+from .engines import single_statements
+from .statements import Query, Statement
+
+Values = Sequence[Any]
+Convert = Callable[[Any], Any]
+
+_FLOAT8: Final = 701  # the type code of the one column whose conversion asks for one
+
+
+def ordinary(connection: Connection, query: Query) -> Sequence[Values]:
+    """Run a query on SQLAlchemy's own way, as part of whatever transaction there is."""
+    # Whole, also where the host's engine streams.
+    options = {"stream_results": False, "yield_per": None}
+    statement, parameters = query
+    return connection.execute(statement, parameters, execution_options=options).all()
+
+
+class Spelled(NamedTuple):
+    """A statement in the words of a dialect, and what converts its values on their way."""
+
+    text: str
+    constants: Mapping[str, Any]
+    parameters: Sequence[tuple[str, Convert | None]]
+    columns: Sequence[tuple[int, Convert]]
+
+
+class Direct:
+    """Runs single statements, which commit themselves, on connections of an engine's pool.
+
+    Raises:
+        InvalidValue: the engine is over another database or driver.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._ordinary = single_statements(engine)
+        self._errors = engine.dialect.loaded_dbapi.Error
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        # The style of parameters in which no driver looks up names.
+        kind: Callable[..., Dialect] = type(engine.dialect)
+        self._dialect = kind(paramstyle="qmark" if self._is_sqlite else "format")
+        self._spelled: dict[Statement, Spelled] = {}
+
+    def rows(self, query: Query) -> Sequence[Values]:
+        """Run a query and return all its rows.
+
+        Raises:
+            DBAPIError: what the driver raised, as SQLAlchemy raises it.
+        """
+        if self._is_watched():
+            with self._ordinary.begin() as connection:
+                return ordinary(connection, query)
+        spelled = self._spell(query)
+        return _read(spelled, self._execute(spelled.text, _bound(spelled, query)))
+
+    def close(self) -> None:
+        """Close all connections of the engine."""
+        self.engine.dispose()
+
+    def _is_watched(self) -> bool:
+        """Tell whether somebody wants to see, or to change, what SQLAlchemy executes."""
+        engine = self.engine
+        events, of_dialect = engine.dispatch, engine.dialect.dispatch
+        return bool(
+            events.before_cursor_execute
+            or events.after_cursor_execute
+            or events.before_execute
+            or events.after_execute
+            or of_dialect.do_execute
+            or of_dialect.handle_error
+            or engine.logger.isEnabledFor(logging.INFO)
+            or "schema_translate_map" in engine.get_execution_options()
+        )
+
+    def _spell(self, query: Query) -> Spelled:
+        statement = query.statement
+        if spelled := self._spelled.get(statement):
+            return spelled
+        dialect = self._dialect
+        compiled: Any = statement.compile(dialect=dialect)
+        parameters = [
+            (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
+            for name in compiled.positiontup
+        ]
+        readers = [
+            column.type.dialect_impl(dialect).result_processor(dialect, _FLOAT8)
+            for column in statement.exported_columns
+        ]
+        columns = [(n, read) for n, read in enumerate(readers) if read]
+        constants = {  # such as an OFFSET 0 that SQLite's LIMIT brings along
+            name: compiled.params[name] for name, _ in parameters if name not in query.parameters
+        }
+        spelled = Spelled(str(compiled), constants, parameters, columns)
+        return self._spelled.setdefault(statement, spelled)
+
+    def _execute(self, text: str, values: Values) -> Sequence[Values]:
+        pooled = None
+        try:
+            pooled = self.engine.raw_connection()
+            return self._drive(pooled.driver_connection, text, values)
+        except self._errors as error:
+            raise self._as_sqlalchemy(error, pooled, text, values) from error
+        except BaseException as error:
+            if pooled is not None:
+                pooled.invalidate(error)  # an interrupt may have left anything behind
+            raise
+        finally:
+            if pooled is not None:
+                pooled.close()
+
+    def _drive(self, driver: Any, text: str, values: Values) -> Sequence[Values]:
+        if self._is_sqlite:
+            found: Sequence[Values] = driver.execute(text, values).fetchall()
+            driver.commit()  # where the host lets the driver begin transactions by itself
+            return found
+        own = driver.autocommit
+        if not own:
+            driver.autocommit = True  # no BEGIN and no COMMIT: one round trip
+        try:
+            found = driver.execute(text, values).fetchall()
+        finally:
+            if not (own or driver.closed):
+                driver.autocommit = False
+        return found
+
+    def _as_sqlalchemy(
+        self,
+        error: Any,
+        pooled: PoolProxiedConnection | None,
+        text: str,
+        values: Values,
+    ) -> BaseException:
+        dialect = self.engine.dialect
+        # A connection that was never made has no say in whether it was lost.
+        lost = bool(dialect.is_disconnect(error, pooled and pooled.dbapi_connection, None))
+        if pooled is not None:
+            if lost:
+                # Drop it, and whatever was connected before it, as SQLAlchemy does.
+                self.engine.pool._invalidate(pooled, error)  # noqa: SLF001 - there is no public way
+            else:
+                pooled.rollback()
+        wrapped: BaseException = DBAPIError.instance(
+            text,
+            tuple(values),
+            error,
+            self._errors,
+            hide_parameters=self.engine.hide_parameters,
+            connection_invalidated=lost,
+            dialect=dialect,
+        )
+        return wrapped
+
+
+def _bound(spelled: Spelled, query: Query) -> Values:
+    given = query.parameters
+    if spelled.constants:
+        given = {**spelled.constants, **given}
+    return [
+        convert(given[name]) if convert else given[name] for name, convert in spelled.parameters
+    ]
+
+
+def _read(spelled: Spelled, found: Sequence[Values]) -> Sequence[Values]:
+    return [_converted(row, spelled.columns) for row in found] if spelled.columns else found
+
+
+def _converted(row: Values, columns: Sequence[tuple[int, Convert]]) -> Values:
+    values = list(row)
+    for n, convert in columns:
+        if (value := values[n]) is not None:
+            values[n] = convert(value)
+    return values
