@@ -12,7 +12,7 @@ try:
 except ImportError:  # before SQLAlchemy 2.1
     from sqlalchemy.util import await_only as await_
 
-from .direct import Direct, Values, _bound, _read
+from .direct import Direct, Idle, Values, _bound, _read, keep_cursor, kept_cursor
 from .engines import OWN_POOL
 from .statements import Query
 
@@ -36,9 +36,9 @@ class AsyncDirect(Direct):
         """Close all connections of the engine."""
         await greenlet_spawn(self.close)
 
-    def _drive(self, driver: Any, text: str, values: Values) -> Sequence[Values]:
+    def _drive(self, pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
         drive = _aiosqlite if self._is_sqlite else _psycopg
-        found: Sequence[Values] = await_(drive(driver, text, values))
+        found: Sequence[Values] = await_(drive(pooled, text, values))
         return found
 
 
@@ -51,7 +51,7 @@ class OwnAsyncDirect(AsyncDirect):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._idle: list[PoolProxiedConnection] = []
+        self._idle = Idle()
         self._room = asyncio.Semaphore(OWN_POOL)
 
     async def rows_async(self, query: Query) -> Sequence[Values]:
@@ -64,22 +64,22 @@ class OwnAsyncDirect(AsyncDirect):
 
     def close(self) -> None:
         """Close all connections of the engine."""
-        self._close_idle()
+        self._idle.close()
         super().close()
 
     async def _execute_async(self, text: str, values: Values) -> Sequence[Values]:
-        pooled = None
+        pooled = self._idle.pop()
         try:
-            idle = self._idle
-            pooled = idle.pop() if idle else await greenlet_spawn(self.engine.raw_connection)
-            found = await _psycopg(pooled.driver_connection, text, values)
+            if pooled is None:
+                pooled = await greenlet_spawn(self.engine.raw_connection)
+            found = await _psycopg(pooled, text, values)
         except self._errors as error:
             raise await greenlet_spawn(self._failed, error, pooled, text, values) from error
         except BaseException as error:
             if pooled is not None:
                 await greenlet_spawn(_drop, pooled, error)
             raise
-        idle.append(pooled)
+        self._idle.push(pooled)
         return found
 
     def _failed(
@@ -87,35 +87,33 @@ class OwnAsyncDirect(AsyncDirect):
     ) -> BaseException:
         wrapped = self._as_sqlalchemy(error, pooled, text, values)
         if pooled is not None:
-            if not pooled.is_valid:
-                self._close_idle()  # lost as well, most likely
-            pooled.close()
+            self._idle.push(pooled)
         return wrapped
 
-    def _close_idle(self) -> None:
-        while self._idle:
-            _drop(self._idle.pop())
 
-
-def _drop(pooled: PoolProxiedConnection, error: BaseException | None = None) -> None:
+def _drop(pooled: PoolProxiedConnection, error: BaseException) -> None:
     pooled.invalidate(error)
     pooled.close()
 
 
-async def _psycopg(driver: Any, text: str, values: Values) -> Sequence[Values]:
+async def _psycopg(pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
+    driver: Any = pooled.driver_connection
     own = driver.autocommit
     if not own:
         await driver.set_autocommit(True)
     try:
-        cursor = await driver.execute(text, values)
+        cursor = kept_cursor(pooled)
+        await cursor.execute(text, values)
         found: Sequence[Values] = await cursor.fetchall()
     finally:
         if not (own or driver.closed):
             await driver.set_autocommit(False)
+    keep_cursor(pooled, cursor, found)
     return found
 
 
-async def _aiosqlite(driver: Any, text: str, values: Values) -> Sequence[Values]:
+async def _aiosqlite(pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
+    driver: Any = pooled.driver_connection
     found: Sequence[Values] = await driver.execute_fetchall(text, values)
     if driver.in_transaction:
         await driver.commit()

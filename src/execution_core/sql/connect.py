@@ -1,13 +1,13 @@
 """`connect` and `connect_async`: a manager over an engine of its own."""
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..async_manager import AsyncExecutionManager
 from ..manager import ExecutionManager
 from .async_direct import AsyncDirect, OwnAsyncDirect
 from .async_store import AsyncSqlExecutionStore
-from .direct import Direct
+from .direct import Direct, OwnDirect
 from .engines import create_async_engine, create_sync_engine
 from .store import SqlExecutionStore
 
@@ -36,6 +36,11 @@ def connect_async(url: str | URL) -> AsyncExecutionManager:
 
 
 class _OwningStore(SqlExecutionStore):
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        if engine.dialect.name == "postgresql":
+            self._bind = OwnDirect(engine)
+
     def close(self) -> None:
         if isinstance(self._bind, Direct):  # a joined store holds the caller's transaction
             self._bind.close()

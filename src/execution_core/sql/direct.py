@@ -7,13 +7,14 @@ SQLAlchemy's. This is the only module that knows how a driver is called.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
-from .engines import single_statements
+from .engines import OWN_POOL, single_statements
 from .statements import Query, Statement
 
 Values = Sequence[Any]
@@ -111,8 +112,8 @@ class Direct:
     def _execute(self, text: str, values: Values) -> Sequence[Values]:
         pooled = None
         try:
-            pooled = self.engine.raw_connection()
-            return self._drive(pooled.driver_connection, text, values)
+            pooled = self._take()
+            return self._drive(pooled, text, values)
         except self._errors as error:
             raise self._as_sqlalchemy(error, pooled, text, values) from error
         except BaseException as error:
@@ -121,9 +122,16 @@ class Direct:
             raise
         finally:
             if pooled is not None:
-                pooled.close()
+                self._give_back(pooled)
 
-    def _drive(self, driver: Any, text: str, values: Values) -> Sequence[Values]:
+    def _take(self) -> PoolProxiedConnection:
+        return self.engine.raw_connection()
+
+    def _give_back(self, pooled: PoolProxiedConnection) -> None:
+        pooled.close()
+
+    def _drive(self, pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
+        driver: Any = pooled.driver_connection
         if self._is_sqlite:
             found: Sequence[Values] = driver.execute(text, values).fetchall()
             driver.commit()  # where the host lets the driver begin transactions by itself
@@ -132,10 +140,12 @@ class Direct:
         if not own:
             driver.autocommit = True  # no BEGIN and no COMMIT: one round trip
         try:
-            found = driver.execute(text, values).fetchall()
+            cursor = kept_cursor(pooled)
+            found = cursor.execute(text, values).fetchall()
         finally:
             if not (own or driver.closed):
                 driver.autocommit = False
+        keep_cursor(pooled, cursor, found)
         return found
 
     def _as_sqlalchemy(
@@ -164,6 +174,82 @@ class Direct:
             dialect=dialect,
         )
         return wrapped
+
+
+class OwnDirect(Direct):
+    """`Direct` for PostgreSQL on an engine that nobody else uses: it keeps its connections.
+
+    Its connections need no reset and no going through SQLAlchemy's pool, which takes as long as all
+    else that a call does.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._idle = Idle()
+        self._room = threading.Semaphore(OWN_POOL)
+
+    def close(self) -> None:
+        """Close all connections of the engine."""
+        self._idle.close()
+        super().close()
+
+    def _take(self) -> PoolProxiedConnection:
+        self._room.acquire()
+        try:
+            return self._idle.pop() or super()._take()
+        except BaseException:
+            self._room.release()
+            raise
+
+    def _give_back(self, pooled: PoolProxiedConnection) -> None:
+        self._idle.push(pooled)
+        self._room.release()
+
+
+class Idle:
+    """Connections that were checked out of a pool and are kept; any thread may take one."""
+
+    def __init__(self) -> None:
+        self._connections: list[PoolProxiedConnection] = []
+
+    def pop(self) -> PoolProxiedConnection | None:
+        """Return one, or None."""
+        try:
+            return self._connections.pop()
+        except IndexError:
+            return None
+
+    def push(self, pooled: PoolProxiedConnection) -> None:
+        """Keep one; or drop it when it was lost, and the others, which most likely are as well."""
+        if pooled.is_valid:
+            self._connections.append(pooled)
+        else:
+            pooled.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close them all."""
+        while pooled := self.pop():
+            pooled.invalidate()
+            pooled.close()
+
+
+_CURSOR: Final = "execution_core.cursor"
+
+
+def kept_cursor(pooled: PoolProxiedConnection) -> Any:
+    """Return psycopg's cursor of the last call on this connection, or a new one.
+
+    A new one looks up anew how to read each column, and is garbage for the collector afterwards.
+    """
+    driver: Any = pooled.driver_connection
+    return pooled.info.pop(_CURSOR, None) or driver.cursor()
+
+
+def keep_cursor(pooled: PoolProxiedConnection, cursor: Any, found: Sequence[Values]) -> None:
+    """Keep a cursor for the next call, unless it would keep much of what it read as well."""
+    if len(found) < 2 and sum(len(v) for row in found for v in row if type(v) is str) < 2**16:
+        pooled.info[_CURSOR] = cursor
 
 
 def _bound(spelled: Spelled, query: Query) -> Values:
