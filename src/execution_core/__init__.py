@@ -1,5 +1,8 @@
 """Know what your service ran: executions in your own database, behind a strict state machine."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .async_manager import AsyncExecutionManager
 from .creation import Creation
 from .errors import (
@@ -15,12 +18,15 @@ from .errors import (
 )
 from .execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
 from .manager import ExecutionManager
-from .sql.async_store import AsyncSqlExecutionStore
-from .sql.connect import connect, connect_async
-from .sql.engines import configure_sqlite
-from .sql.store import SqlExecutionStore
 from .store import AsyncExecutionStore, ExecutionStore, Page
 from .transitions import Transition
+
+if TYPE_CHECKING:
+    from .sql.async_connect import connect_async
+    from .sql.async_store import AsyncSqlExecutionStore
+    from .sql.connect import connect
+    from .sql.engines import configure_sqlite
+    from .sql.store import SqlExecutionStore
 
 __all__ = [
     "AsyncExecutionManager",
@@ -49,3 +55,23 @@ __all__ = [
     "connect",
     "connect_async",
 ]
+
+# What needs SQLAlchemy, and for asyncio twice as much of it, is imported when it is asked for.
+_LAZY = {
+    "AsyncSqlExecutionStore": "sql.async_store",
+    "SqlExecutionStore": "sql.store",
+    "configure_sqlite": "sql.engines",
+    "connect": "sql.connect",
+    "connect_async": "sql.async_connect",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

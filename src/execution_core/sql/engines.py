@@ -4,17 +4,18 @@ import sqlite3
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext import asyncio
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .. import values
 from ..errors import InvalidValue
 
-AnyEngine = TypeVar("AnyEngine", Engine, AsyncEngine)
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
 
 PSYCOPG: Final = ("psycopg", "psycopg_async")
 DEFAULT_URL: Final = "sqlite:///executions.db"
@@ -33,8 +34,10 @@ def create_sync_engine(url: str | URL, *, own: bool = False) -> Engine:
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
-def create_async_engine(url: str | URL, *, own: bool = False) -> AsyncEngine:
+def create_async_engine(url: str | URL, *, own: bool = False) -> "AsyncEngine":
     """Return an asyncio engine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
+    from sqlalchemy.ext import asyncio  # noqa: PLC0415 - slow, and not for all
+
     parsed = database_url(url, sqlite="aiosqlite")
     engine = _made(asyncio.create_async_engine, parsed, **_settings(parsed, own=own))
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
@@ -70,7 +73,7 @@ def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOU
     Raises:
         InvalidValue: it is over another database, or the timeout is no positive timedelta.
     """
-    sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    sync_engine: Any = getattr(engine, "sync_engine", engine)
     if engine.dialect.name != "sqlite":
         raise InvalidValue("engine", f"must be over SQLite, not {engine.dialect.name}")
     patience = values.duration("busy_timeout", busy_timeout)

@@ -10,7 +10,6 @@ from sqlalchemy import (
     Column,
     Double,
     ForeignKey,
-    Index,
     Integer,
     MetaData,
     Table,
@@ -73,22 +72,6 @@ executions = Table(
     UniqueConstraint("idempotency_key"),
     *(CheckConstraint("…", name=name) for name in CHECKS),
     *(CheckConstraint("…", name=name, info={"only": "sqlite"}) for name in CHECKS_OF_SQLITE),
-)
-
-Index("ix_executions_status_id", executions.c.status, executions.c.id)
-Index("ix_executions_type_id", executions.c.type, executions.c.id)
-Index(
-    "ix_executions_parent_id",
-    executions.c.parent_id,
-    executions.c.id,
-    postgresql_where=executions.c.parent_id.is_not(None),
-    sqlite_where=executions.c.parent_id.is_not(None),
-)
-Index(
-    "ix_executions_deadline_at",
-    executions.c.deadline_at,
-    postgresql_where=executions.c.status == "running",
-    sqlite_where=executions.c.status == "running",
 )
 
 execution_history = Table(

@@ -27,7 +27,6 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert  # SQLite compiles ON CONFLICT as well
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ..creation import Creation
@@ -150,6 +149,9 @@ def execution(row: Sequence[Any]) -> Execution:
 
 @cache
 def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
+    # SQLite compiles its ON CONFLICT as well. Here, since it takes long to import.
+    from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415
+
     given = (
         *(columns.id, columns.type, columns.payload, columns.max_attempts, columns.timeout_ms),
         *(columns.idempotency_key, columns.fingerprint, columns.metadata),

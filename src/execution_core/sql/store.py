@@ -4,10 +4,9 @@ import builtins
 from collections.abc import Callable, Sequence
 from copy import copy
 from datetime import datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.orm import Session, scoped_session
 
 from ..creation import Creation
 from ..errors import InvalidValue
@@ -18,6 +17,9 @@ from . import statements
 from .direct import Direct, Values, ordinary
 from .schema import executions
 from .statements import Query
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, scoped_session
 
 Clock = Callable[[], datetime]
 
@@ -40,8 +42,10 @@ class SqlExecutionStore:
         self._bind: Direct | Connection | Session | scoped_session[Any] = Direct(engine)
         self._clock = clock
 
-    def within(self, transaction: Connection | Session | scoped_session[Any]) -> Self:
+    def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
         """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
+        from sqlalchemy.orm import Session, scoped_session  # noqa: PLC0415 - slow, and not for all
+
         if not isinstance(transaction, Connection | Session | scoped_session):
             raise InvalidValue(
                 "connection_or_session",

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import from_json
-from sqlalchemy import ColumnElement, DateTime, Dialect, Text
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy import ColumnElement, DateTime, Dialect, Text, Uuid
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -54,7 +53,7 @@ class Id(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Store as text only where there is no type for it."""
-        return dialect.type_descriptor(UUID(as_uuid=False) if _postgresql(dialect) else Text())
+        return dialect.type_descriptor(Uuid(as_uuid=False) if _postgresql(dialect) else Text())
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Read the text."""
