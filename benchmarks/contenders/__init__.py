@@ -3,7 +3,7 @@
 A lifecycle is one thing with a payload of 1 KB that is created, started and completed, each step
 durable before the next begins. A module has `lifecycles(url)`, a context manager over an empty
 database of its own, which gives a function that runs a number of lifecycles and returns the seconds
-they took, and `version()`.
+they took; some take options. And it has `version()`.
 """
 
 import json
@@ -14,5 +14,5 @@ PAYLOAD: Final = {
     "items": [{"sku": f"sku-{n}", "quantity": n, "price": n * 1.25} for n in range(16)],
     "note": "x" * 194,
 }
-assert len(json.dumps(PAYLOAD)) == 1024  # noqa: S101 - what the figures are said to be about
+assert len(json.dumps(PAYLOAD)) == 1024
 RESULT: Final = {"shipped": True}

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from sqlalchemy import make_url
 
+from execution_core import migrate
+
 from . import by_hand
 from .by_hand import SQLITE, Row
 
@@ -18,21 +20,23 @@ TIMES: Final = ("created_at", "updated_at", "started_at", "completed_at", "deadl
 
 
 def version() -> str:
+    """Name it as the figures do."""
     return f"sqlite3 {sqlite3.sqlite_version}"
 
 
 @contextmanager
-def lifecycles(url: str) -> Iterator[Callable[[int], float]]:
-    at = make_url(url)
-    connection = sqlite3.connect(at.database or "", isolation_level=None)
+def lifecycles(url: str, *, synchronous: str = "FULL") -> Iterator[Callable[[int], float]]:
+    """Yield a function that runs a number of lifecycles and returns the seconds they took."""
+    migrate.upgrade(url)
+    connection = sqlite3.connect(make_url(url).database or "", isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute(f"PRAGMA synchronous = {at.query.get('synchronous', 'FULL')}")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
 
-    def execute(statement: str, parameters: tuple[Any, ...]) -> Row | None:
+    def execute(statement: str, parameters: tuple[Any, ...]) -> Row:
         found = connection.execute(statement, parameters).fetchall()
         if not found:
-            return None
+            raise RuntimeError("a contender that fails must not win")
         row = Row(*found[0])
         for name in JSON:
             if (text := getattr(row, name)) is not None:

@@ -10,10 +10,11 @@ from .schema import executions, metadata
 __all__ = ["metadata"]
 
 Index("ix_executions_status_id", executions.c.status, executions.c.id)
-Index("ix_executions_type_id", executions.c.type, executions.c.id)
+Index("ix_executions_type_status_id", executions.c.type, executions.c.status, executions.c.id)
 Index(
-    "ix_executions_parent_id",
+    "ix_executions_parent_id_status_id",
     executions.c.parent_id,
+    executions.c.status,
     executions.c.id,
     postgresql_where=executions.c.parent_id.is_not(None),
     sqlite_where=executions.c.parent_id.is_not(None),

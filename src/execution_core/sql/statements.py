@@ -204,13 +204,15 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
         for name in sorted(conditions)
     ]
     if statuses is None:
-        return found(*_ROW, where=where)
+        if conditions <= {"before"}:
+            return found(*_ROW, where=where)
+        statuses = tuple(ExecutionStatus)
     if not statuses:
         return found(*_ROW, where=[false()])
     if len(statuses) == 1:
         return found(*_ROW, where=[columns.status == _status(statuses[0]), *where])
-    # A page of each status by its index, then the newest of those: `status IN (…)` would sort all
-    # that ever finished.
+    # A page of each status by its index, then the newest of those. All at once would have to be
+    # sorted, however much of it is finished.
     pages = [
         found(columns.id, where=[columns.status == _status(status), *where]).subquery()
         for status in statuses

@@ -1,0 +1,100 @@
+"""`make bench`: measure everything in one run, print it, and write the documentation's figures."""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import footprint, lifecycles, report, table_in_use
+from .databases import Databases, databases
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="see that it runs: too short to mean anything"
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=DOCS, metavar="FOLDER",
+        help="where performance.json, performance.svg and performance.md are written",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    console = Console(width=max(Console().width, 130))  # the tables are wide
+    figures: dict[str, Any] = {}
+    with databases() as made:
+        figures["machine"] = machine(made)
+        console.print(figures["machine"])
+        for name, value in measure(made, quick=arguments.quick):
+            console.print(f"  measured: {name}", style="dim")
+            figures[name] = value
+    for title, heads, rows in report.tables(figures):
+        show(console, title, heads, rows)
+    write(arguments.docs, figures)
+
+
+def measure(made: Databases, *, quick: bool) -> Iterator[tuple[str, Any]]:
+    """Measure one thing after the other: with nobody beside it, so that nobody disturbs."""
+    count, rounds = (40, 2) if quick else (200, 25)
+    yield "lifecycles", list(lifecycles.measure(made, count=count, rounds=rounds))
+    yield (
+        "many_finished",
+        list(
+            table_in_use.many_finished(
+                made, rows=10_000 if quick else 1_000_000, count=count, rounds=rounds
+            )
+        ),
+    )
+    fillfactors = (70,) if quick else (100, 90, 80, 70, 50)
+    yield "hot_updates", list(table_in_use.hot_updates(made, fillfactors=fillfactors))
+    yield "vacuum", table_in_use.vacuum(made, updates=1000 if quick else 20_000)
+    yield "payloads", list(table_in_use.payloads(made, sizes=(100, 1000, 10_000, 100_000)))
+    yield "imports", list(footprint.imports(rounds=2 if quick else 15))
+    yield "memory", footprint.memory(made, minutes=0.1 if quick else 10)
+
+
+def machine(made: Databases) -> str:
+    """Say where and on what it was measured."""
+    cpus = Path("/proc/cpuinfo")
+    model = platform.processor()
+    if cpus.exists():
+        names = [line for line in cpus.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return (
+        f"{date.today()}: {model}, {os.cpu_count()} cores, {platform.system()}"
+        f" {platform.release()}, Python {platform.python_version()}, PostgreSQL"
+        f" {made.server.version.split()[0]} with fsync"
+    )
+
+
+def show(console: Console, title: str, heads: list[str], rows: list[list[str]]) -> None:
+    """Print one table."""
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    for n, head in enumerate(heads):
+        shown.add_column(head, justify="right" if n else "left")
+    for row in rows:
+        shown.add_row(*(cell.replace("**", "").replace("`", "") for cell in row))
+    console.print(shown)
+
+
+def write(folder: Path, figures: dict[str, Any]) -> None:
+    """Write the figures, the plot, and the tables of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "performance.json").write_text(json.dumps(figures, indent=1) + "\n")
+    report.plot(folder / "performance.svg", figures)
+    page = folder / "performance.md"
+    if page.exists():
+        report.update(page, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Databases to measure on: a durable PostgreSQL, and SQLite files on the same disk."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import NullPool, create_engine, make_url, text
+from tests import postgres
+
+
+class Databases:
+    """Gives out empty databases, and looks into them from outside."""
+
+    def __init__(self, server: postgres.Server, folder: Path) -> None:
+        self.server = server
+        self._folder = folder
+        self._numbers = count()
+
+    def postgresql(self) -> str:
+        """Make a PostgreSQL database and return its URL."""
+        name = f"bench_{os.getpid()}_{next(self._numbers)}"
+        self.query(self.server.url, f"CREATE DATABASE {name}")
+        return make_url(self.server.url).set(database=name).render_as_string(hide_password=False)
+
+    def sqlite(self) -> str:
+        """Return the URL of a SQLite file that is not there yet."""
+        return f"sqlite:///{self._folder / f'{next(self._numbers)}.db'}"
+
+    def drop(self, url: str) -> None:
+        """Give the space back."""
+        at = make_url(url)
+        if at.get_backend_name() == "postgresql":
+            self.query(self.server.url, f"DROP DATABASE {at.database} WITH (FORCE)")
+        else:
+            for path in self._folder.glob(f"{Path(at.database or '').name}*"):
+                path.unlink()
+
+    @staticmethod
+    def query(url: str, statement: str, **parameters: Any) -> Any:
+        """Run a statement by itself, and return the first value of what it returns, if anything."""
+        autocommit = "AUTOCOMMIT" if url.startswith("postgresql") else None
+        engine = create_engine(url, poolclass=NullPool, isolation_level=autocommit)
+        with engine.begin() as connection:
+            result = connection.execute(text(statement), parameters)
+            return result.scalar() if result.returns_rows else None
+
+
+@contextmanager
+def databases() -> Iterator[Databases]:
+    """Start a PostgreSQL whose commits are durable.
+
+    Raises:
+        RuntimeError: the server that TEST_POSTGRES_URL names acknowledges before the disk does.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="execution-core-bench-"))
+    try:
+        with postgres.server(durable=True) as server:
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                if (value := Databases.query(server.url, f"SHOW {setting}")) != "on":
+                    raise RuntimeError(f"the server has {setting} = {value}; it is to be on")
+            yield Databases(server, folder)
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,269 @@
+"""What a table costs once it is in use: many finished rows, many updates, large payloads."""
+
+import asyncio
+import base64
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sqlalchemy import create_engine, event, make_url, text
+
+from execution_core import (
+    ExecutionManager,
+    SqlExecutionStore,
+    configure_sqlite,
+    connect,
+    connect_async,
+    migrate,
+)
+
+from .contenders import PAYLOAD
+from .databases import Databases
+from .turns import Contender, ratio, running, take_turns
+
+FINISHED = """
+INSERT INTO executions (id, type, status, payload, result, error, attempts, max_attempts,
+                        created_at, updated_at, started_at, completed_at)
+SELECT {id}, 'type-' || (n % 10), CASE WHEN n % 10 = 0 THEN 'failed' ELSE 'completed' END,
+       '{{"order": 1234567, "customer": "ada@example.org", "currency": "EUR", "express": false}}',
+       CASE WHEN n % 10 > 0 THEN {json} END,
+       CASE WHEN n % 10 = 0 THEN '{{"message": "declined"}}'{cast} END,
+       1, 3, {time}, {time}, {time}, {time}
+  FROM {numbers}
+"""
+MOVES = """
+INSERT INTO execution_history (execution_id, seq, from_status, to_status, attempt, occurred_at)
+SELECT e.id, m.seq, m.was, CASE m.seq WHEN 2 THEN 'running' ELSE e.status END, 1, e.created_at
+  FROM executions AS e, (SELECT 2 AS seq, 'pending' AS was UNION ALL SELECT 3, 'running') AS m
+"""
+
+
+def fill(url: str, count: int) -> None:
+    """Add finished executions, older than any other, with the history of each."""
+    if url.startswith("postgresql"):
+        words = {
+            "id": "(lpad(to_hex(1600000000000 + n), 12, '0') || '70008000'"
+            " || lpad(to_hex(n), 12, '0'))::uuid",
+            "json": "'{\"shipped\": true}'::jsonb",
+            "cast": "::jsonb",
+            "time": "timestamptz '2020-09-13' + n * interval '1 second'",
+            "numbers": "generate_series(1, :count) AS n",
+        }
+    else:
+        words = {
+            "id": "printf('%08x-%04x-7000-8000-%012x', (1600000000000 + n) >> 16,"
+            " (1600000000000 + n) & 65535, n)",
+            "json": "'{\"shipped\": true}'",
+            "cast": "",
+            "time": "strftime('%Y-%m-%dT%H:%M:%fZ', 1600000000 + n, 'unixepoch')",
+            "numbers": "(WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL"
+            " SELECT n + 1 FROM numbers WHERE n < :count) SELECT n FROM numbers)",
+        }
+    Databases.query(url, FINISHED.format(**words), count=count)
+    Databases.query(url, MOVES)
+    Databases.query(url, "VACUUM ANALYZE" if url.startswith("postgresql") else "ANALYZE")
+
+
+def many_finished(
+    databases: Databases, *, rows: int, count: int, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Compare the speed beside many finished rows with that of an empty table."""
+    for kind in ("postgresql", "sqlite"):
+        urls = [getattr(databases, kind)() for _ in range(3)]
+        for url in urls:
+            migrate.upgrade(url)
+        fill(urls[2], rows)
+        contender = Contender("execution-core", "library", {"own": kind == "postgresql"})
+        with ExitStack() as stack:
+            runners = [stack.enter_context(running(contender, url)) for url in urls]
+            taken = take_turns(runners, count=count, rounds=rounds)
+        yield {
+            "database": kind,
+            "rows": rows,
+            "empty_per_second": round(3 * count / median(taken[0]), 1),
+            "control": round(ratio(taken[0], taken[1]), 3),
+            "ratio": round(ratio(taken[0], taken[2]), 3),
+            "lists_ms": {
+                name: [round(1000 * seconds, 2) for seconds in (lists[0], lists[1])]
+                for name, lists in lists_of(urls[0], urls[2]).items()
+            },
+        }
+        for url in urls:
+            databases.drop(url)
+
+
+LISTS: dict[str, dict[str, Any]] = {
+    "the newest": {},
+    "status running": {"status": "running"},
+    "any live status": {"status": ["pending", "running", "retrying"]},
+    "status failed": {"status": "failed"},
+    "failed or timed out": {"status": ["failed", "timed_out"]},
+    "one type": {"type": "type-3"},
+    "failed, of a type that never fails": {"status": "failed", "type": "type-3"},
+}
+
+
+def lists_of(*urls: str) -> dict[str, list[float]]:
+    """Return the median seconds that each list takes in each of the databases."""
+    taken: dict[str, list[float]] = {name: [] for name in LISTS}
+    for url in urls:
+        with connect(url) as manager:
+            for name, asked in LISTS.items():
+                times = []
+                for _ in range(20):
+                    begun = time.perf_counter()
+                    manager.list(**asked)
+                    times.append(time.perf_counter() - begun)
+                taken[name].append(median(times))
+    return taken
+
+
+def hot_updates(
+    databases: Databases, *, fillfactors: tuple[int, ...], updates: int = 40
+) -> Iterator[dict[str, Any]]:
+    """Tell how many progress and checkpoint updates stay on their page, at each fillfactor."""
+    for fillfactor in fillfactors:
+        url = databases.postgresql()
+        migrate.upgrade(url)
+        databases.query(url, f"ALTER TABLE executions SET (fillfactor = {fillfactor})")
+        begun = time.perf_counter()
+        asyncio.run(progress_of_many(url, updates))
+        taken = time.perf_counter() - begun
+        total, hot = updates_of(databases, url, 8 * 64 * (updates + 1))
+        yield {
+            "fillfactor": fillfactor,
+            "updates": total,
+            # Each execution was started by one update, which is not meant: it moves in an index.
+            "hot_share": round(hot / (total - 8 * 64), 4),
+            "per_second": round(total / taken),
+            "megabytes": round(size(databases, url) / 2**20, 2),
+        }
+        databases.drop(url)
+
+
+async def progress_of_many(url: str, updates: int) -> None:
+    """Let 8 tasks write the progress and the checkpoints of 64 executions each."""
+
+    async def work() -> None:
+        ids = [(await manager.create("import", PAYLOAD)).id for _ in range(64)]
+        for id in ids:
+            await manager.start(id)
+        for n in range(updates):
+            for id in ids:
+                if n % 2:
+                    await manager.checkpoint(id, "last_index", n)
+                else:
+                    await manager.update_progress(id, n, updates, message=f"item {n}")
+
+    async with connect_async(url) as manager, asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(work())
+
+
+def updates_of(databases: Databases, url: str, expected: int) -> tuple[int, int]:
+    """Return the numbers of all updates and of the HOT ones, once the server has counted them."""
+    limit = time.monotonic() + 30
+    while True:
+        found = databases.query(
+            url,
+            "SELECT n_tup_upd || ' ' || n_tup_hot_upd FROM pg_stat_user_tables"
+            " WHERE relname = 'executions'",
+        )
+        total, hot = map(int, found.split())
+        if total >= expected:
+            return total, hot
+        if time.monotonic() > limit:
+            raise RuntimeError(f"the server counts {total} updates of {expected}")
+        time.sleep(0.2)
+
+
+def size(databases: Databases, url: str) -> int:
+    """Return the bytes of the table and its indexes."""
+    return int(databases.query(url, "SELECT pg_total_relation_size('executions')"))
+
+
+def vacuum(databases: Databases, *, updates: int = 20_000) -> dict[str, Any]:
+    """Tell how the table grows while a transaction stays open, and what VACUUM gives back."""
+    url = databases.postgresql()
+    migrate.upgrade(url)
+    databases.query(url, "ALTER TABLE executions SET (autovacuum_enabled = off)")
+    with connect(url) as manager:
+        ids = [manager.create("import", PAYLOAD).id for _ in range(100)]
+
+        def write() -> dict[str, float]:
+            begun = time.perf_counter()
+            for n in range(updates):
+                manager.update_progress(ids[n % len(ids)], n, updates)
+            return {
+                "per_second": round(updates / (time.perf_counter() - begun)),
+                "megabytes": round(size(databases, url) / 2**20, 2),
+            }
+
+        figures: dict[str, Any] = {"updates": updates, "alone": write()}
+        engine = create_engine(url)
+        with engine.connect() as reader:
+            reader.execution_options(isolation_level="REPEATABLE READ")
+            reader.execute(text("SELECT count(*) FROM executions"))
+            figures["beside an open transaction"] = write()
+        engine.dispose()
+        databases.query(url, "VACUUM executions")
+        figures["after VACUUM"] = write()
+    databases.drop(url)
+    return figures
+
+
+def payloads(databases: Databases, *, sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """Tell what is written for each move of an execution, by the size of its payload."""
+    for kind, count in (("postgresql", 200), ("sqlite", 100)):
+        for payload_size in sizes:
+            url = getattr(databases, kind)()
+            migrate.upgrade(url)
+            with measured_manager(url) as (manager, log_size):
+                # Base64 of random bytes, which cannot be compressed away.
+                ids = [
+                    manager.create(
+                        "import", base64.b64encode(os.urandom(payload_size * 3 // 4)).decode()
+                    ).id
+                    for _ in range(count)
+                ]
+                before, begun = log_size(), time.perf_counter()
+                for id in ids:
+                    manager.start(id, worker="host-1")
+                    manager.update_progress(id, 1, 2)
+                    manager.checkpoint(id, "last_index", 1)
+                    manager.complete(id, {"done": True})
+                taken = time.perf_counter() - begun
+                written = log_size() - before
+            yield {
+                "database": kind,
+                "payload_bytes": payload_size,
+                "log_bytes_per_move": round(written / count / 4),
+                "microseconds_per_move": round(1e6 * taken / count / 4),
+            }
+            databases.drop(url)
+
+
+@contextmanager
+def measured_manager(url: str) -> Iterator[tuple[ExecutionManager, Callable[[], int]]]:
+    """Give a manager, and a function that tells how much its database has logged."""
+    if url.startswith("postgresql"):
+        with connect(url) as manager:
+            yield (
+                manager,
+                lambda: int(Databases.query(url, "SELECT pg_current_wal_insert_lsn() - '0/0'")),
+            )
+        return
+    engine = configure_sqlite(create_engine(url))
+
+    @event.listens_for(engine, "connect")
+    def keep_log(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # the log is then all that was written
+
+    log = Path(f"{make_url(url).database}-wal")
+    yield ExecutionManager(SqlExecutionStore(engine)), lambda: log.stat().st_size
+    engine.dispose()
