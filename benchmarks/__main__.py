@@ -22,12 +22,17 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="see that it runs: too short to mean anything"
+        "--quick",
+        action="store_true",
+        help="see that everything runs, in two minutes: too short to mean anything",
     )
     parser.add_argument(
-        "--docs", type=Path, default=DOCS, metavar="FOLDER",
-        help="where performance.json, performance.svg and performance.md are written",
-    )  # fmt: skip
+        "--docs",
+        type=Path,
+        metavar="FOLDER",
+        help="where performance.json, performance.svg and the tables of performance.md are written:"
+        " the documentation, or nowhere with --quick",
+    )
     arguments = parser.parse_args()
     console = Console(width=max(Console().width, 130))  # the tables are wide
     figures: dict[str, Any] = {}
@@ -39,7 +44,8 @@ def main() -> None:
             figures[name] = value
     for title, heads, rows in report.tables(figures):
         show(console, title, heads, rows)
-    write(arguments.docs, figures)
+    if docs := arguments.docs or (None if arguments.quick else DOCS):
+        write(docs, figures)
 
 
 def measure(made: Databases, *, quick: bool) -> Iterator[tuple[str, Any]]:

@@ -21,10 +21,12 @@ class Databases:
         self._folder = folder
         self._numbers = count()
 
-    def postgresql(self) -> str:
+    def postgresql(self, *, durable: bool = True) -> str:
         """Make a PostgreSQL database and return its URL."""
         name = f"bench_{os.getpid()}_{next(self._numbers)}"
         self.query(self.server.url, f"CREATE DATABASE {name}")
+        if not durable:
+            self.query(self.server.url, f"ALTER DATABASE {name} SET synchronous_commit = off")
         return make_url(self.server.url).set(database=name).render_as_string(hide_password=False)
 
     def sqlite(self) -> str:

@@ -20,6 +20,7 @@ class Group:
     title: str
     database: str
     contenders: Sequence[Contender]
+    durable: bool = True
 
 
 def by_hand(module: str, **options: Any) -> list[Contender]:
@@ -42,6 +43,20 @@ GROUPS = (
             Contender("PgQueuer, one by one", "pgqueuer_jobs", {"batch": 1}),
             Contender("PgQueuer, batches of 10", "pgqueuer_jobs"),
         ],
+    ),
+    Group(
+        "PostgreSQL, one caller, synchronous_commit = off: what the disk hides",
+        "postgresql",
+        [
+            *by_hand("by_hand_psycopg"),
+            Contender("execution-core, connect", "library", {"own": True}),
+            Contender("execution-core, the host's engine", "library"),
+            Contender("pgbench, the same statements", "pgbench"),
+            Contender("DBOS", "dbos_transact"),
+            Contender("Procrastinate", "procrastinate_jobs"),
+            Contender("PgQueuer, one by one", "pgqueuer_jobs", {"batch": 1}),
+        ],
+        durable=False,
     ),
     Group(
         "PostgreSQL, asyncio, one task",
@@ -86,7 +101,12 @@ GROUPS = (
 def measure(databases: Databases, *, count: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Measure one group after the other."""
     for group in GROUPS:
-        made = [getattr(databases, group.database)() for _ in group.contenders]
+        made = [
+            databases.postgresql(durable=group.durable)
+            if group.database == "postgresql"
+            else databases.sqlite()
+            for _ in group.contenders
+        ]
         with ExitStack() as stack:
             runners = [
                 stack.enter_context(running(contender, url))

@@ -100,7 +100,7 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
             + (["commits each", "WAL each"] if server else []),
             [
                 [
-                    f"{row['name']} ({row['version']})",
+                    row["name"] if ours(row) else f"{row['name']} ({row['version']})",
                     f"{row['per_second']:,.0f}",
                     f"{row['ratio']:.2f}",
                     "{:.2f} to {:.2f}".format(*middle_half(row["ratios"])),
@@ -183,6 +183,11 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
     )
 
 
+def ours(row: dict[str, Any]) -> bool:
+    """Tell whether a row is this library's; its version is the page's."""
+    return str(row["name"]).startswith("execution-core")
+
+
 def middle_half(ratios: list[float]) -> tuple[float, float]:
     """Return the quartiles."""
     return ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
@@ -215,10 +220,16 @@ def plot(path: Path, figures: Figures) -> None:
         bars = axis.barh(
             [row["name"] for row in rows],
             [row["ratio"] for row in rows],
-            color=[color(row["name"]) for row in rows],
+            color=[color(row) for row in rows],
         )
         axis.bar_label(
-            bars, [f"{row['ratio']:.2f}  ({row['per_second']:,.0f}/s)" for row in rows], padding=4
+            bars,
+            [
+                f"{row['ratio']:.2f}  ({row['per_second']:,.0f}/s"
+                + (f", {row['commits']:.1f} commits)" if row.get("commits", 3) != 3 else ")")
+                for row in rows
+            ],
+            padding=4,
         )
         axis.axvline(1, color="#888888", linewidth=0.8, linestyle=":")
         axis.set_xlim(0, 1.25 * max(row["ratio"] for row in rows))
@@ -229,8 +240,8 @@ def plot(path: Path, figures: Figures) -> None:
     plt.savefig(path, metadata={"Date": None})
 
 
-def color(name: str) -> str:
+def color(row: dict[str, Any]) -> str:
     """Tell whose bar it is."""
-    if name.startswith("execution-core"):
+    if ours(row):
         return "#2f6f9f"
-    return "#b0b7bd" if name.startswith(("by hand", "pgbench")) else "#d9a05b"
+    return "#b0b7bd" if row["name"].startswith(("by hand", "pgbench")) else "#d9a05b"

@@ -165,8 +165,8 @@ class Direct:
             else:
                 pooled.rollback()
         wrapped: BaseException = DBAPIError.instance(
-            text,
-            tuple(values),
+            None if pooled is None else text,
+            None if pooled is None else tuple(values),
             error,
             self._errors,
             hide_parameters=self.engine.hide_parameters,

@@ -1,0 +1,443 @@
+"""The fast path: what goes straight to the driver behaves as what SQLAlchemy executes."""
+
+import asyncio
+import json
+import logging
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from execution_core import (
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
+    ExecutionManager,
+    SqlExecutionStore,
+    configure_sqlite,
+    connect,
+    connect_async,
+    migrate,
+    values,
+)
+from execution_core.sql import statements
+from execution_core.sql.direct import Direct
+from execution_core.sql.engines import OWN_POOL
+from execution_core.sql.types import JsonText
+from execution_core.store import page
+
+from .conftest import Blocking, Database
+
+
+def every_verb(manager: ExecutionManager) -> None:
+    parent = manager.create("a").id
+    id = manager.create("a", {"p": [1, None]}, max_attempts=2, parent_id=parent).id
+    manager.start(id, worker="w")
+    manager.update_progress(id, 1, 2)
+    manager.checkpoint(id, "k", {"v": 1})
+    assert manager.fail(id, "no", retryable=True).status == "retrying"
+    manager.start(id)
+    done = manager.complete(id, {"r": 2.5})
+    assert manager.get(id) == done
+    assert [found.id for found in manager.list(type="a", status=["completed", "pending"])] == [
+        id,
+        parent,
+    ]
+    manager.delete(parent)
+    manager.delete(id)
+
+
+class Host:
+    """A manager over a host's own engine, in one of the colours."""
+
+    def __init__(
+        self, database: Database, colour: str, runner: asyncio.Runner, **options: Any
+    ) -> None:
+        url = database.url
+        if colour == "sync":
+            engine = create_engine(url, **options)
+            self.engine: Engine = engine
+            self.store: Any = SqlExecutionStore(engine)
+            self.manager: Any = ExecutionManager(self.store)
+            self.dispose: Callable[[], Any] = engine.dispose
+        else:
+            asynchronous = create_async_engine(url.replace("pysqlite", "aiosqlite"), **options)
+            self.engine = asynchronous.sync_engine
+            store = AsyncSqlExecutionStore(asynchronous)
+            self.store = Blocking(store, runner)
+            self.manager = Blocking(AsyncExecutionManager(store), runner)
+            self.dispose = lambda: runner.run(asynchronous.dispose())
+
+    def failure(self) -> DBAPIError:
+        """Send what the driver refuses, and return what is raised."""
+        query = statements.page(page(None, None, None, 1, None))
+        query.parameters["limit"] = "many"
+        with pytest.raises(DBAPIError) as caught:
+            self.store._rows(query)
+        return caught.value
+
+
+@pytest.fixture
+def host(database: Database, colour: str, runner: asyncio.Runner) -> Iterator[Callable[..., Host]]:
+    made = []
+    url = database.url.replace("sqlite:", "sqlite+pysqlite:")
+    over = Database(database.name, url, database.engine)
+
+    def make(**options: Any) -> Host:
+        made.append(Host(over, colour, runner, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.dispose()
+
+
+@pytest.mark.parametrize(
+    "name", ["before_cursor_execute", "after_cursor_execute", "before_execute", "after_execute"]
+)
+def test_a_listener_sees_every_statement(host: Callable[..., Host], name: str) -> None:
+    watched = host()
+    watched.manager.list()  # also when it starts to listen later
+    seen = []
+    event.listen(watched.engine, name, lambda *_: seen.append(name))
+    every_verb(watched.manager)
+    assert len(seen) == 12
+
+
+def test_a_listener_that_changes_what_is_sent(host: Callable[..., Host]) -> None:
+    changed = host()
+
+    def comment(*given: Any) -> tuple[str, Any]:
+        sent.append(f"/* traced */ {given[2]}")
+        return sent[-1], given[3]
+
+    sent: list[str] = []
+    event.listen(changed.engine, "before_cursor_execute", comment, retval=True)
+    assert changed.manager.create("a").status == "pending"
+    assert sent[-1].startswith("/* traced */ INSERT")
+
+
+def test_a_listener_to_errors(host: Callable[..., Host]) -> None:
+    broken = host()
+    heard: list[Any] = []
+    event.listen(broken.engine, "handle_error", heard.append)
+    error = broken.failure()
+    assert [context.sqlalchemy_exception for context in heard] == [error]
+
+
+def test_an_error_is_sqlalchemys(host: Callable[..., Host]) -> None:
+    broken = host(pool_size=1, max_overflow=0, pool_timeout=5)
+    for _ in range(3):  # a pool of one: each gave its connection back
+        error = broken.failure()
+        assert "FROM executions" in str(error)
+        assert "many" in str(error)
+        assert not error.connection_invalidated
+    every_verb(broken.manager)
+    assert broken.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_an_error_hides_what_the_host_hides(host: Callable[..., Host]) -> None:
+    assert "'many'" not in str(host(hide_parameters=True).failure())
+
+
+def test_logging_shows_statements(
+    host: Callable[..., Host], caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = host()
+    quiet.manager.create("quiet")
+    assert not caplog.records
+    with caplog.at_level(logging.INFO, logger="sqlalchemy.engine"):
+        loud = host()
+        loud.manager.create("loud")
+    assert "INSERT INTO executions" in caplog.text
+
+
+def test_a_hosts_transaction_is_still_a_transaction(database: Database) -> None:
+    """The connection that the manager just used by itself begins one again."""
+    engine = create_engine(database.url, pool_size=1, max_overflow=0)
+    if database.name == "sqlite":
+        configure_sqlite(engine)
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    kept = manager.create("a").id
+    with engine.connect() as connection:
+        connection.execute(text("DELETE FROM executions"))
+        connection.rollback()
+    before = manager.get(kept)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE executions SET type = 'b'"))
+    assert (before.type, manager.get(kept).type) == ("a", "b")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_connection_that_the_server_ended(
+    postgres_database: Database, colour: str, own: bool
+) -> None:
+    """One call reports it, the next one connects anew, whatever else was idle."""
+    database = postgres_database
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+
+    def end_all() -> None:
+        database.rows(
+            f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}"
+        )
+
+    async def asynchronous() -> None:
+        engine = create_async_engine(database.url)
+        manager = (
+            connect_async(database.url)
+            if own
+            else AsyncExecutionManager(AsyncSqlExecutionStore(engine))
+        )
+        await asyncio.gather(*(manager.create("a") for _ in range(4)))
+        end_all()
+        with pytest.raises(OperationalError) as caught:
+            await manager.list()
+        assert caught.value.connection_invalidated
+        for _ in range(8):
+            await manager.list()
+        await manager.close()
+        await engine.dispose()
+
+    def synchronous() -> None:
+        engine = create_engine(database.url)
+        manager = connect(database.url) if own else ExecutionManager(SqlExecutionStore(engine))
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: manager.create("a"), range(4)))
+        end_all()
+        with pytest.raises(OperationalError) as caught:
+            manager.list()
+        assert caught.value.connection_invalidated
+        for _ in range(8):
+            manager.list()
+        manager.close()
+        engine.dispose()
+
+    database.engine.dispose()
+    if colour == "sync":
+        synchronous()
+    else:
+        asyncio.run(asynchronous())
+
+
+def test_more_callers_than_connections(database: Database, colour: str) -> None:
+    """They wait for one another; nobody is turned away, and nobody is forgotten."""
+    callers, each = 3 * OWN_POOL, 8
+    barrier = threading.Barrier(callers)
+
+    def synchronous() -> None:
+        with connect(database.url) as manager, ThreadPoolExecutor(callers) as threads:
+
+            def work(_: int) -> None:
+                barrier.wait(60)
+                for _ in range(each):
+                    manager.start(manager.create("a").id)
+
+            list(threads.map(work, range(callers)))
+            assert used() <= OWN_POOL + 1
+
+    async def asynchronous() -> None:
+        async with connect_async(database.url) as manager:
+
+            async def work() -> None:
+                for _ in range(each):
+                    await manager.start((await manager.create("a")).id)
+
+            await asyncio.gather(*(work() for _ in range(callers)))
+            assert used() <= OWN_POOL + 1
+
+    def used() -> int:
+        if database.name == "sqlite":
+            return 0
+        return int(
+            database.rows(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            )[0]["count"]
+        )
+
+    database.engine.dispose()
+    if colour == "sync":
+        synchronous()
+    else:
+        asyncio.run(asynchronous())
+    assert database.rows("SELECT count(*) AS n FROM executions WHERE status = 'running'") == [
+        {"n": callers * each}
+    ]
+
+
+def test_a_cursor_that_is_kept_keeps_no_payload(database: Database) -> None:
+    with connect(database.url) as manager:
+        small = manager.create("a", "x").id
+        large = manager.create("a", "x" * 2**20).id
+        direct: Any = manager._store._bind  # type: ignore[attr-defined]
+        if database.name == "sqlite":
+            return
+        manager.get(small)
+        (kept,) = direct._idle._connections
+        assert kept.info
+        manager.get(large)
+        assert not kept.info
+        manager.list()
+        assert not kept.info
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@given(PLAIN)
+def test_json_is_read_as_python_reads_it(value: Any) -> None:
+    for written in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        expected = json.loads(written)
+        found = read_json(written)
+        assert found == expected
+        assert repr(found) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ['"\\ud800"', "[" * 250 + "]" * 250, " { } ", "1e400", "-0", "-0.0", "1E5", '{"a":1,"a":2}',
+     "123456789012345678901234567890", "0.1", "1e23", "NaN", '"\\u0000"', "5e-324"],
+)  # fmt: skip
+def test_odd_json_is_read_as_python_reads_it(written: str) -> None:
+    assert repr(read_json(written)) == repr(json.loads(written))
+
+
+def read_json(written: str) -> Any:
+    from sqlalchemy.dialects import sqlite
+
+    read = JsonText().result_processor(sqlite.dialect(), None)
+    return read(written)
+
+
+@pytest.mark.parametrize("depth", [values.MAX_DEPTH, values.MAX_DEPTH - 1])
+def test_the_deepest_payload(database: Database, depth: int) -> None:
+    payload: Any = "leaf"
+    for n in range(depth):
+        payload = {"in": payload} if n % 2 else [payload]
+    with connect(database.url) as manager:
+        assert manager.get(manager.create("a", payload).id).payload == payload
+
+
+def asked() -> list[dict[str, Any]]:
+    id = "0198a000-0000-7000-8000-000000000001"
+    statuses: list[Any] = [None, "failed", ["pending", "running"], []]
+    return [
+        {"status": status, "type": type, "parent_id": parent, "limit": 5, "before": before}
+        for status in statuses
+        for type in (None, "a")
+        for parent in (None, id)
+        for before in (None, id)
+    ]
+
+
+@pytest.mark.parametrize("wanted", asked(), ids=str)
+def test_every_page_is_found_by_an_index(database: Database, wanted: dict[str, Any]) -> None:
+    """No page reads, or sorts, what it does not show: however much has finished."""
+    query = statements.page(page(**wanted))
+    compiled = query.statement.compile(dialect=database.engine.dialect)
+    given = {**compiled.params, **query.parameters}
+    with database.engine.connect() as connection:
+        explain = "EXPLAIN QUERY PLAN " if database.name == "sqlite" else "EXPLAIN "
+        if database.name == "postgresql":  # it reads tables this small as a whole if it may
+            connection.exec_driver_sql("SET enable_seqscan = off")
+            connection.exec_driver_sql("SET enable_bitmapscan = off")
+            parameters: Any = {name: given[name] for name in compiled.params}
+        else:
+            parameters = tuple(given[name] for name in compiled.positiontup or ())
+        plan = [
+            str(row[-1]) for row in connection.exec_driver_sql(explain + str(compiled), parameters)
+        ]
+    for step in plan:
+        assert "Seq Scan on executions" not in step, plan
+        assert not step.startswith("SCAN executions") or "USING INDEX" in step, plan
+    if "TEMP B-TREE" in str(plan):
+        assert "COMPOUND" in str(plan), plan
+
+
+def test_progress_stays_on_its_page(empty_postgres: Callable[[str], str]) -> None:
+    """On PostgreSQL; SQLite keeps no versions of a row."""
+    url = empty_postgres("hot")
+    migrate.upgrade(url)
+    with connect(url) as manager:
+        ids = [manager.create("a", "x" * 1500).id for _ in range(40)]
+        for n in range(30):
+            for id in ids:
+                manager.update_progress(id, n, 30, message="m" * n)
+                manager.checkpoint(id, "last", n)
+    engine = create_engine(url)
+    counted = (
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'executions'"
+    )
+    total = hot = 0
+    limit = time.monotonic() + 60
+    while total < 40 * 60 and time.monotonic() < limit:  # a connection is counted when it ended
+        with engine.connect() as connection:
+            total, hot = connection.execute(text(counted)).one()
+    engine.dispose()
+    assert total == 40 * 60
+    assert hot >= 0.95 * total
+
+
+def test_a_large_payload_is_not_written_again(postgres_database: Database) -> None:
+    """On PostgreSQL; SQLite writes a row as a whole, as docs/performance.md says."""
+    database = postgres_database
+
+    def logged(payload: str) -> int:
+        with connect(database.url) as manager:
+            ids = [manager.create("a", payload).id for _ in range(20)]
+            begun = position()
+            for id in ids:
+                manager.start(id)
+                manager.update_progress(id, 1, 2)
+                manager.checkpoint(id, "k", 1)
+                manager.complete(id)
+            return position() - begun
+
+    def position() -> int:
+        (row,) = database.rows("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint AS at")
+        return int(row["at"])
+
+    noise = "".join(random.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=100_000))
+    assert logged(noise) <= 1.2 * logged("x" * 100)
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import execution_core", ["sqlalchemy", "alembic"]),
+        (
+            "from execution_core import connect",
+            ["sqlalchemy.orm", "sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql"],
+        ),
+    ],
+)
+def test_what_is_imported(statement: str, unwanted: list[str]) -> None:
+    listed = "import sys; print(*sys.modules, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{listed}"], capture_output=True, text=True, check=True
+    )
+    assert not {*unwanted} & {*done.stdout.split()}
+
+
+def test_a_statement_is_compiled_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(database.url) as manager:
+        every_verb(manager)
+        direct: Direct = manager._store._bind  # type: ignore[attr-defined]
+        known = dict(direct._spelled)
+        every_verb(manager)
+        assert direct._spelled == known
