@@ -23,6 +23,7 @@ from execution_core import (
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
     ExecutionManager,
+    ExecutionStatus,
     SqlExecutionStore,
     configure_sqlite,
     connect,
@@ -37,7 +38,8 @@ from execution_core.sql.engines import OWN_POOL
 from execution_core.sql.types import JsonText
 from execution_core.store import page
 
-from .conftest import Blocking, Database
+from .conftest import Blocking, Database, open_manager
+from .postgres import free_port
 
 
 def every_verb(manager: ExecutionManager) -> None:
@@ -104,7 +106,11 @@ def host(database: Database, colour: str, runner: asyncio.Runner) -> Iterator[Ca
 
 
 @pytest.mark.parametrize(
-    "name", ["before_cursor_execute", "after_cursor_execute", "before_execute", "after_execute"]
+    "name",
+    [
+        *("before_cursor_execute", "after_cursor_execute", "before_execute", "after_execute"),
+        *("engine_connect", "begin", "commit"),
+    ],
 )
 def test_a_listener_sees_every_statement(host: Callable[..., Host], name: str) -> None:
     watched = host()
@@ -276,6 +282,130 @@ def test_more_callers_than_connections(database: Database, colour: str) -> None:
     ]
 
 
+def test_one_event_loop_after_the_other(database: Database) -> None:
+    manager = connect_async(database.url)
+
+    async def work() -> None:
+        await asyncio.gather(*(manager.create("a") for _ in range(3 * OWN_POOL)))
+        await manager.close()
+
+    for _ in range(3):
+        asyncio.run(work())
+    assert database.rows("SELECT count(*) AS n FROM executions") == [{"n": 9 * OWN_POOL}]
+
+
+def test_a_server_that_is_not_there(colour: str, runner: asyncio.Runner) -> None:
+    """However often it was tried, the next call tries again, and gets an answer."""
+    url = f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/none"
+    manager: Any = connect(url) if colour == "sync" else Blocking(connect_async(url), runner)
+    for _ in range(OWN_POOL + 2):
+        with pytest.raises(OperationalError) as caught:
+            manager.list()
+        assert "SELECT" not in str(caught.value)  # nothing was sent
+    manager.close()
+
+
+def test_an_interrupted_call_gives_up_its_connection(database: Database) -> None:
+    with connect(database.url) as manager:
+        id = manager.create("a").id
+        direct: Any = manager._store._bind  # type: ignore[attr-defined]
+        used = []
+
+        def interrupted(pooled: Any, *_: Any) -> Any:
+            used.append(pooled.driver_connection)
+            raise KeyboardInterrupt
+
+        direct._drive = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            manager.get(id)
+        del direct._drive
+        assert manager.get(id).status == "pending"
+        pooled = direct._take()
+        assert pooled.driver_connection is not used[0]
+        direct._give_back(pooled)
+
+
+def test_callers_that_share_one_connection() -> None:
+    """In-memory SQLite is one connection for all: what is acknowledged stays."""
+
+    async def work() -> None:
+        engine = create_async_engine("sqlite+aiosqlite://")
+        configure_sqlite(engine)
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate.upgrade)
+        manager = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
+        made: list[str] = []
+
+        async def create() -> None:
+            for _ in range(10):
+                made.append((await manager.create("a")).id)
+                await manager.list(limit=1)
+
+        await asyncio.gather(*(create() for _ in range(20)))
+        assert {found.id for found in await manager.list(limit=1000)} == {*made}
+        await engine.dispose()
+
+    asyncio.run(work())
+
+
+def test_a_sync_store_in_an_asyncio_hosts_greenlet(database: Database) -> None:
+    async def work() -> None:
+        engine = create_async_engine(database.url.replace("sqlite:", "sqlite+aiosqlite:"))
+        async with engine.connect() as connection:
+            created = await connection.run_sync(
+                lambda sync: ExecutionManager(SqlExecutionStore(sync.engine)).create("a")
+            )
+        assert created.status == "pending"
+        await engine.dispose()
+
+    asyncio.run(work())
+    assert len(database.rows("SELECT id FROM executions")) == 1
+
+
+def test_a_page_is_what_a_filter_finds(database: Database, colour: str, runner: Any) -> None:
+    with open_manager(database.url, colour, runner) as manager:
+        parents = [manager.create("parent").id for _ in range(2)]
+        for n in range(60):
+            id = manager.create("ab"[n % 2], max_attempts=2, parent_id=parents[n % 3 - 1]).id
+            if n % 7 < 5:
+                manager.start(id)
+            if n % 7 < 3:
+                manager.fail(id, "no", retryable=n % 7 == 1)
+            if n % 7 == 3:
+                manager.complete(id)
+        everything = manager.list(limit=1000)
+        chosen = random.Random(7)
+        for _ in range(300):
+            statuses = chosen.sample(list(ExecutionStatus), chosen.randrange(1, 5))
+            wanted = page(
+                chosen.choice([None, statuses, statuses[0], []]),
+                chosen.choice([None, "a", "b", "c"]),
+                chosen.choice([None, *parents]),
+                chosen.choice([1, 3, 10, 100]),
+                chosen.choice([None, everything[20].id, everything[-3].id]),
+            )
+            found = manager.list(
+                status=wanted.statuses,
+                type=wanted.type,
+                parent_id=wanted.parent_id,
+                limit=wanted.limit,
+                before=wanted.before,
+            )
+            assert found == [each for each in everything if wanted.includes(each)][: wanted.limit]
+
+
+def test_executions_share_nothing(database: Database) -> None:
+    with connect(database.url) as manager:
+        one, other = manager.create("a"), manager.create("b")
+        one.model_fields_set.discard("type")
+        assert other.model_dump(exclude_unset=True)["type"] == "b"
+
+
+def test_a_configured_engine_goes_the_fast_way(database: Database) -> None:
+    with connect(database.url) as manager:
+        assert not manager._store._bind._is_ordinary()  # type: ignore[attr-defined]
+
+
 def test_a_cursor_that_is_kept_keeps_no_payload(database: Database) -> None:
     with connect(database.url) as manager:
         small = manager.create("a", "x").id
@@ -287,6 +417,11 @@ def test_a_cursor_that_is_kept_keeps_no_payload(database: Database) -> None:
         (kept,) = direct._idle._connections
         assert kept.info
         manager.get(large)
+        assert not kept.info
+        manager.get(small)
+        assert manager.find_by_idempotency_key("none") is None
+        assert kept.info
+        assert manager._store.update(small, transitions.complete("x" * 2**20, None)) is None
         assert not kept.info
         manager.list()
         assert not kept.info
@@ -391,7 +526,7 @@ def test_progress_stays_on_its_page(empty_postgres: Callable[[str], str]) -> Non
             total, hot = connection.execute(text(counted)).one()
     engine.dispose()
     assert total == 40 * 60
-    assert hot >= 0.95 * total
+    assert hot >= 0.9 * total  # 0.99 and more, but for what autovacuum happens to look at
 
 
 def test_a_large_payload_is_not_written_again(postgres_database: Database) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
@@ -12,7 +13,7 @@ try:
 except ImportError:  # before SQLAlchemy 2.1
     from sqlalchemy.util import await_only as await_
 
-from .direct import Direct, Idle, Values, _bound, _read, keep_cursor, kept_cursor
+from .direct import Direct, Idle, Values, bound, keep_cursor, kept_cursor, read
 from .engines import OWN_POOL
 from .statements import Query
 
@@ -20,7 +21,12 @@ T = TypeVar("T")
 
 
 class AsyncDirect(Direct):
-    """`Direct` for the driver of an AsyncEngine: in one greenlet for a whole call."""
+    """`Direct` for the driver of an AsyncEngine: one greenlet for a whole call.
+
+    What it inherits is for that greenlet; what ends in `_async` is for everybody.
+    """
+
+    _awaits = True
 
     async def rows_async(self, query: Query) -> Sequence[Values]:
         """Run a query and return all its rows.
@@ -52,20 +58,27 @@ class OwnAsyncDirect(AsyncDirect):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._idle = Idle()
-        self._room = asyncio.Semaphore(OWN_POOL)
+        self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._rooms = WeakKeyDictionary()
 
     async def rows_async(self, query: Query) -> Sequence[Values]:
         """Run a query and return all its rows, as soon as there is a connection to spare."""
-        async with self._room:
-            if self._is_watched():
+        async with self._room():
+            if self._is_ordinary():
                 return await super().rows_async(query)
             spelled = self._spell(query)
-            return _read(spelled, await self._execute_async(spelled.text, _bound(spelled, query)))
+            return read(spelled, await self._execute_async(spelled.text, bound(spelled, query)))
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self._idle.close()
         super().close()
+
+    def _room(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()  # tests, and some hosts, have one after the other
+        if loop not in self._rooms:
+            self._rooms[loop] = asyncio.Semaphore(OWN_POOL)
+        return self._rooms[loop]
 
     async def _execute_async(self, text: str, values: Values) -> Sequence[Values]:
         pooled = self._idle.pop()
@@ -108,7 +121,7 @@ async def _psycopg(pooled: PoolProxiedConnection, text: str, values: Values) -> 
     finally:
         if not (own or driver.closed):
             await driver.set_autocommit(False)
-    keep_cursor(pooled, cursor, found)
+    keep_cursor(pooled, cursor, values, found)
     return found
 
 

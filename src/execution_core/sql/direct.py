@@ -3,7 +3,7 @@
 What SQLAlchemy does anew for every execution (a Connection, a context, a result) takes longer than
 the statement itself. Here a statement is compiled once for a dialect, and then only values move.
 Connections still come from the engine's pool, types still convert the values, errors are still
-SQLAlchemy's. This is the only module that knows how a driver is called.
+SQLAlchemy's. Only this module and its twin `async_direct` know how a driver is called.
 """
 
 import logging
@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection
+from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, StaticPool
 from sqlalchemy.exc import DBAPIError
 
-from .engines import OWN_POOL, single_statements
+from .engines import OWN_POOL, begin_sqlite, single_statements
 from .statements import Query, Statement
 
 Values = Sequence[Any]
@@ -47,11 +47,16 @@ class Direct:
         InvalidValue: the engine is over another database or driver.
     """
 
+    _awaits = False
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._ordinary = single_statements(engine)
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
+        self._never_direct = isinstance(engine.pool, StaticPool) or (
+            engine.dialect.is_async and not self._awaits
+        )
         # The style of parameters in which no driver looks up names.
         kind: Callable[..., Dialect] = type(engine.dialect)
         self._dialect = kind(paramstyle="qmark" if self._is_sqlite else "format")
@@ -63,25 +68,33 @@ class Direct:
         Raises:
             DBAPIError: what the driver raised, as SQLAlchemy raises it.
         """
-        if self._is_watched():
+        if self._is_ordinary():
             with self._ordinary.begin() as connection:
                 return ordinary(connection, query)
         spelled = self._spell(query)
-        return _read(spelled, self._execute(spelled.text, _bound(spelled, query)))
+        return read(spelled, self._execute(spelled.text, bound(spelled, query)))
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self.engine.dispose()
 
-    def _is_watched(self) -> bool:
-        """Tell whether somebody wants to see, or to change, what SQLAlchemy executes."""
+    def _is_ordinary(self) -> bool:
+        """Tell whether a statement had better go SQLAlchemy's way.
+
+        Because somebody wants to see, or to change, what SQLAlchemy does; because callers share one
+        connection, and so its transaction; or because the driver is for asyncio, and this is not.
+        """
         engine = self.engine
         events, of_dialect = engine.dispatch, engine.dialect.dispatch
         return bool(
-            events.before_cursor_execute
+            self._never_direct
+            or events.before_cursor_execute
             or events.after_cursor_execute
             or events.before_execute
             or events.after_execute
+            or events.engine_connect
+            or events.commit
+            or any(listener is not begin_sqlite for listener in events.begin)
             or of_dialect.do_execute
             or of_dialect.handle_error
             or engine.logger.isEnabledFor(logging.INFO)
@@ -102,7 +115,7 @@ class Direct:
             column.type.dialect_impl(dialect).result_processor(dialect, _FLOAT8)
             for column in statement.exported_columns
         ]
-        columns = [(n, read) for n, read in enumerate(readers) if read]
+        columns = [(n, reader) for n, reader in enumerate(readers) if reader]
         constants = {  # such as an OFFSET 0 that SQLite's LIMIT brings along
             name: compiled.params[name] for name, _ in parameters if name not in query.parameters
         }
@@ -145,7 +158,7 @@ class Direct:
         finally:
             if not (own or driver.closed):
                 driver.autocommit = False
-        keep_cursor(pooled, cursor, found)
+        keep_cursor(pooled, cursor, values, found)
         return found
 
     def _as_sqlalchemy(
@@ -246,13 +259,18 @@ def kept_cursor(pooled: PoolProxiedConnection) -> Any:
     return pooled.info.pop(_CURSOR, None) or driver.cursor()
 
 
-def keep_cursor(pooled: PoolProxiedConnection, cursor: Any, found: Sequence[Values]) -> None:
-    """Keep a cursor for the next call, unless it would keep much of what it read as well."""
-    if len(found) < 2 and sum(len(v) for row in found for v in row if type(v) is str) < 2**16:
-        pooled.info[_CURSOR] = cursor
+def keep_cursor(
+    pooled: PoolProxiedConnection, cursor: Any, values: Values, found: Sequence[Values]
+) -> None:
+    """Keep a cursor for the next call, unless it would keep much that it sent or read as well."""
+    if len(found) < 2:
+        moved = [*values, *found[0]] if found else values
+        if sum(len(value) for value in moved if type(value) is str) < 2**16:
+            pooled.info[_CURSOR] = cursor
 
 
-def _bound(spelled: Spelled, query: Query) -> Values:
+def bound(spelled: Spelled, query: Query) -> Values:
+    """Return a query's values as the driver takes them."""
     given = query.parameters
     if spelled.constants:
         given = {**spelled.constants, **given}
@@ -261,7 +279,8 @@ def _bound(spelled: Spelled, query: Query) -> Values:
     ]
 
 
-def _read(spelled: Spelled, found: Sequence[Values]) -> Sequence[Values]:
+def read(spelled: Spelled, found: Sequence[Values]) -> Sequence[Values]:
+    """Return rows as SQLAlchemy would return them."""
     return [_converted(row, spelled.columns) for row in found] if spelled.columns else found
 
 

@@ -78,13 +78,13 @@ def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOU
         raise InvalidValue("engine", f"must be over SQLite, not {engine.dialect.name}")
     patience = values.duration("busy_timeout", busy_timeout)
     milliseconds = min(patience // timedelta(milliseconds=1), values.MAX_INTEGER)
-    if event.contains(sync_engine, "begin", _begin):
+    if event.contains(sync_engine, "begin", begin_sqlite):
         return engine
-    event.listen(sync_engine, "begin", _begin)
+    event.listen(sync_engine, "begin", begin_sqlite)
 
     @event.listens_for(sync_engine, "connect")
     def prepare(connection: Any, record: Any) -> None:  # noqa: ARG001
-        connection.isolation_level = None  # transactions begin where `_begin` says, nowhere else
+        connection.isolation_level = None  # transactions begin in `begin_sqlite` alone
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
         _enter_wal(cursor, patience=milliseconds / 1000)
@@ -108,7 +108,8 @@ def _enter_wal(cursor: Any, patience: float) -> None:
             return
 
 
-def _begin(connection: Connection) -> None:
+def begin_sqlite(connection: Connection) -> None:
+    """Begin as a writer, or as the engine's option `sqlite_begin` says."""
     if mode := connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"):
         connection.exec_driver_sql(f"BEGIN {mode}")
 

@@ -53,11 +53,6 @@ _ROW = [
     ),
     *_PROGRESS[1:],
 ]
-_STATE = {
-    "__pydantic_fields_set__": set(_FIELDS),
-    "__pydantic_extra__": None,
-    "__pydantic_private__": None,
-}
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -120,7 +115,10 @@ def page(page: Page) -> Query:
     """The executions that a page includes."""
     given = {"type": page.type, "parent_id": page.parent_id, "before": page.before}
     conditions = frozenset(name for name, value in given.items() if value is not None)
-    return Query(_page(page.statuses, conditions), {**given, "limit": page.limit})
+    statuses = page.statuses
+    if statuses is not None:  # in one order, whatever the caller's: one statement
+        statuses = tuple(status for status in ExecutionStatus if status in statuses)
+    return Query(_page(statuses, conditions), {**given, "limit": page.limit})
 
 
 def execution(row: Sequence[Any]) -> Execution:
@@ -143,7 +141,14 @@ def execution(row: Sequence[Any]) -> Execution:
     fields["status"] = ExecutionStatus(fields["status"])
     # As unpickling does: model_construct takes longer than all of the above.
     read = Execution.__new__(Execution)
-    read.__setstate__({**_STATE, "__dict__": fields})
+    read.__setstate__(
+        {
+            "__dict__": fields,
+            "__pydantic_fields_set__": set(_FIELDS),
+            "__pydantic_extra__": None,
+            "__pydantic_private__": None,
+        }
+    )
     return read
 
 
