@@ -30,6 +30,7 @@ class AsyncSqlExecutionStore:
     """`SqlExecutionStore` for asyncio: `AsyncExecutionManager(AsyncSqlExecutionStore(engine))`.
 
     A call that is cancelled outside a caller's transaction first ends the statement it is at.
+    In-memory SQLite, one connection for all tasks, needs `configure_sqlite`.
     """
 
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
