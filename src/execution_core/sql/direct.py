@@ -47,7 +47,7 @@ class Direct:
         InvalidValue: the engine is over another database or driver.
     """
 
-    _awaits = False
+    _awaits = False  # whether it can wait for a driver for asyncio
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
