@@ -94,7 +94,7 @@ class Direct:
             or events.after_execute
             or events.engine_connect
             or events.commit
-            or any(listener is not begin_sqlite for listener in events.begin)
+            or (events.begin and any(each is not begin_sqlite for each in events.begin))
             or of_dialect.do_execute
             or of_dialect.handle_error
             or engine.logger.isEnabledFor(logging.INFO)
