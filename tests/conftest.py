@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 from execution_core import (
+    AsyncAttempt,
     AsyncExecutionManager,
     ExecutionManager,
     connect,
@@ -152,9 +153,37 @@ class Blocking:
             answer = method(*args, **kwargs)
             if inspect.isawaitable(answer):
                 return self.runner.run(answer)  # type: ignore[arg-type]
+            if isinstance(answer, AsyncAttempt):
+                return BlockingAttempt(answer, self.runner)
             return Blocking(answer, self.runner) if name == "within" else answer
 
-        return call
+        return call if callable(method) else method
+
+
+class BlockingAttempt(Blocking):
+    """An attempt for asyncio as a plain with-block. Its heart only beats while something is run."""
+
+    def __enter__(self) -> Self:
+        self.runner.run(self.target.__aenter__())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.runner.run(self.target.__aexit__(*error))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in ("target", "runner")
+        super().__setattr__(name, value) if own else setattr(self.target, name, value)
+
+    def each(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return self._each(self.target.each(*args, **kwargs))
+
+    def _each(self, items: Any) -> Iterator[Any]:
+        while True:
+            try:
+                item = self.runner.run(anext(items))
+            except StopAsyncIteration:
+                return
+            yield item
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -5,7 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from execution_core import Creation, Execution, ExecutionStore, Page, Transition
+from execution_core import (
+    Batch,
+    Creation,
+    Execution,
+    ExecutionStatus,
+    ExecutionStore,
+    Page,
+    Transition,
+)
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -35,6 +43,12 @@ class AsyncMemoryStore:
 
     async def update(self, id: str, transition: Transition) -> Execution | None:
         return self.store.update(id, transition)
+
+    async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        return self.store.write(id, transition)
+
+    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        return self.store.update_many(batch)
 
     async def delete(self, id: str) -> bool:
         return self.store.delete(id)

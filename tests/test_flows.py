@@ -91,7 +91,7 @@ def test_cancelling_keeps_the_metadata(any_manager: ExecutionManager) -> None:
 def test_how_a_failure_is_described(any_manager: ExecutionManager) -> None:
     m = any_manager
 
-    def failed(error: ExecutionError | BaseException | str, **options: bool) -> ExecutionError:
+    def failed(error: ExecutionError | BaseException | str, **options: Any) -> ExecutionError:
         id = m.create("a", max_attempts=9).id
         m.start(id)
         recorded = m.fail(id, error, **options)

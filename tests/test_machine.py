@@ -28,7 +28,10 @@ VERBS = {
     "retry": lambda m, id: m.retry(id),
     "progress": lambda m, id: m.update_progress(id, 1, 2),
     "checkpoint": lambda m, id: m.checkpoint(id, "k", 1),
+    "advance": lambda m, id: m.advance(id, 1, 2, "k", 1),
+    "heartbeat": lambda m, id: m.heartbeat(id),
 }
+CHANGE_NO_STATUS = ("progress", "checkpoint", "advance", "heartbeat")
 
 # Written by hand from the design, not derived from the code. A status: the move is made, "same":
 # accepted and the status stays, "-": InvalidStateTransition, "max": MaxRetriesExceeded.
@@ -44,6 +47,8 @@ cancel-reason   cancelled  cancelled  cancelled    -         -         -        
 retry           -          -          -            -         retrying  max         same      retrying  max            -
 progress        same       same       same         -         -         -           same      -         -              -
 checkpoint      same       same       same         -         -         -           same      -         -              -
+advance         same       same       same         -         -         -           same      -         -              -
+heartbeat       -          same       same         -         -         -           -         -         -              -
 """  # fmt: skip # noqa: E501
 
 HEAD, *LINES = (line.split() for line in TABLE.strip().splitlines())
@@ -84,7 +89,7 @@ def test_every_verb_in_every_situation(
         assert problem.execution_id == before.id
         if isinstance(caught.value, InvalidStateTransition):
             assert caught.value.from_status == before.status
-            assert (caught.value.to_status is None) == (verb in ("progress", "checkpoint"))
+            assert (caught.value.to_status is None) == (verb in CHANGE_NO_STATUS)
         assert stored(database) == rows
     else:
         after = VERBS[verb](manager, before.id)
@@ -118,6 +123,8 @@ FENCED = {
     "timeout": lambda m, id, attempt: m.timeout(id, attempt=attempt),
     "progress": lambda m, id, attempt: m.update_progress(id, 1, 2, attempt=attempt),
     "checkpoint": lambda m, id, attempt: m.checkpoint(id, "k", 1, attempt=attempt),
+    "advance": lambda m, id, attempt: m.advance(id, 1, 2, "k", 1, attempt=attempt),
+    "heartbeat": lambda m, id, attempt: m.heartbeat(id, attempt=attempt),
 }
 
 
@@ -130,6 +137,19 @@ def test_only_the_attempt_that_owns_it_may(any_manager: ExecutionManager, verb: 
         assert (caught.value.attempt, caught.value.current_attempt) == (stale, 2)
         assert any_manager.get(second.id) == second
     assert FENCED[verb](any_manager, second.id, 2).attempts == 2
+
+
+@pytest.mark.parametrize("verb", FENCED)
+@pytest.mark.parametrize("situation", ["pending", "retrying", "timed_out", "cancelled"])
+def test_an_attempt_owns_only_what_is_running(
+    any_manager: ExecutionManager, verb: str, situation: str
+) -> None:
+    """Between two attempts, too: the first one is over, and the second one's are not its own."""
+    before = bring_to(any_manager, situation)
+    with pytest.raises(InvalidStateTransition) as caught:
+        FENCED[verb](any_manager, before.id, before.attempts)
+    assert caught.value.sources == ("running",)
+    assert any_manager.get(before.id) == before
 
 
 def test_a_late_worker_after_the_end_hears_of_the_end(any_manager: ExecutionManager) -> None:

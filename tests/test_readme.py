@@ -47,7 +47,7 @@ def test_the_python_examples_run_in_order(tmp_path: Path) -> None:
 
 
 def test_the_sql_of_complete_is_what_is_sent() -> None:
-    statement = statements._update(transitions.COMPLETE, fenced=True, clocked=False)
+    statement = statements._update(transitions.COMPLETE, fenced=True, clocked=False, whole=True)
     dialect = PGDialect()  # type: ignore[no-untyped-call]
     sent = str(statement.compile(dialect=dialect))
     sent = re.sub(r"RETURNING .*", "RETURNING *", sent)
@@ -66,7 +66,7 @@ def chart() -> str:
         for move in rule.moves:
             for source in move.sources if move.target else ():
                 label = rule.verb
-                if move.needs_attempt and rule is not transitions.START:
+                if move.when is transitions.ATTEMPT_LEFT and rule is not transitions.START:
                     label += " (an attempt is left)"
                 labels = verbs.setdefault((source, str(move.target)), [])
                 if label not in labels:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from execution_core import (
+    AlreadyRunning,
+    AttemptLost,
     ConcurrentUpdate,
     Execution,
     ExecutionManager,
@@ -47,8 +49,10 @@ def found(status: str, attempts: int = 1, max_attempts: int = 2) -> Execution:
         (t.retry(), found("failed", 1), ConcurrentUpdate),
         (t.start(None), found("retrying", 2), MaxRetriesExceeded),
         (t.start(None), found("pending", 0), ConcurrentUpdate),
-        (t.fail("x", True, None), found("running", 2), ConcurrentUpdate),
-        (t.checkpoint("k", 1, 0), found("pending", 1), StaleAttempt),
+        (t.fail("x", True, None, None), found("running", 2), ConcurrentUpdate),
+        (t.checkpoint("k", 1, 0), found("running", 1), StaleAttempt),
+        (t.checkpoint("k", 1, 1), found("retrying", 1), InvalidStateTransition),
+        (t.fail("x", False, None, 1), found("retrying", 1), InvalidStateTransition),
     ],
 )
 def test_refusal(transition: t.Transition, row: Execution | None, refused: type) -> None:
@@ -80,6 +84,10 @@ def test_every_change_is_an_update() -> None:
         MaxRetriesExceeded(ID, attempts=2, max_attempts=2),
         IdempotencyConflict("key", ID),
         StaleAttempt(ID, 1, current_attempt=2),
+        AttemptLost(ID, 1, found("running", 2)),
+        AttemptLost(ID, 1, found("cancelled", 1)),
+        AttemptLost(ID, attempt=1, execution=None),
+        AlreadyRunning(found("running")),
         ConcurrentUpdate("start", ID),
         InvalidValue(argument="payload", reason="is not JSON"),
     ],

@@ -324,7 +324,7 @@ def test_a_host_can_list_our_versions_beside_its_own(empty_url: str, tmp_path: P
         command.upgrade(alembic, "heads")
     with engine.connect() as connection:
         versions = set(connection.scalars(text("SELECT version_num FROM alembic_version")))
-    assert versions == {"host_1", "execution_core_0002"}
+    assert versions == {"host_1", "execution_core_0003"}
     ExecutionManager(SqlExecutionStore(engine)).create("a")
     engine.dispose()
 
@@ -402,6 +402,9 @@ ILLEGAL = {
     "idempotency_key_length": {**ROW, "idempotency_key": ""},
     "fingerprint_of_key": {**ROW, "fingerprint": "f"},
     "parent_is_another": {**ROW, "parent_id": ID},
+    "heartbeat_at_in_calendar": {**RUNNING, "heartbeat_at": "0001-01-01T00:00:00Z"},
+    "retry_at_in_calendar": {**ROW, "retry_at": "0001-01-01T00:00:00Z"},
+    "retry_at_while_waiting": {**RUNNING, "retry_at": "2026-01-01T00:00:01.000Z"},
     "metadata_is_object": {**ROW, "metadata": "[]"},
     "checkpoints_are_object": {**ROW, "checkpoints": "7"},
     "progress_whole": {**ROW, "progress_current": 1},
@@ -451,6 +454,8 @@ ILLEGAL_IN_SQLITE = {
     "times_in_calendar ": {**ROW, "created_at": "2026-01-01 00:00:00"},
     "times_in_calendar  ": {**ROW, "updated_at": 1700000000},
     "times_in_calendar   ": {**ROW, "updated_at": "2026-13-01T00:00:00.000Z"},
+    "heartbeat_at_in_calendar ": {**ROW, "heartbeat_at": "2026-13-01T00:00:00.000Z"},
+    "retry_at_in_calendar ": {**ROW, "retry_at": "soon"},
 }
 
 

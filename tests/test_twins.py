@@ -21,7 +21,7 @@ PAIRS = [
     (SqlExecutionStore, AsyncSqlExecutionStore),
     (ExecutionStore, AsyncExecutionStore),
 ]
-SYNCHRONOUS = {"within"}  # it only joins, and waits for nothing
+SYNCHRONOUS = {"within", "attempt", "tracked"}  # they wait for nothing themselves
 
 
 def public(kind: type) -> dict[str, Any]:

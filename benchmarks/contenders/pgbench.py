@@ -34,7 +34,8 @@ UPDATE executions
        updated_at = greatest(statement_timestamp(), updated_at),
        started_at = greatest(statement_timestamp(), updated_at), completed_at = NULL,
        deadline_at = greatest(statement_timestamp(), updated_at)
-                     + timeout_ms * interval '1 millisecond', worker = 'host-1'
+                     + timeout_ms * interval '1 millisecond', worker = 'host-1',
+       heartbeat_at = greatest(statement_timestamp(), updated_at), retry_at = NULL
  WHERE id = :new_id AND status IN ('pending', 'retrying') AND attempts < max_attempts
 RETURNING *;
 UPDATE executions

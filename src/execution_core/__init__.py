@@ -3,9 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .async_attempt import AsyncAttempt
 from .async_manager import AsyncExecutionManager
+from .attempt import Attempt
+from .backoff import Backoff
 from .creation import Creation
 from .errors import (
+    AlreadyRunning,
+    AttemptLost,
     ConcurrentUpdate,
     ExecutionNotFound,
     ExecutionProblem,
@@ -18,7 +23,7 @@ from .errors import (
 )
 from .execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
 from .manager import ExecutionManager
-from .store import AsyncExecutionStore, ExecutionStore, Page
+from .store import AsyncExecutionStore, Batch, ExecutionStore, Page
 from .transitions import Transition
 
 if TYPE_CHECKING:
@@ -29,9 +34,15 @@ if TYPE_CHECKING:
     from .sql.store import SqlExecutionStore
 
 __all__ = [
+    "AlreadyRunning",
+    "AsyncAttempt",
     "AsyncExecutionManager",
     "AsyncExecutionStore",
     "AsyncSqlExecutionStore",
+    "Attempt",
+    "AttemptLost",
+    "Backoff",
+    "Batch",
     "ConcurrentUpdate",
     "Creation",
     "Execution",

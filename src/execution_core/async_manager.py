@@ -1,20 +1,29 @@
 """The manager for asyncio: the twin of `manager`, verb for verb."""
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from copy import copy
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from . import transitions, values
+from .async_attempt import AsyncAttempt
+from .async_tracked import tracked
+from .backoff import Backoff
 from .creation import TRIES, creation, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus
-from .store import AsyncExecutionStore, page
+from .ownership import Exceptions, terms
+from .store import AsyncExecutionStore, batch, joined, page
+from .tracking import Tracking
 from .transitions import Transition
 from .values import MAX_INTEGER, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class AsyncExecutionManager:
@@ -27,6 +36,7 @@ class AsyncExecutionManager:
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
         self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
+        self._joined = False
 
     async def create(
         self,
@@ -38,6 +48,7 @@ class AsyncExecutionManager:
         idempotency_key: str | None = None,
         parent_id: str | None = None,
         metadata: dict[str, Any] | None = None,
+        start_after: timedelta | None = None,
     ) -> Execution:
         """Create a pending execution: `await manager.create("send-mail", {"to": "ada"})`."""
         new = creation(
@@ -48,6 +59,7 @@ class AsyncExecutionManager:
             idempotency_key=idempotency_key,
             parent_id=parent_id,
             metadata=metadata,
+            start_after=start_after,
             max_bytes=self._max_bytes,
         )
         for _ in range(TRIES):
@@ -77,10 +89,11 @@ class AsyncExecutionManager:
         error: ExecutionError | BaseException | str,
         *,
         retryable: bool | None = None,
+        retry_after: timedelta | None = None,
         attempt: int | None = None,
     ) -> Execution:
         """Record that the attempt failed: `await manager.fail(id, exc, retryable=True)`."""
-        return await self._apply(id, transitions.fail(error, retryable, attempt))
+        return await self._apply(id, transitions.fail(error, retryable, retry_after, attempt))
 
     async def timeout(self, id: str, *, attempt: int | None = None) -> Execution:
         """Record that the attempt took too long: `await manager.timeout(id, attempt=1)`."""
@@ -93,6 +106,10 @@ class AsyncExecutionManager:
     async def retry(self, id: str) -> Execution:
         """Allow another attempt: `await manager.retry(id)`, then `start`."""
         return await self._apply(id, transitions.retry())
+
+    async def heartbeat(self, id: str, *, attempt: int | None = None) -> Execution:
+        """Give a sign of life: `await manager.heartbeat(id, attempt=1)`."""
+        return await self._apply(id, transitions.heartbeat(attempt))
 
     async def update_progress(
         self,
@@ -115,6 +132,90 @@ class AsyncExecutionManager:
         """Set one checkpoint, any JSON value: `await manager.checkpoint(id, "last_index", 49)`."""
         return await self._apply(id, transitions.checkpoint(key, value, attempt, self._max_bytes))
 
+    async def advance(
+        self,
+        id: str,
+        current: int,
+        total: int,
+        key: str,
+        value: Any,
+        *,
+        message: str | None = None,
+        percent: float | None = None,
+        attempt: int | None = None,
+    ) -> Execution:
+        """Replace the progress, set a checkpoint: `await manager.advance(id, 5, 9, "k", 4)`."""
+        progress = transitions.update_progress(current, total, message, percent, attempt)
+        checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
+        return await self._apply(id, transitions.advance(progress, checkpoint))
+
+    async def claim(
+        self, type: str | None = None, *, limit: int = 1, worker: str | None = None
+    ) -> builtins.list[Execution]:
+        """Start what is waiting, the longest due first: `await manager.claim("mail", limit=10)`."""
+        return await self._store.update_many(batch(transitions.claim(worker), type, limit))
+
+    async def sweep(
+        self,
+        *,
+        stalled_after: timedelta | None = None,
+        type: str | None = None,
+        limit: int = 100,
+    ) -> builtins.list[Execution]:
+        """Time out what nobody works on any more: `await manager.sweep()`."""
+        return await self._store.update_many(batch(transitions.sweep(stalled_after), type, limit))
+
+    def attempt(
+        self,
+        id: str | Execution,
+        *,
+        worker: str | None = None,
+        retry_on: Exceptions = (),
+        backoff: Backoff | None = None,
+        heartbeat: timedelta | None = None,
+    ) -> AsyncAttempt:
+        """Make an attempt: `async with manager.attempt(id) as attempt: ...`."""
+        return AsyncAttempt(
+            self._store,
+            terms(
+                id,
+                worker=worker,
+                retry_on=retry_on,
+                backoff=backoff,
+                heartbeat=heartbeat,
+                joined=self._joined,
+                max_bytes=self._max_bytes,
+            ),
+        )
+
+    def tracked(
+        self,
+        type: str,
+        *,
+        idempotency_key: Callable[..., str | None] | None = None,
+        payload: Callable[..., Any] | None = None,
+        max_attempts: int = 1,
+        timeout: timedelta | None = None,
+        worker: str | None = None,
+        retry_on: Exceptions = (),
+        backoff: Backoff | None = None,
+        heartbeat: timedelta | None = None,
+    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+        """Make every call of an async function an execution: `@manager.tracked("mail")`."""
+        tracking = Tracking(
+            type=type,
+            idempotency_key=idempotency_key,
+            payload=payload,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            worker=worker,
+            retry_on=retry_on,
+            backoff=backoff,
+            heartbeat=heartbeat,
+            max_bytes=self._max_bytes,
+        )
+        return lambda function: tracked(self, tracking, function)
+
     async def get(self, id: str) -> Execution:
         """Read one execution: `(await manager.get(id)).status`."""
         id = values.execution_id(id)
@@ -136,10 +237,10 @@ class AsyncExecutionManager:
         self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]"
     ) -> Self:
         """Join the caller's transaction: `await manager.within(session).start(id)`."""
-        join = getattr(self._store, "within", None)
-        if join is None:
-            raise NotImplementedError(f"{type(self._store).__name__} cannot join a transaction")
-        return type(self)(join(connection_or_session), max_json_bytes=self._max_bytes)
+        inside = copy(self)
+        inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._joined = True  # noqa: SLF001
+        return inside
 
     async def close(self) -> None:
         """Release what the store holds, if it is its own: `await manager.close()`."""

@@ -26,6 +26,7 @@ class Creation:
     fingerprint: str | None
     parent_id: str | None
     metadata: Json
+    start_after: timedelta | None
 
     def apply(self, now: datetime) -> Execution:
         """Return the execution that this creates: what a store without SQL keeps."""
@@ -41,6 +42,7 @@ class Creation:
             fingerprint=self.fingerprint,
             parent_id=self.parent_id,
             metadata=self.metadata.value,
+            retry_at=None if self.start_after is None else now + self.start_after,
         )
 
 
@@ -53,6 +55,7 @@ def creation(
     idempotency_key: str | None,
     parent_id: str | None,
     metadata: object,
+    start_after: timedelta | None,
     max_bytes: int,
 ) -> Creation:
     """Check what a new execution is made of."""
@@ -69,6 +72,7 @@ def creation(
         fingerprint=None if key is None else values.fingerprint(type, checked),
         parent_id=None if parent_id is None else values.execution_id(parent_id),
         metadata=values.json_object("metadata", metadata, max_bytes),
+        start_after=None if start_after is None else values.delay("start_after", start_after),
     )
 
 

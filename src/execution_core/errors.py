@@ -6,6 +6,8 @@ ExecutionProblem
 ├── MaxRetriesExceeded       no attempt is left
 ├── IdempotencyConflict      the key belongs to other work
 ├── StaleAttempt             another attempt owns the execution
+├── AttemptLost              the attempt of this block no longer owns its execution
+├── AlreadyRunning           a tracked function is being run under this key
 ├── ConcurrentUpdate         another writer came between; safe to try again
 └── InvalidValue             an argument that cannot be stored, or makes no sense
 """
@@ -14,7 +16,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from .execution import ExecutionStatus
+from .execution import Execution, ExecutionStatus
 
 
 class ExecutionProblemCode(StrEnum):
@@ -25,6 +27,8 @@ class ExecutionProblemCode(StrEnum):
     MAX_RETRIES_EXCEEDED = "MAX_RETRIES_EXCEEDED"
     IDEMPOTENCY_CONFLICT = "IDEMPOTENCY_CONFLICT"
     STALE_ATTEMPT = "STALE_ATTEMPT"
+    ATTEMPT_LOST = "ATTEMPT_LOST"
+    ALREADY_RUNNING = "ALREADY_RUNNING"
     CONCURRENT_UPDATE = "CONCURRENT_UPDATE"
     INVALID_VALUE = "INVALID_VALUE"
 
@@ -113,6 +117,41 @@ class StaleAttempt(ExecutionProblem):
     attempt: int
     current_attempt: int
     """The attempt that owns it."""
+
+
+@dataclass(eq=False)
+class AttemptLost(ExecutionProblem):
+    """An attempt's execution was taken from it: stop working. Nothing was changed."""
+
+    code = ExecutionProblemCode.ATTEMPT_LOST
+    execution_id: str
+    attempt: int
+    execution: Execution | None
+    """As it stands now: cancelled, timed out, with another attempt; None when it was deleted."""
+
+    def __str__(self) -> str:
+        says = f"Attempt {self.attempt} no longer owns execution {self.execution_id}, which"
+        if self.execution is None:
+            return f"{says} was deleted"
+        if self.execution.attempts != self.attempt:
+            return f"{says} attempt {self.execution.attempts} has taken over"
+        return f"{says} is {self.execution.status}"
+
+
+@dataclass(eq=False)
+class AlreadyRunning(ExecutionProblem):
+    """Somebody else runs what a tracked function was called for. Nothing was changed."""
+
+    code = ExecutionProblemCode.ALREADY_RUNNING
+    execution: Execution
+    """As it stood when it was found running."""
+
+    def __str__(self) -> str:
+        worker = f", by {self.execution.worker!r}" if self.execution.worker else ""
+        return (
+            f"Execution {self.execution.id} is running already: "
+            f"attempt {self.execution.attempts}{worker}"
+        )
 
 
 @dataclass(eq=False)

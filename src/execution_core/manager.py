@@ -1,21 +1,30 @@
 """The manager: one method per verb, all over one `_apply`."""
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from copy import copy
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from . import transitions, values
+from .attempt import Attempt
+from .backoff import Backoff
 from .creation import TRIES, creation, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus
-from .store import ExecutionStore, page
+from .ownership import Exceptions, terms
+from .store import ExecutionStore, batch, joined, page
+from .tracked import tracked
+from .tracking import Tracking
 from .transitions import Transition
 from .values import MAX_INTEGER, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class ExecutionManager:
@@ -34,6 +43,7 @@ class ExecutionManager:
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
         self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
+        self._joined = False
 
     def create(
         self,
@@ -45,6 +55,7 @@ class ExecutionManager:
         idempotency_key: str | None = None,
         parent_id: str | None = None,
         metadata: dict[str, Any] | None = None,
+        start_after: timedelta | None = None,
     ) -> Execution:
         """Create a pending execution: `manager.create("send-mail", {"to": "ada"}, max_attempts=3)`.
 
@@ -57,6 +68,7 @@ class ExecutionManager:
             idempotency_key: makes the call safe to repeat, 1 to 255 characters.
             parent_id: the execution that this one belongs to.
             metadata: a JSON object of the caller's own.
+            start_after: how long `claim` is to leave it alone.
 
         Returns:
             The new execution; or, in whatever status it is, the one that already holds the key.
@@ -74,6 +86,7 @@ class ExecutionManager:
             idempotency_key=idempotency_key,
             parent_id=parent_id,
             metadata=metadata,
+            start_after=start_after,
             max_bytes=self._max_bytes,
         )
         for _ in range(TRIES):
@@ -90,8 +103,9 @@ class ExecutionManager:
     def start(self, id: str, *, worker: str | None = None) -> Execution:
         """Begin the next attempt: `attempt = manager.start(id, worker="host-1").attempts`.
 
-        From pending or retrying. Counts the attempt and sets its deadline. Of several callers one
-        wins; the others get an `InvalidStateTransition`. `worker` replaces the last one.
+        From pending or retrying, whether or not it is due. Counts the attempt and sets its
+        deadline. Of several callers one wins; the others get an `InvalidStateTransition`. `worker`
+        replaces the last one.
         """
         return self._apply(id, transitions.start(worker))
 
@@ -108,15 +122,17 @@ class ExecutionManager:
         error: ExecutionError | BaseException | str,
         *,
         retryable: bool | None = None,
+        retry_after: timedelta | None = None,
         attempt: int | None = None,
     ) -> Execution:
         """Record that the attempt failed: `manager.fail(id, exc, retryable=True)`.
 
         From running: it becomes retrying when the error is retryable and an attempt is left, failed
-        otherwise. From retrying: it gives up, failed. `retryable` overrides the error's own. Text
-        that cannot be stored is cleaned and cut, never refused.
+        otherwise. From retrying: it gives up, failed. `retryable` overrides the error's own;
+        `retry_after` is how long `claim` is to leave it alone before the next attempt. Text that
+        cannot be stored is cleaned and cut, never refused.
         """
-        return self._apply(id, transitions.fail(error, retryable, attempt))
+        return self._apply(id, transitions.fail(error, retryable, retry_after, attempt))
 
     def timeout(self, id: str, *, attempt: int | None = None) -> Execution:
         """Record that the attempt took too long: `manager.timeout(id, attempt=1)`.
@@ -138,6 +154,13 @@ class ExecutionManager:
         From failed or timed_out, while an attempt is left. A retrying one is returned unchanged.
         """
         return self._apply(id, transitions.retry())
+
+    def heartbeat(self, id: str, *, attempt: int | None = None) -> Execution:
+        """Give a sign of life: `manager.heartbeat(id, attempt=1)`.
+
+        While running. `start`, `update_progress`, `checkpoint` and `advance` give one as well.
+        """
+        return self._apply(id, transitions.heartbeat(attempt))
 
     def update_progress(
         self,
@@ -163,6 +186,160 @@ class ExecutionManager:
         While pending, running or retrying. Other keys are untouched, whoever writes them meanwhile.
         """
         return self._apply(id, transitions.checkpoint(key, value, attempt, self._max_bytes))
+
+    def advance(
+        self,
+        id: str,
+        current: int,
+        total: int,
+        key: str,
+        value: Any,
+        *,
+        message: str | None = None,
+        percent: float | None = None,
+        attempt: int | None = None,
+    ) -> Execution:
+        """Replace the progress and set one checkpoint: `manager.advance(id, 50, 100, "last", 49)`.
+
+        As `update_progress` and `checkpoint`, in one statement: nobody sees one without the other.
+        """
+        progress = transitions.update_progress(current, total, message, percent, attempt)
+        checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
+        return self._apply(id, transitions.advance(progress, checkpoint))
+
+    def claim(
+        self, type: str | None = None, *, limit: int = 1, worker: str | None = None
+    ) -> builtins.list[Execution]:
+        """Start what is waiting, the longest due first: `manager.claim("mail", limit=10)`.
+
+        Pending or retrying, and due: not before its `retry_at`. Callers at once never get the same
+        one; on PostgreSQL none waits for another.
+
+        Args:
+            type: one type; any by default.
+            limit: how many at most, 1 to 10,000.
+            worker: who runs them.
+
+        Returns:
+            The started executions by id, each for `attempt`; an empty list when nothing is due.
+        """
+        return self._store.update_many(batch(transitions.claim(worker), type, limit))
+
+    def sweep(
+        self,
+        *,
+        stalled_after: timedelta | None = None,
+        type: str | None = None,
+        limit: int = 100,
+    ) -> builtins.list[Execution]:
+        """Time out what nobody works on any more: `manager.sweep(stalled_after=timedelta(days=1))`.
+
+        Running, and past its deadline (the error's code is `timeout`) or, with `stalled_after`,
+        without a start, heartbeat, progress or checkpoint for so long (`stalled`).
+
+        Args:
+            stalled_after: longer than any sound attempt is silent.
+            type: one type; any by default.
+            limit: how many at most, 1 to 10,000: one statement.
+
+        Returns:
+            Those that it timed out, by id; `retry` brings them back. Fewer than `limit`: no more.
+        """
+        return self._store.update_many(batch(transitions.sweep(stalled_after), type, limit))
+
+    def attempt(
+        self,
+        id: str | Execution,
+        *,
+        worker: str | None = None,
+        retry_on: Exceptions = (),
+        backoff: Backoff | None = None,
+        heartbeat: timedelta | None = None,
+    ) -> Attempt:
+        """Make an attempt: `with manager.attempt(id, retry_on=TimeoutError) as attempt: ...`.
+
+        Entering it starts the execution. Leaving it completes it with `attempt.result`; leaving it
+        by an exception fails it, and the exception goes on. KeyboardInterrupt, SystemExit and
+        asyncio.CancelledError are failures with the code `interrupted`, always retryable.
+
+        Args:
+            id: an execution's id; or one that `start` or `claim` returned, which is not started
+                again.
+            worker: who runs it.
+            retry_on: exceptions after which another attempt may help, as in `except`.
+            backoff: how long that attempt is to wait, for those who `claim` it.
+            heartbeat: beat by itself, this often, in a thread.
+
+        Returns:
+            The attempt, for `with`; it gets an `AttemptLost` once it does not own its execution.
+
+        Raises:
+            InvalidValue: an argument makes no sense; what `start` raises is raised by `with`.
+        """
+        return Attempt(
+            self._store,
+            terms(
+                id,
+                worker=worker,
+                retry_on=retry_on,
+                backoff=backoff,
+                heartbeat=heartbeat,
+                joined=self._joined,
+                max_bytes=self._max_bytes,
+            ),
+        )
+
+    def tracked(
+        self,
+        type: str,
+        *,
+        idempotency_key: Callable[..., str | None] | None = None,
+        payload: Callable[..., Any] | None = None,
+        max_attempts: int = 1,
+        timeout: timedelta | None = None,
+        worker: str | None = None,
+        retry_on: Exceptions = (),
+        backoff: Backoff | None = None,
+        heartbeat: timedelta | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Make every call of a function an execution: `@manager.tracked("mail", max_attempts=3)`.
+
+        A call creates the execution, makes its attempts one after the other, and returns the
+        result as JSON has it. With a key, a later call returns that result without running; where
+        the execution failed or timed out, it makes the next attempt. A function with a parameter
+        `attempt` is given it.
+
+        Args:
+            type: what kind of work it is.
+            idempotency_key: makes the key from the function's arguments.
+            payload: makes the payload from the function's arguments.
+            max_attempts: how often it may be started.
+            timeout: how long one attempt may take.
+            worker: who runs it.
+            retry_on: exceptions after which it is tried again, as in `except`.
+            backoff: how long to wait before that; at once without it.
+            heartbeat: beat by itself, this often.
+
+        Returns:
+            A decorator. What it returns raises what the function raises, and `AlreadyRunning`,
+            `AttemptLost`, `MaxRetriesExceeded`, or `InvalidStateTransition` when it was cancelled.
+
+        Raises:
+            InvalidValue: an argument makes no sense, or the function is an async one.
+        """
+        tracking = Tracking(
+            type=type,
+            idempotency_key=idempotency_key,
+            payload=payload,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            worker=worker,
+            retry_on=retry_on,
+            backoff=backoff,
+            heartbeat=heartbeat,
+            max_bytes=self._max_bytes,
+        )
+        return lambda function: tracked(self, tracking, function)
 
     def get(self, id: str) -> Execution:
         """Read one execution: `manager.get(id).status`.
@@ -201,10 +378,10 @@ class ExecutionManager:
             InvalidValue: it is neither a Connection nor a Session.
             NotImplementedError: the store has no `within`.
         """
-        join = getattr(self._store, "within", None)
-        if join is None:
-            raise NotImplementedError(f"{type(self._store).__name__} cannot join a transaction")
-        return type(self)(join(connection_or_session), max_json_bytes=self._max_bytes)
+        inside = copy(self)
+        inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._joined = True  # noqa: SLF001
+        return inside
 
     def close(self) -> None:
         """Release what the store holds, if it is its own: `manager.close()`."""

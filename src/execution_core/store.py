@@ -1,17 +1,21 @@
-"""What a manager needs from a store: six methods, sync or async.
+"""What a manager needs from a store: eight methods, sync or async.
 
 A store keeps executions and never judges: it makes a transition when the transition's guard
 matches, and answers None when it does not. The manager finds out why.
 """
 
 import builtins
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from itertools import islice
+from operator import attrgetter
+from typing import Any, Protocol
 
 from . import values
 from .creation import Creation
 from .execution import Execution, ExecutionStatus
-from .transitions import Transition
+from .transitions import Transition, due_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,46 @@ def page(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One transition for many executions: of those that allow it, the `limit` longest due."""
+
+    transition: Transition
+    type: str | None
+    limit: int
+
+    def apply(self, executions: Iterable[Execution], now: datetime) -> list[Execution]:
+        """Return those that it moves, as they stand afterwards, by id.
+
+        What a store without SQL does under its own lock: `moved = batch.apply(all, now)`.
+        """
+        ours = [each for each in executions if self.type in (None, each.type)]
+        ours.sort(key=lambda each: (due_at(each), each.id))
+        moved = filter(None, (self.transition.apply(each, now) for each in ours))
+        return sorted(islice(moved, self.limit), key=attrgetter("id"))
+
+
+def batch(transition: Transition, type: str | None, limit: int) -> Batch:
+    """Check for which executions a caller asks to make a transition."""
+    return Batch(
+        transition=transition,
+        type=None if type is None else values.name("type", type),
+        limit=values.integer("limit", limit, 1, values.MAX_PAGE),
+    )
+
+
+def joined(store: Any, transaction: Any) -> Any:
+    """Return a store in the caller's transaction.
+
+    Raises:
+        NotImplementedError: the store cannot join any.
+    """
+    join = getattr(store, "within", None)
+    if join is None:
+        raise NotImplementedError(f"{type(store).__name__} cannot join a transaction")
+    return join(transaction)
+
+
 class ExecutionStore(Protocol):
     """Where executions are kept: `ExecutionManager(MyStore())`.
 
@@ -71,6 +115,17 @@ class ExecutionStore(Protocol):
         """Compare and set: store and return `transition.apply(found, now)`.
 
         None when there is no such execution or the transition does not apply; nothing changed.
+        """
+        ...
+
+    def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        """Do the same, and return the status alone: a large payload stays where it is."""
+        ...
+
+    def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
+
+        Two callers at once never get the same execution for the same move.
         """
         ...
 
@@ -100,6 +155,14 @@ class AsyncExecutionStore(Protocol):
 
     async def update(self, id: str, transition: Transition) -> Execution | None:
         """Compare and set: store and return `transition.apply(found, now)`, or None."""
+        ...
+
+    async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        """Do the same, and return the status alone: a large payload stays where it is."""
+        ...
+
+    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        """Compare and set many: store and return `batch.apply(all, now)`, each atomically."""
         ...
 
     async def list(self, page: Page) -> builtins.list[Execution]:

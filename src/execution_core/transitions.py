@@ -6,8 +6,9 @@ compare-and-set (`sql.statements` into one UPDATE), or calls `Transition.apply` 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
+from functools import cached_property
 from types import MappingProxyType
 from typing import cast
 
@@ -27,8 +28,8 @@ from .values import MAX_JSON_BYTES, Entry, Json
 PENDING, RUNNING, COMPLETED, FAILED, RETRYING, TIMED_OUT, CANCELLED = ExecutionStatus
 LIVE = (PENDING, RUNNING, RETRYING)
 
-Value = str | Json | Entry | ExecutionError | ProgressInfo | None
-"""What a caller gave, checked; a store keeps it in the field of the same name."""
+Value = str | Json | Entry | ExecutionError | ProgressInfo | timedelta | None
+"""What a caller gave, checked; but for durations it goes into the field of the same name."""
 
 
 class Change(Enum):
@@ -39,33 +40,43 @@ class Change(Enum):
     CLEARED = "None"
     NOW = "the store's time"
     DEADLINE = "the store's time plus the execution's timeout; None without one"
+    DELAYED = "the store's time plus the transition's `retry_after`; None without one"
     NEXT_ATTEMPT = "attempts + 1"
 
 
-GIVEN, MERGED, CLEARED, NOW, DEADLINE, NEXT_ATTEMPT = Change
+GIVEN, MERGED, CLEARED, NOW, DEADLINE, DELAYED, NEXT_ATTEMPT = Change
+
+
+class Condition(Enum):
+    """What a move asks of an execution besides its status."""
+
+    ATTEMPT_LEFT = "attempts < max_attempts"
+    DUE = "its retry_at has come, or without one its created_at"
+    OVERDUE = "its deadline_at has passed"
+    STALLED = "no start and no sign of life within the transition's `stalled_after`"
+
+
+ATTEMPT_LEFT, DUE, OVERDUE, STALLED = Condition
 
 
 class Move:
-    """From any of `sources` to `target`, changing the named fields, and `updated_at` to now."""
+    """From any of `sources` to `target`, changing the named fields, and `updated_at` to now.
+
+    A field becomes what its `Change` says, or the very error that stands in the change's place.
+    """
 
     def __init__(
         self,
         sources: tuple[ExecutionStatus, ...],
         target: ExecutionStatus | None,
         *,
-        needs_attempt: bool = False,
-        **changes: Change,
+        when: Condition | None = None,
+        **changes: Change | ExecutionError,
     ) -> None:
         self.sources = sources
         self.target = target  # None: the status stays
-        self.needs_attempt = needs_attempt  # allowed only while attempts < max_attempts
+        self.when = when
         self.changes = changes
-
-    def allows(self, execution: Execution) -> bool:
-        """Tell whether this move may be made from where the execution stands."""
-        return execution.status in self.sources and (
-            not self.needs_attempt or execution.attempts < execution.max_attempts
-        )
 
 
 class Rule:
@@ -84,45 +95,70 @@ class Rule:
         """Every status from which the verb may be called."""
         return tuple(s for s in ExecutionStatus if any(s in move.sources for move in self.moves))
 
+    @cached_property
+    def fenced(self) -> "Rule":
+        """The same for the attempt that owns the execution: only while it is running."""
+        moves = (Move((RUNNING,), m.target, when=m.when, **m.changes) for m in self.moves)
+        return Rule(self.verb, *moves)
 
-START = Rule(
-    "start",
-    Move(
+
+TIMEOUT_ERROR = ExecutionError(message="Execution timed out", code="timeout", retryable=True)
+STALLED_ERROR = ExecutionError(
+    message="Execution stalled: its worker gave no sign of life", code="stalled", retryable=True
+)
+
+
+def _started(when: Condition) -> Move:
+    return Move(
         (PENDING, RETRYING),
         RUNNING,
         attempts=NEXT_ATTEMPT,
         started_at=NOW,
         deadline_at=DEADLINE,
+        heartbeat_at=NOW,
+        retry_at=CLEARED,
         completed_at=CLEARED,
         error=CLEARED,
         worker=GIVEN,
-        needs_attempt=True,
-    ),
-)
+        when=when,
+    )
+
+
+START = Rule("start", _started(ATTEMPT_LEFT))
+CLAIM = Rule("claim", _started(DUE))
 COMPLETE = Rule("complete", Move((RUNNING,), COMPLETED, result=GIVEN, completed_at=NOW))
-FAIL = Rule("fail", Move((RUNNING, RETRYING), FAILED, error=GIVEN, completed_at=NOW))
-FAIL_RETRYABLE = Rule(
-    "fail", Move((RUNNING,), RETRYING, error=GIVEN, needs_attempt=True), *FAIL.moves
+FAIL = Rule(
+    "fail", Move((RUNNING, RETRYING), FAILED, error=GIVEN, completed_at=NOW, retry_at=CLEARED)
 )
-TIMEOUT = Rule("timeout", Move((RUNNING,), TIMED_OUT, error=GIVEN, completed_at=NOW))
-CANCEL = Rule("cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW))
+FAIL_RETRYABLE = Rule(
+    "fail",
+    Move((RUNNING,), RETRYING, error=GIVEN, retry_at=DELAYED, when=ATTEMPT_LEFT),
+    *FAIL.moves,
+)
+_OVERDUE = Move((RUNNING,), TIMED_OUT, when=OVERDUE, error=TIMEOUT_ERROR, completed_at=NOW)
+_STALLED = Move((RUNNING,), TIMED_OUT, when=STALLED, error=STALLED_ERROR, completed_at=NOW)
+TIMEOUT = Rule("timeout", Move((RUNNING,), TIMED_OUT, error=TIMEOUT_ERROR, completed_at=NOW))
+SWEEP_OVERDUE = Rule("sweep", _OVERDUE)
+SWEEP = Rule("sweep", _OVERDUE, _STALLED)
+CANCEL = Rule("cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED))
 CANCEL_WITH_REASON = Rule(
-    "cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, metadata=MERGED)
+    "cancel",
+    Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED, metadata=MERGED),
 )
 RETRY = Rule(
     "retry",
-    Move((FAILED, TIMED_OUT), RETRYING, error=CLEARED, completed_at=CLEARED, needs_attempt=True),
+    Move((FAILED, TIMED_OUT), RETRYING, error=CLEARED, completed_at=CLEARED, when=ATTEMPT_LEFT),
     settled=RETRYING,
 )
-UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, progress=GIVEN))
-CHECKPOINT = Rule("checkpoint", Move(LIVE, None, checkpoints=MERGED))
+HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
+UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN))
+CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=MERGED))
+ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN, checkpoints=MERGED))
 
 RULES = (
-    *(START, COMPLETE, FAIL_RETRYABLE, FAIL, TIMEOUT, CANCEL, CANCEL_WITH_REASON, RETRY),
-    *(UPDATE_PROGRESS, CHECKPOINT),
+    *(START, CLAIM, COMPLETE, FAIL_RETRYABLE, FAIL, TIMEOUT, SWEEP, CANCEL, CANCEL_WITH_REASON),
+    *(RETRY, HEARTBEAT, UPDATE_PROGRESS, CHECKPOINT, ADVANCE),
 )
-
-TIMED_OUT_ERROR = ExecutionError(message="Execution timed out", code="timeout", retryable=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +174,7 @@ class Transition:
 
         What a store without SQL does under its own lock: `moved = transition.apply(found, now)`.
         """
-        move = next((move for move in self.rule.moves if move.allows(execution)), None)
+        move = next((move for move in self.rule.moves if self._allows(move, execution, now)), None)
         if move is None or self.attempt not in (None, execution.attempts):
             return None
         update = {
@@ -147,22 +183,53 @@ class Transition:
         update |= {"status": move.target or execution.status, "updated_at": now}
         return execution.model_copy(update=update)
 
-    def _changed(self, name: str, how: Change, execution: Execution, now: datetime) -> object:
+    def _allows(self, move: Move, execution: Execution, now: datetime) -> bool:
+        if execution.status not in move.sources:
+            return False
+        match move.when:
+            case None:
+                return True
+            case Condition.ATTEMPT_LEFT:
+                return execution.attempts < execution.max_attempts
+            case Condition.DUE:
+                return due_at(execution) <= now
+            case Condition.OVERDUE:
+                return execution.deadline_at is not None and execution.deadline_at < now
+            case Condition.STALLED:
+                seen = execution.heartbeat_at or execution.updated_at
+                last = max(seen, execution.started_at or seen)
+                return last < now - cast("timedelta", self.given["stalled_after"])
+
+    def _changed(
+        self, name: str, how: Change | ExecutionError, execution: Execution, now: datetime
+    ) -> object:
         given = self.given.get(name)
+        value: object
         match how:
+            case ExecutionError():
+                value = how
             case Change.GIVEN:
-                return given.value if isinstance(given, Json) else given
+                value = given.value if isinstance(given, Json) else given
             case Change.MERGED:
                 entry = cast("Entry", given)
-                return {**getattr(execution, name), entry.key: entry.value.value}
+                value = {**getattr(execution, name), entry.key: entry.value.value}
             case Change.CLEARED:
-                return None
+                value = None
             case Change.NOW:
-                return now
+                value = now
             case Change.DEADLINE:
-                return execution.timeout and now + execution.timeout
+                value = execution.timeout and now + execution.timeout
+            case Change.DELAYED:
+                delay = cast("timedelta | None", self.given["retry_after"])
+                value = None if delay is None else now + delay
             case Change.NEXT_ATTEMPT:
-                return execution.attempts + 1
+                value = execution.attempts + 1
+        return value
+
+
+def due_at(execution: Execution) -> datetime:
+    """Return since when, or from when on, a waiting execution may be claimed."""
+    return execution.retry_at or execution.created_at
 
 
 def start(worker: str | None) -> Transition:
@@ -170,19 +237,28 @@ def start(worker: str | None) -> Transition:
     return Transition(START, {"worker": None if worker is None else values.name("worker", worker)})
 
 
+def claim(worker: str | None) -> Transition:
+    """Pending or retrying, and due → running: as `start`."""
+    return Transition(CLAIM, start(worker).given)
+
+
 def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES) -> Transition:
     """Running → completed, with a result."""
     checked = None if result is None else values.to_json("result", result, max_bytes)
-    return Transition(COMPLETE, {"result": checked}, _fence(attempt))
+    return _transition(COMPLETE, {"result": checked}, attempt)
 
 
 def fail(
-    error: ExecutionError | BaseException | str, retryable: bool | None, attempt: int | None
+    error: ExecutionError | BaseException | str,
+    retryable: bool | None,
+    retry_after: timedelta | None,
+    attempt: int | None,
 ) -> Transition:
     """Running → retrying, while another attempt may help and is left; else → failed.
 
     From retrying it gives up: → failed, whatever the error says.
     """
+    delay = None if retry_after is None else values.delay("retry_after", retry_after)
     if isinstance(error, BaseException):
         error = ExecutionError.from_exception(error)
     elif isinstance(error, str):
@@ -196,13 +272,21 @@ def fail(
         stack=None if error.stack is None else str(error.stack),
         retryable=error.retryable if retryable is None else values.flag("retryable", retryable),
     )
-    rule = FAIL_RETRYABLE if error.retryable else FAIL
-    return Transition(rule, {"error": error}, _fence(attempt))
+    if not error.retryable:
+        return _transition(FAIL, {"error": error}, attempt)
+    return _transition(FAIL_RETRYABLE, {"error": error, "retry_after": delay}, attempt)
 
 
 def timeout(attempt: int | None) -> Transition:
     """Running → timed_out."""
-    return Transition(TIMEOUT, {"error": TIMED_OUT_ERROR}, _fence(attempt))
+    return _transition(TIMEOUT, {}, attempt)
+
+
+def sweep(stalled_after: timedelta | None) -> Transition:
+    """Running, and overdue or without a sign of life for so long → timed_out."""
+    if stalled_after is None:
+        return Transition(SWEEP_OVERDUE)
+    return Transition(SWEEP, {"stalled_after": values.duration("stalled_after", stalled_after)})
 
 
 def cancel(reason: str | None) -> Transition:
@@ -218,12 +302,17 @@ def retry() -> Transition:
     return Transition(RETRY)
 
 
+def heartbeat(attempt: int | None) -> Transition:
+    """Running: a sign of life."""
+    return _transition(HEARTBEAT, {}, attempt)
+
+
 def update_progress(
     current: int, total: int, message: str | None, percent: float | None, attempt: int | None
 ) -> Transition:
     """Live: replace the progress, message included."""
     progress = values.progress(current, total, message, percent)
-    return Transition(UPDATE_PROGRESS, {"progress": progress}, _fence(attempt))
+    return _transition(UPDATE_PROGRESS, {"progress": progress}, attempt)
 
 
 def checkpoint(
@@ -231,11 +320,20 @@ def checkpoint(
 ) -> Transition:
     """Live: set one checkpoint."""
     entry = Entry(values.name("key", key), values.to_json("value", value, max_bytes))
-    return Transition(CHECKPOINT, {"checkpoints": entry}, _fence(attempt))
+    return _transition(CHECKPOINT, {"checkpoints": entry}, attempt)
 
 
-def _fence(attempt: int | None) -> int | None:
-    return None if attempt is None else values.integer("attempt", attempt, 0, values.MAX_INTEGER)
+def advance(progress: Transition, checkpoint: Transition) -> Transition:
+    """Live: what `update_progress` and `checkpoint` do, at once."""
+    return _transition(ADVANCE, {**progress.given, **checkpoint.given}, progress.attempt)
+
+
+def _transition(rule: Rule, given: Mapping[str, Value], attempt: int | None) -> Transition:
+    """With an attempt: only while that attempt is running."""
+    if attempt is None:
+        return Transition(rule, given)
+    attempt = values.integer("attempt", attempt, 0, values.MAX_INTEGER)
+    return Transition(rule.fenced, given, attempt)
 
 
 def unmoved(transition: Transition, id: str, found: Execution | None) -> Execution:
@@ -262,7 +360,7 @@ def refusal(transition: Transition, id: str, found: Execution | None) -> Executi
         return InvalidStateTransition(
             id, rule.verb, found.status, rule.moves[-1].target, rule.sources
         )
-    if not any(move.allows(found) for move in moves):
+    if all(move.when is ATTEMPT_LEFT for move in moves) and found.attempts >= found.max_attempts:
         return MaxRetriesExceeded(id, found.attempts, found.max_attempts)
     if transition.attempt not in (None, found.attempts):
         return StaleAttempt(id, transition.attempt, found.attempts)

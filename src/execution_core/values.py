@@ -45,6 +45,7 @@ _NUL_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _TEXT_OR_LARGE_FLOAT: Final = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.])-?[\d.]+e\+\d+', re.ASCII
 )
+_MILLISECOND: Final = timedelta(milliseconds=1)
 _SCALARS: Final = frozenset((str, int, float, bool, NoneType))
 _ENCODABLE: Final = (date, time, timedelta, UUID, Decimal, Enum, BaseModel)
 
@@ -138,11 +139,29 @@ def flag(argument: str, value: object) -> bool:
 
 def duration(argument: str, value: object) -> timedelta:
     """Return a positive timedelta in whole milliseconds, the unit of the schema."""
+    return max(_MILLISECOND, _span(argument, value, "more than 0", timedelta.resolution))
+
+
+def delay(argument: str, value: object) -> timedelta:
+    """Return a timedelta that may be 0, in whole milliseconds."""
+    return _span(argument, value, "at least 0", timedelta(0))
+
+
+def _span(argument: str, value: object, says: str, least: timedelta) -> timedelta:
     if not isinstance(value, timedelta):
         raise InvalidValue(argument, f"must be a timedelta, not {_type(value)}")
-    if not timedelta(0) < value <= MAX_TIMEOUT:
-        raise InvalidValue(argument, f"must be more than 0 and at most {MAX_TIMEOUT.days} days")
-    return timedelta(milliseconds=max(1, round(value / timedelta(milliseconds=1))))
+    if not least <= value <= MAX_TIMEOUT:
+        raise InvalidValue(argument, f"must be {says} and at most {MAX_TIMEOUT.days} days")
+    return round(value / _MILLISECOND) * _MILLISECOND
+
+
+def number(argument: str, value: object, least: float, most: float) -> float:
+    """Return a number within bounds, which NaN never is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InvalidValue(argument, f"must be a number, not {_type(value)}")
+    if not least <= value <= most:
+        raise InvalidValue(argument, f"must be from {least} to {most}")
+    return float(value)
 
 
 def statuses(value: object) -> tuple[ExecutionStatus, ...]:
@@ -164,15 +183,13 @@ def progress(current: object, total: object, message: object, percent: object) -
     if percent is None:
         # Floored to two digits in whole numbers: no rounding shows 100 before the end.
         percent = min(100.0, current * 10_000 // total / 100) if total else 0.0
-    elif not isinstance(percent, int | float) or isinstance(percent, bool):
-        raise InvalidValue("percent", f"must be a number, not {_type(percent)}")
-    elif not 0 <= percent <= 100:  # also refuses NaN
-        raise InvalidValue("percent", "must be from 0 to 100")
+    else:
+        percent = number("percent", percent, 0, 100)
     return ProgressInfo(
         current=current,
         total=total,
         message=None if message is None else text("message", message, MAX_MESSAGE),
-        percent=float(percent),
+        percent=percent,
     )
 
 

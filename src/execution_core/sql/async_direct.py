@@ -1,8 +1,8 @@
 """The fast path for asyncio: the twin of `direct`."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, PoolProxiedConnection
@@ -13,11 +13,10 @@ try:
 except ImportError:  # before SQLAlchemy 2.1
     from sqlalchemy.util import await_only as await_
 
+from ..cancellation import uninterrupted
 from .direct import Direct, Idle, Values, bound, keep_cursor, kept_cursor, read
 from .engines import OWN_POOL
 from .statements import Query
-
-T = TypeVar("T")
 
 
 class AsyncDirect(Direct):
@@ -35,7 +34,8 @@ class AsyncDirect(Direct):
             DBAPIError: what the driver raised, as SQLAlchemy raises it.
         """
         work = greenlet_spawn(self.rows, query)
-        # psycopg ends a cancelled statement; SQLite's driver has a thread that knows of nothing.
+        # psycopg ends a cancelled statement. SQLite's driver has a thread that knows of nothing: it
+        # would keep its connection, and the lock on the whole database, until garbage is collected.
         return await (uninterrupted(work) if self._is_sqlite else work)
 
     async def close_async(self) -> None:
@@ -131,19 +131,3 @@ async def _aiosqlite(pooled: PoolProxiedConnection, text: str, values: Values) -
     if driver.in_transaction:
         await driver.commit()
     return found
-
-
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Let `work` end before a cancellation goes on.
-
-    A statement whose caller is gone would keep its connection, and the lock on the whole database,
-    until the garbage collector comes by.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen, so that asyncio does not report it
-        raise

@@ -4,6 +4,7 @@ import builtins
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Self
 
 from sqlalchemy.ext.asyncio import (
@@ -15,8 +16,8 @@ from sqlalchemy.ext.asyncio import (
 
 from ..creation import Creation
 from ..errors import InvalidValue
-from ..execution import Execution
-from ..store import Page
+from ..execution import Execution, ExecutionStatus
+from ..store import Batch, Page
 from ..transitions import Transition
 from . import statements
 from .async_direct import AsyncDirect
@@ -68,6 +69,16 @@ class AsyncSqlExecutionStore:
     async def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
         return await self._one(statements.change(id, transition, self._now()))
+
+    async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        """Make one conditional UPDATE."""
+        rows = await self._rows(statements.change(id, transition, self._now(), whole=False))
+        return ExecutionStatus(rows[0][0]) if rows else None
+
+    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        """Make one conditional UPDATE."""
+        rows = await self._rows(statements.change_many(batch, self._now()))
+        return sorted(map(statements.execution, rows), key=attrgetter("id"))
 
     async def delete(self, id: str) -> bool:
         """Make one DELETE."""

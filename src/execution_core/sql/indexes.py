@@ -3,13 +3,31 @@
 Apart, because naming a database in an index makes SQLAlchemy import all of its dialect.
 """
 
-from sqlalchemy import Index
+from sqlalchemy import Index, func
 
 from .schema import executions, metadata
 
 __all__ = ["metadata"]
 
 Index("ix_executions_status_id", executions.c.status, executions.c.id)
+# What may be claimed, in the order in which it is claimed; nothing else is in them.
+_DUE = func.coalesce(executions.c.retry_at, executions.c.created_at)
+_WAITING = executions.c.status.in_(["pending", "retrying"])
+Index(
+    "ix_executions_due",
+    _DUE,
+    executions.c.id,
+    postgresql_where=_WAITING,
+    sqlite_where=_WAITING,
+)
+Index(
+    "ix_executions_type_due",
+    executions.c.type,
+    _DUE,
+    executions.c.id,
+    postgresql_where=_WAITING,
+    sqlite_where=_WAITING,
+)
 Index("ix_executions_type_status_id", executions.c.type, executions.c.status, executions.c.id)
 Index(
     "ix_executions_parent_id_status_id",

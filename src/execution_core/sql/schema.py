@@ -37,7 +37,8 @@ CHECKS = (
     *("timeout_positive", "times_in_calendar", "progress_whole", "result_when_completed"),
     *("error_fits_status", "error_has_message", "metadata_is_object", "checkpoints_are_object"),
     *("type_length", "idempotency_key_length", "fingerprint_of_key", "worker_length"),
-    "parent_is_another",
+    *("parent_is_another", "heartbeat_at_in_calendar", "retry_at_in_calendar"),
+    "retry_at_while_waiting",
 )
 # What PostgreSQL's types see to.
 CHECKS_OF_SQLITE = ("id_is_uuid", "integers_are_integers", "payload_is_json", "result_is_json")
@@ -69,6 +70,8 @@ executions = Table(
     Column("progress_percent", Double),
     Column("progress_message", Text),
     Column("worker", Text),
+    Column("heartbeat_at", Timestamp),
+    Column("retry_at", Timestamp),
     UniqueConstraint("idempotency_key"),
     *(CheckConstraint("…", name=name) for name in CHECKS),
     *(CheckConstraint("…", name=name, info={"only": "sqlite"}) for name in CHECKS_OF_SQLITE),

@@ -6,9 +6,10 @@ Statements that change anything are built once per rule; what varies from call t
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
+    BigInteger,
     BindParameter,
     Column,
     ColumnElement,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     case,
     delete,
     false,
+    func,
     literal_column,
     null,
     or_,
@@ -31,11 +33,11 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ..creation import Creation
 from ..execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
-from ..store import Page
-from ..transitions import Change, Move, Rule, Transition
+from ..store import Batch, Page
+from ..transitions import Change, Condition, Move, Rule, Transition
 from ..values import Entry
 from .schema import executions
-from .types import Timestamp, database_now, deadline, merged, now_not_before
+from .types import Timestamp, database_now, later, merged, now_not_before
 
 columns = executions.c
 _PROGRESS = [
@@ -75,30 +77,53 @@ def create(creation: Creation, now: datetime | None) -> Query:
             "new_type": creation.type,
             "new_payload": creation.payload,
             "new_max_attempts": creation.max_attempts,
-            "new_timeout_ms": creation.timeout and creation.timeout // _MILLISECOND,
+            "new_timeout_ms": _milliseconds(creation.timeout),
             "new_idempotency_key": creation.idempotency_key,
             "new_fingerprint": creation.fingerprint,
             "new_parent_id": creation.parent_id,
             "new_metadata": creation.metadata,
+            "start_after_ms": _milliseconds(creation.start_after),
             "now": now,
         },
     )
 
 
-def change(id: str, transition: Transition, now: datetime | None) -> Query:
-    """One conditional UPDATE, which returns no row when the transition does not apply."""
-    parameters: dict[str, Any] = {"old_id": id, "old_attempt": transition.attempt, "now": now}
+def change(id: str, transition: Transition, now: datetime | None, *, whole: bool = True) -> Query:
+    """One conditional UPDATE, which returns no row when the transition does not apply.
+
+    Else it returns the row, or, where it need not be whole, the status alone.
+    """
+    statement = _update(
+        transition.rule,
+        fenced=transition.attempt is not None,
+        clocked=now is not None,
+        whole=whole,
+    )
+    parameters = {"old_id": id, "old_attempt": transition.attempt, "now": now}
+    return Query(statement, parameters | _given(transition))
+
+
+def change_many(batch: Batch, now: datetime | None) -> Query:
+    """One UPDATE of the executions that allow a transition and are in nobody else's hands."""
+    statement = _update_many(
+        batch.transition.rule, typed=batch.type is not None, clocked=now is not None
+    )
+    parameters = {"type": batch.type, "limit": batch.limit, "now": now}
+    return Query(statement, parameters | _given(batch.transition))
+
+
+def _given(transition: Transition) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
     for name, given in transition.given.items():
         if isinstance(given, ProgressInfo):
             parameters |= {f"new_progress_{part}": value for part, value in given}
-        else:
+        elif name in columns:
             parameters[f"new_{name}"] = given
+        else:
+            parameters[f"{name}_ms"] = _milliseconds(cast("timedelta | None", given))
         if isinstance(given, Entry):
             parameters[f"null_{name}"] = given.null_text
-    statement = _update(
-        transition.rule, fenced=transition.attempt is not None, clocked=now is not None
-    )
-    return Query(statement, parameters)
+    return parameters
 
 
 def find(column: Column[Any], value: str) -> Query:
@@ -164,6 +189,7 @@ def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
     new: dict[Column[Any], ColumnElement[Any]] = {column: _new(column) for column in given}
     now = _injected() if clocked else database_now()
     new |= {columns.created_at: now, columns.updated_at: now}
+    new[columns.retry_at] = later(now, _duration("start_after"))
     statement = insert(executions)
     if with_parent:
         # The parent is looked up and locked by the INSERT itself: a foreign key that failed would
@@ -181,12 +207,40 @@ def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
 
 
 @cache
-def _update(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningUpdate[Any]:
-    now = _injected() if clocked else now_not_before(columns.updated_at)
-    guard = [columns.id == _id(), or_(*(_allowed(move) for move in rule.moves))]
+def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> ReturningUpdate[Any]:
+    now, not_before = _times(clocked=clocked)
+    guard = [columns.id == _id(), or_(*(_allowed(move, now) for move in rule.moves))]
     if fenced:
         guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
-    return update(executions).where(*guard).values(_first_allowed(rule.moves, now)).returning(*_ROW)
+    changes = _first_allowed(rule.moves, now, not_before)
+    answer = _ROW if whole else [columns.status]
+    return update(executions).where(*guard).values(changes).returning(*answer)
+
+
+@cache
+def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
+    now, not_before = _times(clocked=clocked)
+    allowed = or_(*(_allowed(move, now) for move in rule.moves))
+    guard = [allowed]
+    if typed:
+        guard.append(columns.type == bindparam("type", type_=Text))
+    # Chosen and locked first, and once: as a plain subquery PostgreSQL might choose anew, and lock
+    # more. What another transaction holds is skipped, what it has changed meanwhile is looked at
+    # again. No lock on the key: children may be created under these.
+    chosen = (
+        select(columns.id)
+        .where(*guard)
+        .order_by(_due_at(), columns.id)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(key_share=True, skip_locked=True)
+        .cte("chosen")
+    )
+    return (
+        update(executions)
+        .where(columns.id.in_(select(chosen.c.id)), allowed)
+        .values(_first_allowed(rule.moves, now, not_before))
+        .returning(*_ROW)
+    )
 
 
 @cache
@@ -231,14 +285,35 @@ def _delete() -> ReturningDelete[Any]:
     return delete(executions).where(columns.id == _id()).returning(columns.id)
 
 
-def _allowed(move: Move) -> ColumnElement[bool]:
+def _allowed(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
     sources = [_status(source) for source in move.sources]
     allowed = columns.status.in_(sources) if len(sources) > 1 else columns.status == sources[0]
-    return and_(allowed, columns.attempts < columns.max_attempts) if move.needs_attempt else allowed
+    return and_(allowed, *_met(move.when, now))
+
+
+def _met(condition: Condition | None, now: ColumnElement[datetime]) -> list[ColumnElement[bool]]:
+    match condition:
+        case None:
+            return []
+        case Condition.ATTEMPT_LEFT:
+            return [columns.attempts < columns.max_attempts]
+        case Condition.DUE:
+            return [_due_at() <= now]
+        case Condition.OVERDUE:
+            return [columns.deadline_at < now]
+        case Condition.STALLED:
+            # A start by hand may have left the last attempt's heartbeat, or none.
+            limit = later(now, -_duration("stalled_after"))
+            seen = func.coalesce(columns.heartbeat_at, columns.updated_at)
+            return [columns.started_at < limit, seen < limit]
+
+
+def _due_at() -> ColumnElement[datetime]:
+    return func.coalesce(columns.retry_at, columns.created_at)
 
 
 def _first_allowed(
-    moves: Sequence[Move], now: ColumnElement[datetime]
+    moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
 ) -> dict[Column[Any], ColumnElement[Any]]:
     """Assign what the first allowed move does; of several, the row itself decides.
 
@@ -246,13 +321,13 @@ def _first_allowed(
     ELSE 'failed' END`; what both moves assign alike, such as `error`, needs no CASE.
     """
     first, *others = moves
-    assigned = _assigned(first, now)
+    assigned = _assigned(first, not_before)
     if others:
-        otherwise = _first_allowed(others, now)
+        otherwise = _first_allowed(others, now, not_before)
         for column in {**assigned, **otherwise}:
             this, that = assigned.get(column, column), otherwise.get(column, column)
             if not this.compare(that):
-                assigned[column] = case((_allowed(first), this), else_=that)
+                assigned[column] = case((_allowed(first, now), this), else_=that)
     return assigned
 
 
@@ -266,21 +341,29 @@ def _assigned(move: Move, now: ColumnElement[datetime]) -> dict[Column[Any], Col
     return assigned
 
 
-def _changed(column: Column[Any], how: Change, now: ColumnElement[datetime]) -> ColumnElement[Any]:
+def _changed(
+    column: Column[Any], how: Change | ExecutionError, now: ColumnElement[datetime]
+) -> ColumnElement[Any]:
+    changed: ColumnElement[Any]
     match how:
+        case ExecutionError():
+            changed = bindparam(None, how, type_=column.type, unique=True)
         case Change.GIVEN:
-            return _new(column)
+            changed = _new(column)
         case Change.MERGED:
             without = bindparam(f"null_{column.name}", type_=Text)
-            return merged(column, _new(column), without)
+            changed = merged(column, _new(column), without)
         case Change.CLEARED:
-            return null()
+            changed = null()
         case Change.NOW:
-            return now
+            changed = now
         case Change.DEADLINE:
-            return deadline(now, columns.timeout_ms)
+            changed = later(now, columns.timeout_ms)
+        case Change.DELAYED:
+            changed = later(now, _duration("retry_after"))
         case Change.NEXT_ATTEMPT:
-            return columns.attempts + literal_column("1")
+            changed = columns.attempts + literal_column("1")
+    return changed
 
 
 def _status(status: ExecutionStatus) -> ColumnElement[str]:
@@ -288,8 +371,23 @@ def _status(status: ExecutionStatus) -> ColumnElement[str]:
     return literal_column(f"'{status.value}'", Text)
 
 
+def _times(*, clocked: bool) -> tuple[ColumnElement[datetime], ColumnElement[datetime]]:
+    """Return the time to compare with, by index, and the time to write, which never goes back."""
+    if clocked:
+        return _injected(), _injected()
+    return database_now(), now_not_before(columns.updated_at)
+
+
 def _injected() -> BindParameter[datetime]:
     return bindparam("now", type_=Timestamp)
+
+
+def _duration(name: str) -> BindParameter[int]:
+    return bindparam(f"{name}_ms", type_=BigInteger)
+
+
+def _milliseconds(duration: timedelta | None) -> int | None:
+    return None if duration is None else duration // _MILLISECOND
 
 
 def _new(column: Column[Any]) -> BindParameter[Any]:

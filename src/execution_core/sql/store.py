@@ -4,14 +4,15 @@ import builtins
 from collections.abc import Callable, Sequence
 from copy import copy
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine
 
 from ..creation import Creation
 from ..errors import InvalidValue
-from ..execution import Execution
-from ..store import Page
+from ..execution import Execution, ExecutionStatus
+from ..store import Batch, Page
 from ..transitions import Transition
 from . import statements
 from .direct import Direct, Values, ordinary
@@ -70,6 +71,16 @@ class SqlExecutionStore:
     def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
         return self._one(statements.change(id, transition, self._now()))
+
+    def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        """Make one conditional UPDATE."""
+        rows = self._rows(statements.change(id, transition, self._now(), whole=False))
+        return ExecutionStatus(rows[0][0]) if rows else None
+
+    def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        """Make one conditional UPDATE."""
+        rows = self._rows(statements.change_many(batch, self._now()))
+        return sorted(map(statements.execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:
         """Make one DELETE."""

@@ -133,8 +133,8 @@ class now_not_before(_Expression):  # noqa: N801
     sqlite = "max(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), {0})"
 
 
-class deadline(_Expression):  # noqa: N801
-    """`deadline(time, milliseconds)`; NULL without milliseconds."""
+class later(_Expression):  # noqa: N801
+    """`later(time, milliseconds)`; NULL without milliseconds. Negative ones go back."""
 
     type = Timestamp()
     inherit_cache = True

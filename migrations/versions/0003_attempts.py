@@ -1,0 +1,65 @@
+"""Signs of life, and executions that wait for their time."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "execution_core_0003"
+down_revision = "execution_core_0002"
+branch_labels = None
+depends_on = None
+
+
+def is_postgresql() -> bool:
+    """Tell which of the two databases this is."""
+    return op.get_context().dialect.name == "postgresql"
+
+
+def in_calendar(time: str) -> str:
+    """SQL that holds a column to the times that Python can read."""
+    if is_postgresql():
+        real = f"{time} BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'"
+    else:
+        real = f"{time} GLOB '????-??-??T??:??:??.???Z' AND julianday({time}) IS NOT NULL"
+    return f"{time} IS NULL OR {real}"
+
+
+def columns() -> dict[str, dict[str, str]]:
+    """The new columns, each with the names and conditions of its CHECKs."""
+    return {
+        "heartbeat_at": {"heartbeat_at_in_calendar": in_calendar("heartbeat_at")},
+        "retry_at": {
+            "retry_at_in_calendar": in_calendar("retry_at"),
+            "retry_at_while_waiting": "retry_at IS NULL OR status IN ('pending', 'retrying')",
+        },
+    }
+
+
+DUE = "coalesce(retry_at, created_at)"
+WAITING = "status IN ('pending', 'retrying')"
+INDEXES: dict[str, list[str | sa.TextClause]] = {
+    "ix_executions_due": [sa.text(DUE), "id"],
+    "ix_executions_type_due": ["type", sa.text(DUE), "id"],
+}
+
+
+def upgrade() -> None:
+    kind = "timestamptz" if is_postgresql() else "TEXT"
+    for column, checks in columns().items():
+        # In SQLite as part of the column: any other way copies the whole table.
+        constraints = [f"CONSTRAINT ck_executions_{name} CHECK ({checks[name]})" for name in checks]
+        op.execute(f"ALTER TABLE executions ADD COLUMN {column} {kind} {' '.join(constraints)}")
+    for name, expressions in INDEXES.items():
+        op.create_index(
+            name,
+            "executions",
+            expressions,
+            postgresql_where=sa.text(WAITING),
+            sqlite_where=sa.text(WAITING),
+        )
+
+
+def downgrade() -> None:
+    for name in INDEXES:
+        op.drop_index(name, "executions")
+    for column in columns():
+        op.execute(f"ALTER TABLE executions DROP COLUMN {column}")
