@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -48,11 +49,20 @@ def every_verb(manager: ExecutionManager) -> None:
     manager.start(id, worker="w")
     manager.update_progress(id, 1, 2)
     manager.checkpoint(id, "k", {"v": 1})
-    assert manager.fail(id, "no", retryable=True).status == "retrying"
-    manager.start(id)
+    manager.advance(id, 2, 2, "l", 2, attempt=1)
+    manager.heartbeat(id)
+    assert manager.sweep(stalled_after=timedelta(hours=1)) == []
+    waiting = manager.fail(id, "no", retryable=True, retry_after=timedelta(0))
+    assert waiting.status == "retrying"
+    assert manager.get(id).retry_at == waiting.retry_at
+    time.sleep(0.002)
+    assert [claimed.id for claimed in manager.claim("a", limit=2)] == [parent, id]
+    with manager.attempt(manager.create("b", start_after=timedelta(1))) as attempt:
+        attempt.advance(1, 1, "k", 1)
+    manager.delete(attempt.execution.id)
     done = manager.complete(id, {"r": 2.5})
     assert manager.get(id) == done
-    assert [found.id for found in manager.list(type="a", status=["completed", "pending"])] == [
+    assert [found.id for found in manager.list(type="a", status=["completed", "running"])] == [
         id,
         parent,
     ]
@@ -118,7 +128,7 @@ def test_a_listener_sees_every_statement(host: Callable[..., Host], name: str) -
     seen = []
     event.listen(watched.engine, name, lambda *_: seen.append(name))
     every_verb(watched.manager)
-    assert len(seen) == 12
+    assert len(seen) == 21
 
 
 def test_a_listener_that_changes_what_is_sent(host: Callable[..., Host]) -> None:

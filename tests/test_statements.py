@@ -4,6 +4,7 @@ import asyncio
 import re
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -99,13 +100,22 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
         counted(lambda: manager.start(id, worker="w"))
         counted(lambda: manager.update_progress(id, 1, 2, message="m"))
         counted(lambda: manager.checkpoint(id, "k", [1]))
+        counted(lambda: manager.advance(id, 1, 2, "k", [1]))
+        counted(lambda: manager.heartbeat(id))
+        owner = manager.attempt(manager.get(id)).__enter__()
+        counted(lambda: owner.advance(1, 2, "k", [1]))  # noqa: B023
+        counted(lambda: list(owner.each([1], checkpoint="at")))  # noqa: B023
+        counted(owner.heartbeat)
         counted(lambda: manager.fail(id, "no", retryable=True))
     counted(lambda: manager.fail(id, "no"))
     counted(lambda: manager.retry(id))
     counted(lambda: manager.start(id))
     counted(lambda: manager.timeout(id))
-    counted(lambda: manager.start(child))
-    counted(lambda: manager.complete(child, {"r": 1}, attempt=1))
+    counted(lambda: manager.sweep(stalled_after=timedelta(days=1)))
+    counted(lambda: manager.claim("a", limit=2))
+    with manager.attempt(manager.get(child)) as attempt:
+        wire.take()
+    assert len(wire.take()) == 1
     counted(lambda: manager.cancel(parent.id, "why"))
     counted(lambda: manager.get(id))
     counted(lambda: manager.list(status="failed", type="a", limit=3))
@@ -115,6 +125,8 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
     # A re-read only after the UPDATE matched nothing; a repeated create finds what holds the key.
     with pytest.raises(Exception, match="cancelled"):
         counted(lambda: manager.start(parent.id), 2)
+    with pytest.raises(Exception, match="no longer owns"):
+        counted(attempt.heartbeat, 2)
     counted(lambda: manager.create("a", idempotency_key="k"), 2)
 
 

@@ -141,6 +141,22 @@ def test_the_callers_commit_commits(database: Database, caller: Caller) -> None:
     assert len(database.history(ids[2])) == 4
 
 
+def test_a_claim_and_a_sweep_go_with_it(database: Database, caller: Caller) -> None:
+    """The first statement of a transaction, too: a driver may begin one only for what it knows."""
+    job = caller.outside.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
+    for end in ("rollback", "commit"):
+        (claimed,) = caller.inside.claim()
+        assert claimed.id == job.id
+        caller.do(end)
+        assert caller.outside.get(job.id).status == ("pending" if end == "rollback" else "running")
+    time.sleep(0.01)
+    for end in ("rollback", "commit"):
+        (swept,) = caller.inside.sweep(stalled_after=timedelta(hours=1))
+        caller.inside.retry(swept.id)
+        caller.do(end)
+        assert caller.outside.get(job.id).status == ("running" if end == "rollback" else "retrying")
+
+
 def test_nobody_else_sees_it_before_the_commit(database: Database, caller: Caller) -> None:
     id = caller.inside.create("a", idempotency_key="k").id
     with connect(database.url) as other, pytest.raises(ExecutionNotFound):

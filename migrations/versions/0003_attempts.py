@@ -36,6 +36,9 @@ def columns() -> dict[str, dict[str, str]]:
 
 DUE = "coalesce(retry_at, created_at)"
 WAITING = "status IN ('pending', 'retrying')"
+WAITING_SQLITE = (
+    f"+{WAITING}"  # with a plus, SQLite does not prefer its index by status to this one
+)
 INDEXES: dict[str, list[str | sa.TextClause]] = {
     "ix_executions_due": [sa.text(DUE), "id"],
     "ix_executions_type_due": ["type", sa.text(DUE), "id"],
@@ -54,7 +57,7 @@ def upgrade() -> None:
             "executions",
             expressions,
             postgresql_where=sa.text(WAITING),
-            sqlite_where=sa.text(WAITING),
+            sqlite_where=sa.text(WAITING_SQLITE),
         )
 
 

@@ -30,8 +30,14 @@ class Tracking:
     max_bytes: int
 
     def __post_init__(self) -> None:
-        # The rest is checked where it is used; what a failing attempt needs is then too late.
+        # What `create` and `attempt` would refuse at the first call had better be said at once.
         values.name("type", self.type)
+        values.integer("max_attempts", self.max_attempts, 1, values.MAX_INTEGER)
+        if self.worker is not None:
+            values.name("worker", self.worker)
+        for span in ("timeout", "heartbeat"):
+            if getattr(self, span) is not None:
+                values.duration(span, getattr(self, span))
         exceptions(self.retry_on)
         backoff_of(self.backoff)
         for argument in ("idempotency_key", "payload"):

@@ -3,16 +3,17 @@
 Apart, because naming a database in an index makes SQLAlchemy import all of its dialect.
 """
 
-from sqlalchemy import Index, func
+from sqlalchemy import Index, Text, func
 
 from .schema import executions, metadata
+from .types import unindexed
 
 __all__ = ["metadata"]
 
 Index("ix_executions_status_id", executions.c.status, executions.c.id)
 # What may be claimed, in the order in which it is claimed; nothing else is in them.
 _DUE = func.coalesce(executions.c.retry_at, executions.c.created_at)
-_WAITING = executions.c.status.in_(["pending", "retrying"])
+_WAITING = unindexed(executions.c.status, type_=Text()).in_(["pending", "retrying"])
 Index(
     "ix_executions_due",
     _DUE,

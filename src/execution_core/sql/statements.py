@@ -37,7 +37,7 @@ from ..store import Batch, Page
 from ..transitions import Change, Condition, Move, Rule, Transition
 from ..values import Entry
 from .schema import executions
-from .types import Timestamp, database_now, later, merged, now_not_before
+from .types import Timestamp, database_now, later, merged, now_not_before, unindexed
 
 columns = executions.c
 _PROGRESS = [
@@ -108,7 +108,7 @@ def change_many(batch: Batch, now: datetime | None) -> Query:
     statement = _update_many(
         batch.transition.rule, typed=batch.type is not None, clocked=now is not None
     )
-    parameters = {"type": batch.type, "limit": batch.limit, "now": now}
+    parameters = {"old_type": batch.type, "limit": batch.limit, "now": now}
     return Query(statement, parameters | _given(batch.transition))
 
 
@@ -223,17 +223,18 @@ def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[A
     allowed = or_(*(_allowed(move, now) for move in rule.moves))
     guard = [allowed]
     if typed:
-        guard.append(columns.type == bindparam("type", type_=Text))
-    # Chosen and locked first, and once: as a plain subquery PostgreSQL might choose anew, and lock
-    # more. What another transaction holds is skipped, what it has changed meanwhile is looked at
-    # again. No lock on the key: children may be created under these.
+        guard.append(columns.type == bindparam("old_type", type_=Text))
+    # Chosen and locked once: as a plain subquery PostgreSQL might choose anew, and lock more. What
+    # another transaction holds is skipped, what it has changed meanwhile is looked at again. No
+    # lock on the key: children may be created under these. And the statement begins with UPDATE,
+    # before which alone Python's driver for SQLite begins a transaction in its legacy mode.
     chosen = (
         select(columns.id)
         .where(*guard)
         .order_by(_due_at(), columns.id)
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(key_share=True, skip_locked=True)
-        .cte("chosen")
+        .cte("chosen", nesting=True)
     )
     return (
         update(executions)
@@ -287,7 +288,12 @@ def _delete() -> ReturningDelete[Any]:
 
 def _allowed(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
     sources = [_status(source) for source in move.sources]
-    allowed = columns.status.in_(sources) if len(sources) > 1 else columns.status == sources[0]
+    status: ColumnElement[str] = columns.status
+    if move.when is Condition.DUE:
+        # As the indexes have it, which are in the order of claims. By its status SQLite would read
+        # all that waits, and sort it.
+        status = unindexed(columns.status, type_=Text())
+    allowed = status.in_(sources) if len(sources) > 1 else status == sources[0]
     return and_(allowed, *_met(move.when, now))
 
 

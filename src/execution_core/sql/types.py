@@ -115,6 +115,14 @@ class JsonText(TypeDecorator[Any]):
         return _read_json
 
 
+class unindexed(_Expression):  # noqa: N801
+    """A column by which SQLite is not to look anything up: a `+` before it is its way to say so."""
+
+    inherit_cache = True
+    postgresql = "{0}"
+    sqlite = "+{0}"
+
+
 class database_now(_Expression):  # noqa: N801
     """The time of the statement by the database's clock."""
 
