@@ -96,7 +96,7 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
     id = counted(lambda: manager.create("a", max_attempts=9, idempotency_key="k")).id
     child = counted(lambda: manager.create("a", parent_id=parent.id)).id
     # psycopg prepares a statement when it meets it for the sixth time: that far, and beyond.
-    for _ in range(8):
+    for n in range(8):
         counted(lambda: manager.start(id, worker="w"))
         counted(lambda: manager.update_progress(id, 1, 2, message="m"))
         counted(lambda: manager.checkpoint(id, "k", [1]))
@@ -104,7 +104,7 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
         counted(lambda: manager.heartbeat(id))
         owner = manager.attempt(manager.get(id)).__enter__()
         counted(lambda: owner.advance(1, 2, "k", [1]))  # noqa: B023
-        counted(lambda: list(owner.each([1], checkpoint="at")))  # noqa: B023
+        counted(lambda: list(owner.each([1], checkpoint=f"at-{n}")))  # noqa: B023
         counted(owner.heartbeat)
         counted(lambda: manager.fail(id, "no", retryable=True))
     counted(lambda: manager.fail(id, "no"))
