@@ -2,10 +2,10 @@
 
     python examples/demo.py [--url URL] [--files N]
 
-One process watches: it creates the execution, starts a worker, kills it, notices that it is gone,
-allows another attempt, starts a second worker, and shows what the database then says. The worker
-parses Python's own library, file by file. Each of its transactions holds the results of some files
-*and* the checkpoint behind them, so that no kill can come between the two.
+One process watches: it creates the execution, starts a worker, kills it, sweeps until it finds the
+execution without a sign of life, allows another attempt, starts a second worker, and shows what the
+database then says. The worker parses Python's own library, file by file. Each of its transactions
+holds the results of some files *and* the checkpoint behind them: no kill can come between the two.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,6 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, create_en
 
 from execution_core import (
     Execution,
-    ExecutionError,
     ExecutionManager,
     SqlExecutionStore,
     configure_sqlite,
@@ -36,6 +36,8 @@ from execution_core import (
 )
 
 BATCH: Final = 20
+HEARTBEAT: Final = timedelta(seconds=0.2)
+STALLED_AFTER: Final = timedelta(seconds=1)  # some heartbeats
 
 # The host's own table, in the same database.
 parsed_files = Table(
@@ -72,23 +74,21 @@ def main() -> int:
 
 
 def work(engine: Engine, manager: ExecutionManager, id: str) -> None:
-    execution = manager.start(id, worker=f"pid {os.getpid()}")
-    attempt = execution.attempts
-    paths = source_files(execution.payload)
-    done = execution.checkpoints.get("files_done", 0)
-    while done < len(paths):
-        batch = paths[done : done + BATCH]
-        rows = [parse(path) | {"attempt": attempt} for path in batch]
-        done += len(batch)
-        with engine.begin() as connection:
-            connection.execute(insert(parsed_files), rows)
-            tracked = manager.within(connection)
-            tracked.checkpoint(id, "files_done", done, attempt=attempt)
-            tracked.update_progress(id, done, len(paths), message=batch[-1].name, attempt=attempt)
-    with engine.connect() as connection:
-        query = "SELECT count(*) AS files, sum(functions) AS functions FROM demo_parsed_files"
-        totals = connection.execute(text(query)).mappings().one()
-    manager.complete(id, dict(totals), attempt=attempt)
+    with manager.attempt(id, worker=f"pid {os.getpid()}", heartbeat=HEARTBEAT) as attempt:
+        paths = source_files(attempt.execution.payload)
+        done = attempt.checkpoints.get("files_done", 0)
+        while done < len(paths):
+            batch = paths[done : done + BATCH]
+            rows = [parse(path) | {"attempt": attempt.number} for path in batch]
+            done += len(batch)
+            with engine.begin() as connection:
+                connection.execute(insert(parsed_files), rows)
+                attempt.within(connection).advance(
+                    done, len(paths), "files_done", done, message=batch[-1].name
+                )
+        with engine.connect() as connection:
+            query = "SELECT count(*) AS files, sum(functions) AS functions FROM demo_parsed_files"
+            attempt.result = dict(connection.execute(text(query)).mappings().one())
 
 
 def source_files(payload: dict[str, Any]) -> list[Path]:
@@ -123,7 +123,7 @@ def watch(engine: Engine, manager: ExecutionManager, url: str, most: int) -> int
 
     console.print("[bold]2.[/] A worker runs it, until it is killed half way:")
     worker = spawn(url, created.id)
-    half = follow(manager, created.id, worker, until=50)
+    follow(manager, created.id, worker, until=50)
     worker.send_signal(signal.SIGKILL)
     code = worker.wait()
     left = manager.get(created.id)
@@ -133,12 +133,12 @@ def watch(engine: Engine, manager: ExecutionManager, url: str, most: int) -> int
         f" with {left.checkpoints['files_done']} files behind its checkpoint."
     )
 
-    failed = manager.fail(
-        created.id,
-        ExecutionError(message=f"worker died by signal {-code}", code="killed", retryable=True),
-        attempt=half.attempts,
+    lost = sweep(engine, manager, created.id)
+    reason = lost.error.message if lost.error else ""
+    console.print(f"[bold]4.[/] A sweep found it: [yellow]{lost.status}[/], “{reason}”.")
+    console.print(
+        f"   It may run again: [yellow]{manager.get(lost.id).status}[/]. A second worker:"
     )
-    console.print(f"[bold]4.[/] Recorded the loss: [yellow]{failed.status}[/]. A second worker:")
     worker = spawn(url, created.id)
     follow(manager, created.id, worker)
     if worker.wait() != 0:
@@ -190,6 +190,20 @@ def follow(
             if ended:
                 return execution
             time.sleep(0.05)
+
+
+def sweep(engine: Engine, manager: ExecutionManager, id: str) -> Execution:
+    """Do what a service does every few seconds, until it has found what the dead left behind."""
+    found = {}
+    while id not in found:
+        time.sleep(0.1)
+        with engine.begin() as connection:  # no crash leaves one timed out without its retry
+            tracked = manager.within(connection)
+            for lost in tracked.sweep(stalled_after=STALLED_AFTER, type="parse-sources"):
+                found[lost.id] = lost
+                if lost.attempts < lost.max_attempts:
+                    tracked.retry(lost.id)
+    return found[id]
 
 
 def show(engine: Engine, console: Console, id: str) -> None:

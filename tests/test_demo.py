@@ -22,7 +22,11 @@ def test_the_demo(database: Database) -> None:
     (row,) = database.rows("SELECT * FROM executions")
     assert (row["status"], row["attempts"]) == ("completed", 2)
     moves = [to for _, to in database.history(str(row["id"]))]
-    assert moves == ["pending", "running", "retrying", "running", "completed"]
+    assert moves == ["pending", "running", "timed_out", "retrying", "running", "completed"]
+    (lost,) = database.rows(
+        "SELECT error ->> 'code' AS code FROM execution_attempts WHERE attempt = 1"
+    )
+    assert lost["code"] == "stalled"
     shares = database.rows(
         "SELECT attempt, count(*) AS n FROM demo_parsed_files GROUP BY attempt ORDER BY attempt"
     )

@@ -150,6 +150,70 @@ def test_upgrade_by_alembic_and_back(empty_url: str) -> None:
     engine.dispose()
 
 
+EARLIER: dict[str, dict[str, Any]] = {
+    "pending": {},
+    "running": {"attempts": 1, "started_at": "2026-01-01T00:00:00.000Z"},
+    "completed": {"attempts": 1, "started_at": "2026-01-01T00:00:00.000Z", "result": "[1, 2]"},
+    "failed": {"attempts": 1, "started_at": "2026-01-01T00:00:00.000Z"},
+    "retrying": {"attempts": 1, "started_at": "2026-01-01T00:00:00.000Z", "max_attempts": 3},
+    "timed_out": {"attempts": 1, "started_at": "2026-01-01T00:00:00.000Z", "max_attempts": 3},
+    "cancelled": {"metadata": '{"cancellation_reason": "late"}'},
+}
+
+
+@pytest.mark.parametrize("revision", ["execution_core_0001", "execution_core_0002"])
+def test_what_earlier_migrations_filled(empty_url: str, revision: str) -> None:
+    """Every row is as it was, works as any other, and goes the way back as well."""
+    alembic, engine = config(empty_url), create_sync_engine(empty_url)
+    database = Database(engine.dialect.name, empty_url, engine)
+    command.upgrade(alembic, revision)
+    ids = {}
+    for n, (status, facts) in enumerate(EARLIER.items()):
+        ids[status] = f"{ID[:-1]}{n}"
+        over = status in ("completed", "failed", "timed_out", "cancelled")
+        row = {
+            "id": ids[status],
+            "type": "work",
+            "status": status,
+            "payload": '{"n": 1}',
+            "created_at": "2026-01-01T00:00:00.000Z",
+            "updated_at": "2026-01-01T00:00:00.000Z",
+            "checkpoints": '{"last_index": 4}',
+            "progress_current": 5,
+            "progress_total": 10,
+            "progress_percent": 50,
+            **facts,
+        }
+        row |= {"completed_at": "2026-01-01T00:00:01.000Z"} if over else {}
+        row |= {"error": '{"message": "no"}'} if status in ("failed", "timed_out") else {}
+        insert(database, row)
+    everything = "SELECT * FROM {} ORDER BY 1, 2"
+    before = {table: database.rows(everything.format(table)) for table in TABLES}
+    command.upgrade(alembic, "head")
+    new = {"heartbeat_at": None, "retry_at": None}
+    assert database.rows(everything.format("executions")) == [
+        row | new for row in before["executions"]
+    ]
+    for table in TABLES[1:]:
+        assert database.rows(everything.format(table)) == before[table]
+    command.downgrade(alembic, revision)
+    assert {table: database.rows(everything.format(table)) for table in TABLES} == before
+    command.upgrade(alembic, "head")
+    command.check(alembic)
+    with connect(empty_url) as manager:
+        (stalled,) = manager.sweep(stalled_after=timedelta(days=1))
+        assert stalled.id == ids["running"]
+        assert [each.id for each in manager.claim(limit=9)] == [ids["pending"], ids["retrying"]]
+        with manager.attempt(manager.retry(ids["timed_out"])) as attempt:
+            assert list(attempt.each("abcdefg")) == ["f", "g"]
+        assert manager.get(ids["completed"]).result == [1, 2]
+        assert manager.get(ids["timed_out"]).status == "completed"
+    engine.dispose()
+
+
+TABLES = ("executions", "execution_history", "execution_attempts", "execution_timeline")
+
+
 @pytest.mark.parametrize("what", ["check constraint", "column", "index", "unique constraint"])
 def test_alembic_check_sees_drift(empty_url: str, what: str) -> None:
     """The control of `command.check`: what the tables declare really is compared."""
