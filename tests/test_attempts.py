@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import StaticPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from execution_core import (
@@ -20,8 +23,11 @@ from execution_core import (
     ExecutionNotFound,
     InvalidStateTransition,
     InvalidValue,
+    SqlExecutionStore,
+    configure_sqlite,
     connect,
     connect_async,
+    migrate,
 )
 
 from .conftest import Database, open_manager
@@ -80,15 +86,30 @@ def test_what_was_claimed_is_not_started_again(any_manager: ExecutionManager) ->
         assert attempt.execution is claimed
     done = any_manager.get(claimed.id)
     assert (done.status, done.attempts, done.worker) == ("completed", 1, "host")
-    with pytest.raises(InvalidValue, match="worker is named by whoever starts an attempt"):
+    with pytest.raises(InvalidValue, match="worker was named when the attempt started"):
         any_manager.attempt(claimed, worker="other")
 
 
-def test_what_was_created_is_started(any_manager: ExecutionManager) -> None:
+def test_what_nobody_has_started_is_given_by_its_id(any_manager: ExecutionManager) -> None:
+    """An execution that `create` returned may run elsewhere: its key finds any status."""
     job = any_manager.create("a")
-    with any_manager.attempt(job, worker="host") as attempt:
-        assert attempt.execution.worker == "host"
-    assert any_manager.get(job.id).status == "completed"
+    with pytest.raises(InvalidValue, match="id must be one that claim or start returned; this is"):
+        any_manager.attempt(job)
+
+
+def test_an_attempt_has_one_block(any_manager: ExecutionManager) -> None:
+    attempt = any_manager.attempt(any_manager.create("a", max_attempts=3).id)
+    assert not attempt.started
+    with pytest.raises(RuntimeError, match="The attempt starts with its block"):
+        _ = attempt.number
+    with attempt:
+        assert attempt.started
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="An attempt has one block"), attempt:
+                pytest.fail("it was entered")
+    with pytest.raises(RuntimeError, match="An attempt has one block"), attempt:
+        pytest.fail("it was entered")
+    assert any_manager.get(attempt.execution.id).attempts == 1
 
 
 class Outage(Exception):
@@ -102,6 +123,12 @@ class Worse(Outage):
 class Unreadable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
+
+
+class Liar(Exception):
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return AttemptLost
 
 
 EXCEPTIONS: list[tuple[BaseException, str, str | None]] = [
@@ -120,6 +147,9 @@ EXCEPTIONS: list[tuple[BaseException, str, str | None]] = [
     (ExceptionGroup("two", [ValueError(1), TypeError(2)]), "failed", None),
     (BaseExceptionGroup("two", [KeyboardInterrupt()]), "retrying", "interrupted"),
     (AttemptLost("another one's", 1, None), "failed", None),
+    (ExceptionGroup("all of it", [Outage(), ExceptionGroup("too", [Worse()])]), "retrying", None),
+    (ExceptionGroup("part of it", [Outage(), ValueError()]), "failed", None),
+    (Liar(), "failed", None),
     (ValueError("x" * 3_000_000), "failed", None),
 ]
 
@@ -186,12 +216,20 @@ def test_an_interruption_waits_for_nothing(any_manager: ExecutionManager) -> Non
     assert attempt.retry_after == timedelta(0)
 
 
-@pytest.mark.parametrize("result", [{1, 2}, float("nan"), "\0", b"bytes"], ids=repr)
+class Untidy(dict[str, int]):
+    def values(self) -> Any:
+        raise AttributeError("result of mine")
+
+
+@pytest.mark.parametrize("result", [{1, 2}, float("nan"), "\0", b"bytes", Untidy(a=1)], ids=repr)
 def test_a_result_that_cannot_be_stored_is_a_failure(
     any_manager: ExecutionManager, result: Any
 ) -> None:
     job = any_manager.create("a")
-    with pytest.raises(InvalidValue, match=r"^result "), any_manager.attempt(job.id) as attempt:
+    with (
+        pytest.raises((InvalidValue, AttributeError), match=r"^result "),
+        any_manager.attempt(job.id) as attempt,
+    ):
         attempt.result = result
     left = any_manager.get(job.id)
     assert left.status == "failed"
@@ -371,17 +409,27 @@ def test_an_unknown_total_is_none_until_the_end(any_manager: ExecutionManager) -
     assert (progress.current, progress.total, progress.percent) == (3, 3, 100)
 
 
-def test_nothing_to_do_writes_nothing(any_manager: ExecutionManager) -> None:
+NOTHING: list[Callable[[], Any]] = [
+    *(list, lambda: iter(()), lambda: [1, 2], lambda: iter([1, 2]), lambda: iter([1])),
+    lambda: range(10**20)[:2],
+]
+
+
+@pytest.mark.parametrize("items", NOTHING)
+def test_nothing_to_do_writes_nothing(
+    any_manager: ExecutionManager, items: Callable[[], Any]
+) -> None:
     job = any_manager.create("a")
+    any_manager.checkpoint(job.id, "at", 1)
     with any_manager.attempt(job.id) as attempt:
         before = any_manager.get(job.id)
-        assert list(attempt.each([])) == []
-        assert list(attempt.each(iter(()))) == []
+        assert list(attempt.each(items(), checkpoint="at")) == []
         assert any_manager.get(job.id) == before
-        assert list(attempt.each([1, 2])) == [1, 2]
-        between = any_manager.get(job.id)
-        assert list(attempt.each([1, 2])) == []
-        assert any_manager.get(job.id) == between
+
+
+def test_what_has_no_length_that_python_can_tell(any_manager: ExecutionManager) -> None:
+    with any_manager.attempt(any_manager.create("a").id) as attempt:
+        assert next(iter(attempt.each(range(10**20)))) == 0
 
 
 def test_a_loop_that_is_left_early_has_not_done_the_last(any_manager: ExecutionManager) -> None:
@@ -391,7 +439,10 @@ def test_a_loop_that_is_left_early_has_not_done_the_last(any_manager: ExecutionM
             if item == "c":
                 break
         assert attempt.checkpoints == {"last_index": 1}
-        assert list(attempt.each("abcd")) == ["c", "d"]
+        # Nor does another loop take that checkpoint for its own, and skip what it has not done.
+        with pytest.raises(InvalidValue, match="'last_index' is another loop's: give each its own"):
+            attempt.each("efgh")
+        assert list(attempt.each("efgh", checkpoint="other")) == ["e", "f", "g", "h"]
 
 
 @pytest.mark.parametrize("stored", ["seven", -1, True, None, 1.5, 2**63, [1]], ids=repr)
@@ -459,7 +510,7 @@ def test_a_whole_attempt_in_the_callers_transaction(database: Database) -> None:
             with inside.attempt(ids[1]) as attempt:
                 attempt.checkpoint("k", 1)
             connection.commit()
-            with pytest.raises(InvalidValue, match="heartbeat would be seen by nobody"):
+            with pytest.raises(InvalidValue, match="heartbeat cannot share a connection"):
                 inside.attempt(ids[0], heartbeat=timedelta(seconds=1))
         assert [manager.get(id).status for id in ids] == ["pending", "completed"]
 
@@ -492,7 +543,7 @@ class Unplugged:
         self.down = False
 
     def __getattr__(self, name: str) -> Any:
-        if self.down:
+        if self.down and name != "shares_connection":
             raise OperationalError("UPDATE …", (), ConnectionError("the server has gone"))
         return getattr(self.store, name)
 
@@ -646,6 +697,49 @@ def test_a_heart_beats_in_a_task(database: Database) -> None:
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
+def test_no_heart_beats_on_a_shared_connection() -> None:
+    """In-memory SQLite is one database to each thread, or one connection to them all."""
+    for options in ({}, {"poolclass": StaticPool}):
+        engine = configure_sqlite(create_engine("sqlite://", **options))
+        migrate.upgrade(engine)
+        manager = ExecutionManager(SqlExecutionStore(engine))
+        job = manager.create("a")
+        with pytest.raises(InvalidValue, match="heartbeat cannot share a connection"):
+            manager.attempt(job.id, heartbeat=timedelta(seconds=1))
+        with pytest.raises(InvalidValue, match="heartbeat cannot share a connection"):
+            manager.tracked("a", heartbeat=timedelta(seconds=1))
+        with manager.attempt(job.id) as attempt:
+            attempt.heartbeat()
+        engine.dispose()
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from datetime import timedelta
+from execution_core import connect
+manager = connect(sys.argv[1])
+id = sys.argv[2]
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+with manager.attempt(id, heartbeat=timedelta(seconds=0.001)) as attempt:
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_is_recorded(database: Database) -> None:
+    with connect(database.url) as manager:
+        job = manager.create("a", max_attempts=2)
+        ran = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, database.url, job.id],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert ran.returncode == -signal.SIGINT
+        assert "KeyboardInterrupt" in ran.stderr
+        left = manager.get(job.id)
+        assert left.status == "retrying"
+        assert left.error is not None
+        assert left.error.code == "interrupted"
+
+
 # --- asyncio: cancelled ------------------------------------------------------------------------
 
 
@@ -703,6 +797,58 @@ def test_a_cancellation_at_any_moment_leaves_nobody_running(database: Database) 
 
     seen = asyncio.run(asyncio.wait_for(run(), 120))
     assert {"pending", "retrying", "completed"} <= seen.keys(), seen
+
+
+def test_however_often_it_is_cancelled_a_block_first_records_it(database: Database) -> None:
+    async def work(manager: Any, id: str, entered: asyncio.Event, error: Exception | None) -> None:
+        async with manager.attempt(id):
+            entered.set()
+            if error:
+                raise error
+            await asyncio.sleep(60)
+
+    async def run() -> None:
+        async with connect_async(database.url) as manager:
+            for error in (None, Outage()):
+                for times in range(1, 9):
+                    job = await manager.create("a", max_attempts=2)
+                    entered = asyncio.Event()
+                    task = asyncio.create_task(work(manager, job.id, entered, error))
+                    await entered.wait()
+                    for _ in range(times):
+                        task.cancel()
+                        await asyncio.sleep(0)
+                    with pytest.raises(asyncio.CancelledError) as caught:
+                        await task
+                    left = await manager.get(job.id)
+                    assert left.status == ("failed" if error else "retrying")
+                    assert not error or caught.value.__context__ is error
+            assert len(asyncio.all_tasks()) <= 2
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_session_of_the_task_stays_with_the_task(database: Database) -> None:
+    """SQLAlchemy's recipe for asyncio: a session for each task, found by asking which this is."""
+    from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
+
+    from execution_core import AsyncExecutionManager, AsyncSqlExecutionStore
+    from execution_core.sql.engines import create_async_engine
+
+    async def run() -> None:
+        engine = create_async_engine(database.url)
+        manager = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
+        job = await manager.create("a", max_attempts=2)
+        scoped = async_scoped_session(async_sessionmaker(engine), asyncio.current_task)
+        async with manager.within(scoped).attempt(job.id) as attempt:
+            await attempt.progress(1, 2)
+        assert len(scoped.registry.registry) == 1
+        await scoped.commit()
+        await scoped.remove()
+        assert (await manager.get(job.id)).status == "completed"
+        await engine.dispose()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 def test_a_timeout_around_a_block(database: Database) -> None:

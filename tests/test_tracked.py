@@ -18,6 +18,7 @@ from execution_core import (
     AttemptLost,
     Backoff,
     ExecutionManager,
+    ExecutionStatus,
     IdempotencyConflict,
     InvalidStateTransition,
     InvalidValue,
@@ -217,6 +218,87 @@ def test_a_delay_is_kept_by_whoever_calls(any_manager: ExecutionManager) -> None
     assert time.monotonic() - begun >= 0.2
 
 
+def test_a_delay_that_is_over_is_not_waited_for(any_manager: ExecutionManager) -> None:
+    @track(any_manager, "a", idempotency_key=lambda: "k", max_attempts=2)
+    def work() -> int:
+        return 7
+
+    job = any_manager.create("a", idempotency_key="k", max_attempts=2)
+    any_manager.start(job.id)
+    any_manager.fail(job.id, "no", retryable=True, retry_after=timedelta(seconds=3))
+    time.sleep(3.01)
+    begun = time.monotonic()
+    assert work() == 7
+    assert time.monotonic() - begun < 2.9
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
+def test_an_interruption_is_never_retried_in_place(
+    manager: ExecutionManager, error: type[BaseException]
+) -> None:
+    ran = []
+
+    @track(manager, "a", max_attempts=5, retry_on=BaseException)
+    def work() -> None:
+        ran.append(1)
+        raise error
+
+    with pytest.raises(error):
+        work()
+    assert ran == [1]
+
+
+def test_a_refusal_of_its_own_goes_up(any_manager: ExecutionManager) -> None:
+    problem = InvalidStateTransition("id", "start", ExecutionStatus.FAILED, None, ())
+
+    @track(any_manager, "a")
+    def work() -> None:
+        raise problem
+
+    with pytest.raises(InvalidStateTransition) as caught:
+        work()
+    assert caught.value is problem
+
+
+def test_a_call_with_other_arguments_creates_nothing(any_manager: ExecutionManager) -> None:
+    @track(any_manager, "a")
+    def work(order: int) -> None:
+        pytest.fail("it ran")
+
+    for arguments in ((), (1, 2)):
+        with pytest.raises(TypeError, match="argument"):
+            work(*arguments)
+    with pytest.raises(TypeError, match="attempt"):
+        work(1, attempt=1)
+    assert any_manager.list() == []
+
+
+def test_a_call_cancelled_while_it_starts_leaves_nobody_running(database: Database) -> None:
+    async def run() -> set[str]:
+        seen = set()
+        async with connect_async(database.url) as manager:
+
+            @manager.tracked("a", max_attempts=2)
+            async def work() -> int:
+                await asyncio.sleep(0.02)
+                return 7
+
+            for steps in range(300):
+                task = asyncio.create_task(work())
+                await asyncio.sleep(steps * 0.0002)
+                if not task.cancel():
+                    break
+                await asyncio.wait([task])
+                for job in await manager.list():
+                    seen.add(str(job.status))
+                    await manager.delete(job.id)
+        return seen
+
+    seen = asyncio.run(asyncio.wait_for(run(), 60))
+    assert "retrying" in seen
+    assert "running" not in seen
+
+
 def test_a_result_that_is_not_json_is_a_failure(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a", idempotency_key=lambda: "k")
     def work() -> Any:
@@ -302,6 +384,19 @@ def test_what_cannot_be_tracked(database: Database) -> None:
             manager.tracked("a")(colourful)
         assert manager.list() == []
     asynchronous = connect_async(database.url)
+    with connect(database.url) as manager:
+
+        def first(attempt: Any, order: int) -> None: ...
+        def before_others(order: int, attempt: Any = None, more: int = 1) -> None: ...
+        def by_position(attempt: Any, /) -> None: ...
+        def before_all(attempt: Any, *orders: int) -> None: ...
+
+        for taking in (first, before_others, by_position, before_all):
+            with pytest.raises(InvalidValue, match="function must take its attempt as a keyword"):
+                manager.tracked("a")(taking)
+        for none in (None, 7, classmethod(by_position)):
+            with pytest.raises(InvalidValue, match="function must be a function"):
+                manager.tracked("a")(none)  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match="an async function: ExecutionManager tracks"):
         asynchronous.tracked("a")(len)  # type: ignore[arg-type]
     asyncio.run(asynchronous.close())

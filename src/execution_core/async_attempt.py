@@ -1,7 +1,7 @@
 """An attempt as an `async with` block: the twin of `attempt`."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
 from copy import copy
 from datetime import timedelta
 from types import TracebackType
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import transitions
 from .cancellation import uninterrupted
-from .errors import InvalidValue
 from .ownership import Ownership, Terms, Walk
 from .store import AsyncExecutionStore, joined
 from .transitions import Transition
@@ -33,11 +32,12 @@ class AsyncAttempt(Ownership):
         self._beating: _Beating | None = None
 
     async def __aenter__(self) -> Self:
+        self._enter()
         try:
-            await uninterrupted(self._start())
+            await self._whole(self._start())
         except asyncio.CancelledError as error:
-            if hasattr(self, "execution"):  # it has started before the cancellation went on
-                await self.__aexit__(type(error), error, None)
+            if self.started:  # and then the cancellation went on
+                await self._whole(self._leave(error))
             raise
         return self
 
@@ -47,7 +47,7 @@ class AsyncAttempt(Ownership):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await uninterrupted(self._leave(error))
+        await self._whole(self._leave(error))
 
     async def progress(self, current: int, total: int, message: str | None = None) -> None:
         """Replace the progress: `await attempt.progress(50, 100, "half way")`."""
@@ -75,7 +75,7 @@ class AsyncAttempt(Ownership):
         every: int = 1,
     ) -> AsyncIterator[T]:
         """Go on behind the checkpoint: `async for row in attempt.each(rows, every=100): ...`."""
-        return self._each(_async(items), Walk(items, checkpoint, every, self.checkpoints))
+        return self._each(_async(items), self._walk(items, checkpoint, every))
 
     def within(
         self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]"
@@ -83,7 +83,7 @@ class AsyncAttempt(Ownership):
         """Write in the caller's transaction: `await attempt.within(session).checkpoint("n", 7)`."""
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
-        inside.checkpoints = dict(self.checkpoints)
+        inside._checkpoints = dict(self._checkpoints)  # noqa: SLF001
         return inside
 
     async def _each(self, items: AsyncIterable[T], walk: Walk) -> AsyncIterator[T]:
@@ -97,6 +97,11 @@ class AsyncAttempt(Ownership):
                 await self.advance(*walk.position())
         if walk.finished_all():
             await self.advance(*walk.position())
+
+    async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
+        # In the caller's transaction by the caller's own task: its session may be for that task
+        # alone, and what a cancellation leaves there is the caller's to roll back.
+        await (work if getattr(self._store, "shares_connection", False) else uninterrupted(work))
 
     async def _start(self) -> None:
         id, start = self._terms.id, self._terms.start
@@ -112,7 +117,7 @@ class AsyncAttempt(Ownership):
             await self._beating.stop()
         if error is None:
             await self._end()
-        elif not self._is_told(error):
+        else:
             await self._record(error)
 
     async def _write(self, transition: Transition) -> None:
@@ -123,7 +128,7 @@ class AsyncAttempt(Ownership):
     async def _end(self) -> None:
         try:
             transition = self._complete()
-        except InvalidValue as error:  # a result that cannot be stored
+        except Exception as error:  # a result that cannot be stored
             await self._record(error)
             raise
         await self._write(transition)
@@ -131,6 +136,8 @@ class AsyncAttempt(Ownership):
     async def _record(self, error: BaseException) -> None:
         """Record why the block was left. Whatever comes of that, the error itself goes on."""
         try:
+            if self._is_told(error):
+                return
             transition = self._fail(error)
             self._failed(transition, await self._store.write(self._terms.id, transition))
         except Exception:  # noqa: BLE001 - the block's own error must not be hidden

@@ -1,7 +1,7 @@
 """The manager for asyncio: the twin of `manager`, verb for verb."""
 
 import builtins
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
@@ -36,7 +36,6 @@ class AsyncExecutionManager:
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
         self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
-        self._joined = False
 
     async def create(
         self,
@@ -183,7 +182,7 @@ class AsyncExecutionManager:
                 retry_on=retry_on,
                 backoff=backoff,
                 heartbeat=heartbeat,
-                joined=self._joined,
+                store=self._store,
                 max_bytes=self._max_bytes,
             ),
         )
@@ -200,7 +199,7 @@ class AsyncExecutionManager:
         retry_on: Exceptions = (),
         backoff: Backoff | None = None,
         heartbeat: timedelta | None = None,
-    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
         """Make every call of an async function an execution: `@manager.tracked("mail")`."""
         tracking = Tracking(
             type=type,
@@ -208,13 +207,16 @@ class AsyncExecutionManager:
             payload=payload,
             max_attempts=max_attempts,
             timeout=timeout,
-            worker=worker,
-            retry_on=retry_on,
-            backoff=backoff,
-            heartbeat=heartbeat,
             max_bytes=self._max_bytes,
         )
-        return lambda function: tracked(self, tracking, function)
+
+        def attempt(id: str) -> AsyncAttempt:
+            return self.attempt(
+                id, worker=worker, retry_on=retry_on, backoff=backoff, heartbeat=heartbeat
+            )
+
+        attempt(values.new_id())  # what makes no sense is told at once
+        return lambda function: tracked(self, tracking, attempt, function)
 
     async def get(self, id: str) -> Execution:
         """Read one execution: `(await manager.get(id)).status`."""
@@ -239,7 +241,6 @@ class AsyncExecutionManager:
         """Join the caller's transaction: `await manager.within(session).start(id)`."""
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
-        inside._joined = True  # noqa: SLF001
         return inside
 
     async def close(self) -> None:

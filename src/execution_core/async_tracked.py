@@ -1,12 +1,13 @@
 """Async functions whose calls are executions: the twin of `tracked`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .async_attempt import AsyncAttempt
 from .errors import InvalidStateTransition
-from .tracking import Tracking, as_json, called, overtaken, pause
+from .tracking import Signature, Tracking, as_json, overtaken, pause
 from .transitions import COMPLETED, FAILED, TIMED_OUT
 
 if TYPE_CHECKING:
@@ -17,37 +18,39 @@ R = TypeVar("R")
 
 
 def tracked(
-    manager: "AsyncExecutionManager", tracking: Tracking, function: Callable[P, Awaitable[R]]
-) -> Callable[P, Awaitable[R]]:
+    manager: "AsyncExecutionManager",
+    tracking: Tracking,
+    attempt_at: Callable[[str], AsyncAttempt],
+    function: Callable[P, Coroutine[Any, Any, R]],
+) -> Callable[P, Coroutine[Any, Any, R]]:
     """Return a function each call of which is an execution."""
-    signature, extra = called(function, asynchronous=True)
+    signature = Signature(function, asynchronous=True)
 
     @wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
+        signature.shown.bind(*args, **kwargs)
         execution = await manager.create(**tracking.creation(*args, **kwargs))
         wait = pause(execution)
         while execution.status is not COMPLETED:
+            attempt = attempt_at(execution.id)
             try:
                 if execution.status in (FAILED, TIMED_OUT):
                     execution = await manager.retry(execution.id)
                 await asyncio.sleep(wait)
-                started = await manager.start(execution.id, worker=tracking.worker)
-            except InvalidStateTransition as problem:
-                execution = overtaken(problem, await manager.get(execution.id))
-                wait = pause(execution)
-                continue
-            attempt = manager.attempt(started, **tracking.terms)
-            try:
                 async with attempt:
-                    result = await function(*args, **kwargs, **extra(attempt))
+                    result = await function(*args, **kwargs, **signature.keywords(attempt))
                     attempt.result = as_json(result, tracking.max_bytes)
-            except tracking.retry_on:
-                if attempt.retry_after is None:
+            except Exception as error:
+                if attempt.retry_after is not None:
+                    wait = attempt.retry_after.total_seconds()
+                elif isinstance(error, InvalidStateTransition) and not attempt.started:
+                    execution = overtaken(error, await manager.get(execution.id))
+                    wait = pause(execution)
+                else:
                     raise
-                wait = attempt.retry_after.total_seconds()
             else:
                 return attempt.result
         return execution.result
 
-    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__signature__ = signature.shown  # type: ignore[attr-defined]
     return call

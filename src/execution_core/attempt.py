@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import transitions
-from .errors import InvalidValue
 from .ownership import Ownership, Terms, Walk
 from .store import ExecutionStore, joined
 from .transitions import Transition
@@ -36,6 +35,7 @@ class Attempt(Ownership):
         self._beating: _Beating | None = None
 
     def __enter__(self) -> Self:
+        self._enter()
         id, start = self._terms.id, self._terms.start
         execution = self._terms.started or self._store.update(id, start)
         if execution is None:
@@ -59,8 +59,10 @@ class Attempt(Ownership):
             self._beating.stop()
         if error is None:
             self._end()
-        elif not self._is_told(error):
+        else:
             self._record(error)
+        if self._beating is not None:
+            self._beating.join()
 
     def progress(self, current: int, total: int, message: str | None = None) -> None:
         """Replace the progress: `attempt.progress(50, 100, "half way")`; a total of 0 is unknown.
@@ -114,7 +116,7 @@ class Attempt(Ownership):
             AttemptLost: the execution is not this attempt's any more.
             InvalidValue: the checkpoint holds no index.
         """
-        return self._each(items, Walk(items, checkpoint, every, self.checkpoints))
+        return self._each(items, self._walk(items, checkpoint, every))
 
     def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
         """Write in the caller's transaction: `attempt.within(session).checkpoint("done", 7)`.
@@ -128,7 +130,7 @@ class Attempt(Ownership):
         """
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
-        inside.checkpoints = dict(self.checkpoints)
+        inside._checkpoints = dict(self._checkpoints)  # noqa: SLF001
         return inside
 
     def _each(self, items: Iterable[T], walk: Walk) -> Iterator[T]:
@@ -147,7 +149,7 @@ class Attempt(Ownership):
     def _end(self) -> None:
         try:
             transition = self._complete()
-        except InvalidValue as error:  # a result that cannot be stored
+        except Exception as error:  # a result that cannot be stored
             self._record(error)
             raise
         self._write(transition)
@@ -155,6 +157,8 @@ class Attempt(Ownership):
     def _record(self, error: BaseException) -> None:
         """Record why the block was left. Whatever comes of that, the error itself goes on."""
         try:
+            if self._is_told(error):
+                return
             transition = self._fail(error)
             self._failed(transition, self._store.write(self._terms.id, transition))
         except Exception:  # noqa: BLE001 - the block's own error must not be hidden
@@ -183,6 +187,8 @@ class _Beating:
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def join(self) -> None:
         self._thread.join()
 
     def _run(self) -> None:

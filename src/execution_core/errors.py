@@ -133,8 +133,10 @@ class AttemptLost(ExecutionProblem):
         says = f"Attempt {self.attempt} no longer owns execution {self.execution_id}, which"
         if self.execution is None:
             return f"{says} was deleted"
-        if self.execution.attempts != self.attempt:
+        if self.execution.attempts > self.attempt:
             return f"{says} attempt {self.execution.attempts} has taken over"
+        if self.execution.attempts < self.attempt:
+            return f"{says} is as it was before that attempt: a transaction was rolled back"
         return f"{says} is {self.execution.status}"
 
 

@@ -43,7 +43,6 @@ class ExecutionManager:
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
         self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
-        self._joined = False
 
     def create(
         self,
@@ -222,6 +221,7 @@ class ExecutionManager:
 
         Returns:
             The started executions by id, each for `attempt`; an empty list when nothing is due.
+            No heart beats before its block: claim what is worked on at once.
         """
         return self._store.update_many(batch(transitions.claim(worker), type, limit))
 
@@ -259,16 +259,18 @@ class ExecutionManager:
         """Make an attempt: `with manager.attempt(id, retry_on=TimeoutError) as attempt: ...`.
 
         Entering it starts the execution. Leaving it completes it with `attempt.result`; leaving it
-        by an exception fails it, and the exception goes on. KeyboardInterrupt, SystemExit and
-        asyncio.CancelledError are failures with the code `interrupted`, always retryable.
+        by an exception fails it, and the exception goes on. What is no `Exception`, such as
+        KeyboardInterrupt, SystemExit and asyncio.CancelledError, is a failure with the code
+        `interrupted`, always retryable.
 
         Args:
-            id: an execution's id; or one that `start` or `claim` returned, which is not started
-                again.
+            id: an execution's id; or what `claim` or `start` returned, which is not started again.
             worker: who runs it.
-            retry_on: exceptions after which another attempt may help, as in `except`.
+            retry_on: exceptions after which another attempt may help, as in `except`; a group of
+                them, too.
             backoff: how long that attempt is to wait, for those who `claim` it.
-            heartbeat: beat by itself, this often, in a thread.
+            heartbeat: beat by itself, this often, in a thread; not on a shared connection (in a
+                transaction of the caller's, or with in-memory SQLite).
 
         Returns:
             The attempt, for `with`; it gets an `AttemptLost` once it does not own its execution.
@@ -284,7 +286,7 @@ class ExecutionManager:
                 retry_on=retry_on,
                 backoff=backoff,
                 heartbeat=heartbeat,
-                joined=self._joined,
+                store=self._store,
                 max_bytes=self._max_bytes,
             ),
         )
@@ -306,8 +308,8 @@ class ExecutionManager:
 
         A call creates the execution, makes its attempts one after the other, and returns the
         result as JSON has it. With a key, a later call returns that result without running; where
-        the execution failed or timed out, it makes the next attempt. A function with a parameter
-        `attempt` is given it.
+        the execution failed or timed out, it makes the next attempt. A function with a keyword
+        `attempt` is given it (with a default, for the sake of type checkers).
 
         Args:
             type: what kind of work it is.
@@ -333,13 +335,16 @@ class ExecutionManager:
             payload=payload,
             max_attempts=max_attempts,
             timeout=timeout,
-            worker=worker,
-            retry_on=retry_on,
-            backoff=backoff,
-            heartbeat=heartbeat,
             max_bytes=self._max_bytes,
         )
-        return lambda function: tracked(self, tracking, function)
+
+        def attempt(id: str) -> Attempt:
+            return self.attempt(
+                id, worker=worker, retry_on=retry_on, backoff=backoff, heartbeat=heartbeat
+            )
+
+        attempt(values.new_id())  # what makes no sense is told at once
+        return lambda function: tracked(self, tracking, attempt, function)
 
     def get(self, id: str) -> Execution:
         """Read one execution: `manager.get(id).status`.
@@ -380,7 +385,6 @@ class ExecutionManager:
         """
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
-        inside._joined = True  # noqa: SLF001
         return inside
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, Final
 
 from . import transitions, values
@@ -30,7 +31,7 @@ class Terms:
     started: Execution | None
     """The execution, where the attempt has been started already."""
     start: Transition
-    retry_on: Exceptions
+    retry_on: tuple[type[BaseException], ...]
     backoff: Backoff | None
     heartbeat: timedelta | None
     max_bytes: int
@@ -43,48 +44,40 @@ def terms(
     retry_on: Exceptions,
     backoff: Backoff | None,
     heartbeat: timedelta | None,
-    joined: bool,
+    store: object,
     max_bytes: int,
 ) -> Terms:
     """Check on what terms a caller asks for an attempt."""
-    started = id if isinstance(id, Execution) and id.status is RUNNING else None
+    started = id if isinstance(id, Execution) else None
+    if started and started.status is not RUNNING:
+        raise InvalidValue(
+            "id", f"must be one that claim or start returned; this is {started.status}: give its id"
+        )
     if started and worker is not None:
-        raise InvalidValue("worker", "is named by whoever starts an attempt, and this one runs")
-    if heartbeat is not None and joined:
-        raise InvalidValue("heartbeat", "would be seen by nobody until the transaction commits")
+        raise InvalidValue("worker", "was named when the attempt started: claim(worker=...)")
+    several = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    if not all(isinstance(each, type) and issubclass(each, BaseException) for each in several):
+        raise InvalidValue("retry_on", "must be an exception class, or a tuple of them")
+    if backoff is not None and not isinstance(backoff, Backoff):
+        raise InvalidValue("backoff", "must be a Backoff")
+    if heartbeat is not None and getattr(store, "shares_connection", False):
+        raise InvalidValue(
+            "heartbeat", "cannot share a connection: neither a transaction's nor in-memory SQLite's"
+        )
     return Terms(
-        id=values.execution_id(id.id if isinstance(id, Execution) else id),
+        id=values.execution_id(started.id if started else id),
         started=started,
         start=transitions.start(worker),
-        retry_on=exceptions(retry_on),
-        backoff=backoff_of(backoff),
+        retry_on=several,
+        backoff=backoff,
         heartbeat=None if heartbeat is None else values.duration("heartbeat", heartbeat),
         max_bytes=max_bytes,
     )
 
 
-def exceptions(value: object) -> Exceptions:
-    """Return what an `except` takes."""
-    several = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(each, type) and issubclass(each, BaseException) for each in several):
-        raise InvalidValue("retry_on", "must be an exception class, or a tuple of them")
-    return several
-
-
-def backoff_of(value: object) -> Backoff | None:
-    """Return a backoff, or None."""
-    if value is not None and not isinstance(value, Backoff):
-        raise InvalidValue("backoff", "must be a Backoff")
-    return value
-
-
 class Ownership:
     """An attempt's hold on its execution: what it knows of it, and what it would write."""
 
-    execution: Execution
-    """The execution as this attempt found it when it started, payload included."""
-    checkpoints: dict[str, Any]
-    """The checkpoints as this attempt found them, and what it has set since."""
     result: Any = None
     """What the execution is to be completed with: any JSON value."""
     retry_after: timedelta | None = None
@@ -92,20 +85,53 @@ class Ownership:
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
+        self._entered = False
+        self._execution: Execution | None = None
+        self._checkpoints: dict[str, Any] = {}
+        self._walked: set[str] = set()
+
+    @property
+    def execution(self) -> Execution:
+        """The execution as this attempt found it when it started, payload included."""
+        if self._execution is None:
+            raise RuntimeError("The attempt starts with its block: with manager.attempt(id) as …")
+        return self._execution
 
     @property
     def number(self) -> int:
         """Which attempt this is, from 1 on: what other verbs take as `attempt=`."""
         return self.execution.attempts
 
+    @property
+    def checkpoints(self) -> Mapping[str, Any]:
+        """The checkpoints as this attempt found them, and what it has set since."""
+        return MappingProxyType(self._checkpoints)
+
+    @property
+    def started(self) -> bool:
+        """Whether its block has been entered, with the execution started."""
+        return self._execution is not None
+
+    def _enter(self) -> None:
+        if self._entered:
+            raise RuntimeError("An attempt has one block: ask the manager for another attempt")
+        self._entered = True
+
     def _own(self, execution: Execution) -> None:
-        self.execution = execution
-        self.checkpoints = dict(execution.checkpoints)
+        self._execution = execution
+        self._checkpoints = dict(execution.checkpoints)
 
     def _wrote(self, transition: Transition) -> None:
         entry = transition.given.get("checkpoints")
         if isinstance(entry, Entry):
-            self.checkpoints[entry.key] = entry.value.value
+            self._checkpoints[entry.key] = entry.value.value
+
+    def _walk(self, items: object, key: str, every: int) -> "Walk":
+        walk = Walk(items, key, every, self._checkpoints)
+        if key in self._walked:  # what one loop has done, the other would skip
+            raise InvalidValue("checkpoint", f"{key!r} is another loop's: give each its own")
+        self._walked.add(key)
+        return walk
 
     def _lost(self, transition: Transition, found: Execution | None) -> ExecutionProblem:
         """Say why nothing was written, from the execution that was found afterwards."""
@@ -116,8 +142,10 @@ class Ownership:
 
     def _is_told(self, error: BaseException) -> bool:
         """Tell whether an error is this attempt's own loss, of which nothing is to be recorded."""
-        own = (self._terms.id, self.number)
-        return isinstance(error, AttemptLost) and (error.execution_id, error.attempt) == own
+        return type(error) is AttemptLost and (error.execution_id, error.attempt) == (
+            self._terms.id,
+            self.number,
+        )
 
     def _progress(self, current: int, total: int, message: str | None) -> Transition:
         return transitions.update_progress(current, total, message, None, self.number)
@@ -142,10 +170,16 @@ class Ownership:
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit, CancelledError, …
             told = ExecutionError.from_exception(error).model_copy(update={"code": INTERRUPTED})
             return transitions.fail(told, True, None, self.number)  # noqa: FBT003 - retryable
-        retryable = isinstance(error, self._terms.retry_on)
+        retryable = self._retries(error)
         backoff = self._terms.backoff
         delay = backoff.delay(self.number) if backoff and retryable else None
         return transitions.fail(error, retryable, delay, self.number)
+
+    def _retries(self, error: BaseException) -> bool:
+        """Tell as an `except` would; and of a group, whether it would of everything in it."""
+        if any(kind in self._terms.retry_on for kind in type(error).__mro__):
+            return True
+        return isinstance(error, BaseExceptionGroup) and all(map(self._retries, error.exceptions))
 
     def _failed(self, transition: Transition, status: ExecutionStatus | None) -> None:
         if status is RETRYING:
@@ -167,13 +201,20 @@ class Ownership:
         )
 
 
+def _length(items: object) -> int | None:
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except OverflowError:  # of range(10**20)
+        return None
+
+
 class Walk:
     """How far an iteration is, and when that is to be written."""
 
     def __init__(self, items: object, key: str, every: int, checkpoints: Mapping[str, Any]) -> None:
         self._key = values.name("checkpoint", key)
         self._every = values.integer("every", every, 1, values.MAX_INTEGER)
-        self._total = len(items) if isinstance(items, Sized) else None
+        self._total = _length(items)
         self.done = 0
         if key in checkpoints:
             last = checkpoints[key]
@@ -181,7 +222,7 @@ class Walk:
             if not whole or not 0 <= last < values.MAX_BIG_INTEGER:
                 raise InvalidValue("checkpoint", f"{key!r} holds {last!r:.80}, which is no index")
             self.done = last + 1
-        self._written = self.done
+        self._begun = self._written = self.done
 
     def finished_one(self) -> bool:
         """Count an item; tell whether to write."""
@@ -190,10 +231,10 @@ class Walk:
 
     def finished_all(self) -> bool:
         """Tell whether there is anything left to write at the end."""
-        learnt = self._total is None
+        learnt = self._total is None and self.done > self._begun
         if learnt:
             self._total = self.done
-        return self.done > 0 and (learnt or self.done > self._written)
+        return learnt or self.done > self._written
 
     def position(self) -> tuple[int, int, str, int]:
         """Return what to advance to: current, total, key and value."""

@@ -96,7 +96,8 @@ class ExecutionStore(Protocol):
     """Where executions are kept: `ExecutionManager(MyStore())`.
 
     Each method is atomic by itself. A store that can take part in a caller's transaction also has
-    `within(transaction)`, which returns a store that does; one that holds resources has `close()`.
+    `within(transaction)`, which returns a store that does; one that holds resources has `close()`;
+    one that cannot be called meanwhile by another thread or task has `shares_connection = True`.
     """
 
     def create(self, creation: Creation) -> Execution | None:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .attempt import Attempt
 from .errors import InvalidStateTransition
-from .tracking import Tracking, as_json, called, overtaken, pause
+from .tracking import Signature, Tracking, as_json, overtaken, pause
 from .transitions import COMPLETED, FAILED, TIMED_OUT
 
 if TYPE_CHECKING:
@@ -17,37 +18,39 @@ R = TypeVar("R")
 
 
 def tracked(
-    manager: "ExecutionManager", tracking: Tracking, function: Callable[P, R]
+    manager: "ExecutionManager",
+    tracking: Tracking,
+    attempt_at: Callable[[str], Attempt],
+    function: Callable[P, R],
 ) -> Callable[P, R]:
     """Return a function each call of which is an execution."""
-    signature, extra = called(function, asynchronous=False)
+    signature = Signature(function, asynchronous=False)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        signature.shown.bind(*args, **kwargs)
         execution = manager.create(**tracking.creation(*args, **kwargs))
         wait = pause(execution)
         while execution.status is not COMPLETED:
+            attempt = attempt_at(execution.id)
             try:
                 if execution.status in (FAILED, TIMED_OUT):
                     execution = manager.retry(execution.id)
                 time.sleep(wait)
-                started = manager.start(execution.id, worker=tracking.worker)
-            except InvalidStateTransition as problem:
-                execution = overtaken(problem, manager.get(execution.id))
-                wait = pause(execution)
-                continue
-            attempt = manager.attempt(started, **tracking.terms)
-            try:
                 with attempt:
-                    result = function(*args, **kwargs, **extra(attempt))
+                    result = function(*args, **kwargs, **signature.keywords(attempt))
                     attempt.result = as_json(result, tracking.max_bytes)
-            except tracking.retry_on:
-                if attempt.retry_after is None:
+            except Exception as error:
+                if attempt.retry_after is not None:
+                    wait = attempt.retry_after.total_seconds()
+                elif isinstance(error, InvalidStateTransition) and not attempt.started:
+                    execution = overtaken(error, manager.get(execution.id))
+                    wait = pause(execution)
+                else:
                     raise
-                wait = attempt.retry_after.total_seconds()
             else:
                 return attempt.result
         return execution.result
 
-    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__signature__ = signature.shown  # type: ignore[attr-defined]
     return call

@@ -3,43 +3,32 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from . import values
-from .backoff import Backoff
 from .errors import AlreadyRunning, InvalidStateTransition, InvalidValue
 from .execution import Execution
-from .ownership import Exceptions, backoff_of, exceptions
 from .transitions import CANCELLED, RUNNING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracking:
-    """How the calls of a function are tracked: what its executions and attempts are made with."""
+    """What the executions of a tracked function are made with."""
 
     type: str
     idempotency_key: Callable[..., str | None] | None
     payload: Callable[..., Any] | None
     max_attempts: int
     timeout: timedelta | None
-    worker: str | None
-    retry_on: Exceptions
-    backoff: Backoff | None
-    heartbeat: timedelta | None
     max_bytes: int
 
     def __post_init__(self) -> None:
-        # What `create` and `attempt` would refuse at the first call had better be said at once.
+        # What `create` would refuse at the first call had better be said at once.
         values.name("type", self.type)
         values.integer("max_attempts", self.max_attempts, 1, values.MAX_INTEGER)
-        if self.worker is not None:
-            values.name("worker", self.worker)
-        for span in ("timeout", "heartbeat"):
-            if getattr(self, span) is not None:
-                values.duration(span, getattr(self, span))
-        exceptions(self.retry_on)
-        backoff_of(self.backoff)
+        if self.timeout is not None:
+            values.duration("timeout", self.timeout)
         for argument in ("idempotency_key", "payload"):
             function = getattr(self, argument)
             if function is not None and not callable(function):
@@ -55,43 +44,50 @@ class Tracking:
             "idempotency_key": self.idempotency_key and self.idempotency_key(*args, **kwargs),
         }
 
-    @property
-    def terms(self) -> dict[str, Any]:
-        """What `attempt` takes for an execution that was started."""
-        return {
-            "retry_on": self.retry_on,
-            "backoff": self.backoff,
-            "heartbeat": self.heartbeat,
-        }
 
-
-def called(
-    function: Callable[..., Any], *, asynchronous: bool
-) -> tuple[inspect.Signature, Callable[[object], dict[str, Any]]]:
-    """Return how callers see a tracked function, and what else it is given for an attempt.
+class Signature:
+    """How a tracked function is called.
 
     Raises:
-        InvalidValue: it is of the other colour.
+        InvalidValue: it is no function, of the other colour, or takes its attempt by position.
     """
-    if inspect.iscoroutinefunction(function) != asynchronous:
-        wanted, manager = ("an async", "") if asynchronous else ("a plain", "Async")
-        raise InvalidValue(
-            "function",
-            f"must be {wanted} function: {manager}ExecutionManager tracks the others",
+
+    def __init__(self, function: Callable[..., Any], *, asynchronous: bool) -> None:
+        try:
+            full = inspect.signature(function)
+        except (TypeError, ValueError):
+            raise InvalidValue("function", "must be a function of its own") from None
+        if inspect.iscoroutinefunction(function) != asynchronous:
+            wanted, manager = ("an async", "") if asynchronous else ("a plain", "Async")
+            raise InvalidValue(
+                "function", f"must be {wanted} function: {manager}ExecutionManager tracks others"
+            )
+        names = list(full.parameters)
+        self._takes_attempt = "attempt" in names
+        if self._takes_attempt:
+            asked, *behind = (full.parameters[name] for name in names[names.index("attempt") :])
+            by_position = (asked.POSITIONAL_OR_KEYWORD, asked.VAR_POSITIONAL)
+            if asked.kind not in (asked.KEYWORD_ONLY, asked.POSITIONAL_OR_KEYWORD) or any(
+                each.kind in by_position for each in behind
+            ):
+                raise InvalidValue("function", "must take its attempt as a keyword: *, attempt")
+        self.shown = full.replace(
+            parameters=[each for name, each in full.parameters.items() if name != "attempt"]
         )
-    signature = inspect.signature(function)
-    asked = signature.parameters.get("attempt")
-    if asked is None or asked.kind not in (asked.KEYWORD_ONLY, asked.POSITIONAL_OR_KEYWORD):
-        return signature, lambda attempt: {}  # noqa: ARG005 - it does not ask for its attempt
-    others = [each for each in signature.parameters.values() if each is not asked]
-    return signature.replace(parameters=others), lambda attempt: {"attempt": attempt}
+        """What its callers see: the attempt is not theirs to give."""
+
+    def keywords(self, attempt: object) -> dict[str, Any]:
+        """Return what it is given besides its callers' arguments."""
+        return {"attempt": attempt} if self._takes_attempt else {}
 
 
 def pause(execution: Execution) -> float:
-    """Return how many seconds to wait before an attempt, by the database's own clock."""
+    """Return how many seconds to wait before an attempt."""
     if execution.retry_at is None:
         return 0
-    return max(0.0, (execution.retry_at - execution.updated_at).total_seconds())
+    # By this host's clock what is left; by the database's own what it cannot be more than.
+    left = execution.retry_at - max(datetime.now(UTC), execution.updated_at)
+    return max(0.0, left.total_seconds())
 
 
 def overtaken(problem: InvalidStateTransition, found: Execution) -> Execution:

@@ -41,6 +41,11 @@ class AsyncSqlExecutionStore:
         self._bind = AsyncDirect(engine.sync_engine)
         self._clock = clock
 
+    @property
+    def shares_connection(self) -> bool:
+        """Whether others use its connection: in a caller's transaction, and in in-memory SQLite."""
+        return not isinstance(self._bind, AsyncDirect) or self._bind.shares_connection
+
     def within(
         self, transaction: AsyncConnection | AsyncSession | async_scoped_session[Any]
     ) -> Self:

@@ -11,7 +11,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, StaticPool
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    Engine,
+    PoolProxiedConnection,
+    SingletonThreadPool,
+    StaticPool,
+)
 from sqlalchemy.exc import DBAPIError
 
 from .engines import OWN_POOL, begin_sqlite, single_statements
@@ -54,6 +61,7 @@ class Direct:
         self._ordinary = single_statements(engine)
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
+        self.shares_connection = isinstance(engine.pool, StaticPool | SingletonThreadPool)
         self._never_direct = isinstance(engine.pool, StaticPool) or (
             engine.dialect.is_async and not self._awaits
         )

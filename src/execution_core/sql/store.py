@@ -43,6 +43,11 @@ class SqlExecutionStore:
         self._bind: Direct | Connection | Session | scoped_session[Any] = Direct(engine)
         self._clock = clock
 
+    @property
+    def shares_connection(self) -> bool:
+        """Whether others use its connection: in a caller's transaction, and in in-memory SQLite."""
+        return not isinstance(self._bind, Direct) or self._bind.shares_connection
+
     def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
         """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
         from sqlalchemy.orm import Session, scoped_session  # noqa: PLC0415 - slow, and not for all
