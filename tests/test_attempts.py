@@ -93,7 +93,10 @@ def test_what_was_claimed_is_not_started_again(any_manager: ExecutionManager) ->
 def test_what_nobody_has_started_is_given_by_its_id(any_manager: ExecutionManager) -> None:
     """An execution that `create` returned may run elsewhere: its key finds any status."""
     job = any_manager.create("a")
-    with pytest.raises(InvalidValue, match="id must be one that claim or start returned; this is"):
+    with pytest.raises(
+        InvalidValue,
+        match="and this is pending: give its id",
+    ):
         any_manager.attempt(job)
 
 

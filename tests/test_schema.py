@@ -204,7 +204,7 @@ def test_what_earlier_migrations_filled(empty_url: str, revision: str) -> None:
         (stalled,) = manager.sweep(stalled_after=timedelta(days=1))
         assert stalled.id == ids["running"]
         assert [each.id for each in manager.claim(limit=9)] == [ids["pending"], ids["retrying"]]
-        with manager.attempt(manager.retry(ids["timed_out"])) as attempt:
+        with manager.attempt(manager.retry(ids["timed_out"]).id) as attempt:
             assert list(attempt.each("abcdefg")) == ["f", "g"]
         assert manager.get(ids["completed"]).result == [1, 2]
         assert manager.get(ids["timed_out"]).status == "completed"
@@ -468,7 +468,6 @@ ILLEGAL = {
     "parent_is_another": {**ROW, "parent_id": ID},
     "heartbeat_at_in_calendar": {**RUNNING, "heartbeat_at": "0001-01-01T00:00:00Z"},
     "retry_at_in_calendar": {**ROW, "retry_at": "0001-01-01T00:00:00Z"},
-    "retry_at_while_waiting": {**RUNNING, "retry_at": "2026-01-01T00:00:01.000Z"},
     "metadata_is_object": {**ROW, "metadata": "[]"},
     "checkpoints_are_object": {**ROW, "checkpoints": "7"},
     "progress_whole": {**ROW, "progress_current": 1},
@@ -520,6 +519,12 @@ ILLEGAL_IN_SQLITE = {
     "times_in_calendar   ": {**ROW, "updated_at": "2026-13-01T00:00:00.000Z"},
     "heartbeat_at_in_calendar ": {**ROW, "heartbeat_at": "2026-13-01T00:00:00.000Z"},
     "retry_at_in_calendar ": {**ROW, "retry_at": "soon"},
+    "retry_at_in_calendar  ": {**ROW, "retry_at": "2026-02-30T00:00:00.000Z"},
+    "retry_at_in_calendar   ": {**ROW, "retry_at": "2026-01-01T24:00:00.000Z"},
+    "retry_at_in_calendar    ": {**ROW, "retry_at": "0000-06-01T00:00:00.000Z"},
+    "retry_at_in_calendar     ": {**ROW, "retry_at": "9999-12-31T00:00:00.000Z"},
+    "retry_at_in_calendar      ": {**ROW, "retry_at": "2026-01-01 00:00:00"},
+    "heartbeat_at_in_calendar  ": {**ROW, "heartbeat_at": 1700000000},
 }
 
 

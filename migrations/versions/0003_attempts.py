@@ -17,23 +17,14 @@ def is_postgresql() -> bool:
 def in_calendar(time: str) -> str:
     """SQL that holds a column to the times that Python can read."""
     if is_postgresql():
-        real = f"{time} BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'"
-    else:
-        real = f"{time} GLOB '????-??-??T??:??:??.???Z' AND julianday({time}) IS NOT NULL"
-    return f"{time} IS NULL OR {real}"
+        return f"{time} BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'"
+    return (
+        f"{time} BETWEEN '0001-01-02' AND '9999-12-30'"
+        f" AND strftime('%Y-%m-%dT%H:%M:%fZ', {time}, '+0 days') = {time}"  # no February 30
+    )
 
 
-def columns() -> dict[str, dict[str, str]]:
-    """The new columns, each with the names and conditions of its CHECKs."""
-    return {
-        "heartbeat_at": {"heartbeat_at_in_calendar": in_calendar("heartbeat_at")},
-        "retry_at": {
-            "retry_at_in_calendar": in_calendar("retry_at"),
-            "retry_at_while_waiting": "retry_at IS NULL OR status IN ('pending', 'retrying')",
-        },
-    }
-
-
+COLUMNS = ("heartbeat_at", "retry_at")
 DUE = "coalesce(retry_at, created_at)"
 WAITING = "status IN ('pending', 'retrying')"
 WAITING_SQLITE = (
@@ -47,10 +38,13 @@ INDEXES: dict[str, list[str | sa.TextClause]] = {
 
 def upgrade() -> None:
     kind = "timestamptz" if is_postgresql() else "TEXT"
-    for column, checks in columns().items():
-        # In SQLite as part of the column: any other way copies the whole table.
-        constraints = [f"CONSTRAINT ck_executions_{name} CHECK ({checks[name]})" for name in checks]
-        op.execute(f"ALTER TABLE executions ADD COLUMN {column} {kind} {' '.join(constraints)}")
+    for column in COLUMNS:
+        # In SQLite its CHECK is part of the column: any other way copies the whole table.
+        op.execute(
+            f"ALTER TABLE executions ADD COLUMN {column} {kind}"
+            f" CONSTRAINT ck_executions_{column}_in_calendar"
+            f" CHECK ({column} IS NULL OR coalesce({in_calendar(column)}, false))"
+        )
     for name, expressions in INDEXES.items():
         op.create_index(
             name,
@@ -64,5 +58,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     for name in INDEXES:
         op.drop_index(name, "executions")
-    for column in columns():
+    for column in COLUMNS:
         op.execute(f"ALTER TABLE executions DROP COLUMN {column}")

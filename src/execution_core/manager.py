@@ -127,7 +127,8 @@ class ExecutionManager:
         """Record that the attempt failed: `manager.fail(id, exc, retryable=True)`.
 
         From running: it becomes retrying when the error is retryable and an attempt is left, failed
-        otherwise. From retrying: it gives up, failed. `retryable` overrides the error's own;
+        otherwise. From retrying: it gives up, failed. With `attempt`, only while that attempt is
+        running: between two of them nobody owns it. `retryable` overrides the error's own;
         `retry_after` is how long `claim` is to leave it alone before the next attempt. Text that
         cannot be stored is cleaned and cut, never refused.
         """
@@ -173,7 +174,8 @@ class ExecutionManager:
     ) -> Execution:
         """Replace the progress: `manager.update_progress(id, 50, 100, message="Half way")`.
 
-        While pending, running or retrying. `percent`, 0 to 100, is computed where it is not given.
+        While pending, running or retrying; with `attempt`, while that attempt is running.
+        `percent`, 0 to 100, is computed where it is not given.
         """
         return self._apply(
             id, transitions.update_progress(current, total, message, percent, attempt)
@@ -182,7 +184,8 @@ class ExecutionManager:
     def checkpoint(self, id: str, key: str, value: Any, *, attempt: int | None = None) -> Execution:
         """Set one checkpoint, any JSON value: `manager.checkpoint(id, "last_index", 49)`.
 
-        While pending, running or retrying. Other keys are untouched, whoever writes them meanwhile.
+        While pending, running or retrying; with `attempt`, while that attempt is running. Other
+        keys are untouched, whoever writes them meanwhile.
         """
         return self._apply(id, transitions.checkpoint(key, value, attempt, self._max_bytes))
 
@@ -211,8 +214,9 @@ class ExecutionManager:
     ) -> builtins.list[Execution]:
         """Start what is waiting, the longest due first: `manager.claim("mail", limit=10)`.
 
-        Pending or retrying, and due: not before its `retry_at`. Callers at once never get the same
-        one; on PostgreSQL none waits for another.
+        Pending or retrying, and due: from its `retry_at` on, without one from `created_at` on.
+        Callers at once never get the same one. On PostgreSQL none waits for another: what a
+        transaction holds is skipped.
 
         Args:
             type: one type; any by default.
@@ -243,7 +247,8 @@ class ExecutionManager:
             limit: how many at most, 1 to 10,000: one statement.
 
         Returns:
-            Those that it timed out, by id; `retry` brings them back. Fewer than `limit`: no more.
+            Those that it timed out, by id; `retry` brings them back. When there are `limit` of
+            them, there may be more.
         """
         return self._store.update_many(batch(transitions.sweep(stalled_after), type, limit))
 

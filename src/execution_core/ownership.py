@@ -51,7 +51,7 @@ def terms(
     started = id if isinstance(id, Execution) else None
     if started and started.status is not RUNNING:
         raise InvalidValue(
-            "id", f"must be one that claim or start returned; this is {started.status}: give its id"
+            "id", f"must be what claim or start returned, and this is {started.status}: give its id"
         )
     if started and worker is not None:
         raise InvalidValue("worker", "was named when the attempt started: claim(worker=...)")

@@ -54,7 +54,10 @@ def page(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One transition for many executions: of those that allow it, the `limit` longest due."""
+    """One transition for many executions: of those that allow it, the `limit` oldest.
+
+    The oldest by the time from which they may be claimed: `retry_at`, else `created_at`.
+    """
 
     transition: Transition
     type: str | None

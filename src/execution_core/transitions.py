@@ -147,7 +147,14 @@ CANCEL_WITH_REASON = Rule(
 )
 RETRY = Rule(
     "retry",
-    Move((FAILED, TIMED_OUT), RETRYING, error=CLEARED, completed_at=CLEARED, when=ATTEMPT_LEFT),
+    Move(
+        (FAILED, TIMED_OUT),
+        RETRYING,
+        error=CLEARED,
+        completed_at=CLEARED,
+        retry_at=CLEARED,
+        when=ATTEMPT_LEFT,
+    ),
     settled=RETRYING,
 )
 HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
@@ -196,9 +203,10 @@ class Transition:
             case Condition.OVERDUE:
                 return execution.deadline_at is not None and execution.deadline_at < now
             case Condition.STALLED:
-                seen = execution.heartbeat_at or execution.updated_at
-                last = max(seen, execution.started_at or seen)
-                return last < now - cast("timedelta", self.given["stalled_after"])
+                beat, started = execution.heartbeat_at, execution.started_at
+                beaten = beat is not None and started is not None and beat >= started
+                seen = cast("datetime", beat) if beaten else execution.updated_at
+                return seen < now - cast("timedelta", self.given["stalled_after"])
 
     def _changed(
         self, name: str, how: Change | ExecutionError, execution: Execution, now: datetime

@@ -38,7 +38,6 @@ CHECKS = (
     *("error_fits_status", "error_has_message", "metadata_is_object", "checkpoints_are_object"),
     *("type_length", "idempotency_key_length", "fingerprint_of_key", "worker_length"),
     *("parent_is_another", "heartbeat_at_in_calendar", "retry_at_in_calendar"),
-    "retry_at_while_waiting",
 )
 # What PostgreSQL's types see to.
 CHECKS_OF_SQLITE = ("id_is_uuid", "integers_are_integers", "payload_is_json", "result_is_json")

@@ -37,7 +37,7 @@ from ..store import Batch, Page
 from ..transitions import Change, Condition, Move, Rule, Transition
 from ..values import Entry
 from .schema import executions
-from .types import Timestamp, database_now, later, merged, now_not_before, unindexed
+from .types import Timestamp, database_now, later, merged, now_not_before, one_of, unindexed
 
 columns = executions.c
 _PROGRESS = [
@@ -220,25 +220,24 @@ def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> Returnin
 @cache
 def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
     now, not_before = _times(clocked=clocked)
-    allowed = or_(*(_allowed(move, now) for move in rule.moves))
-    guard = [allowed]
+    guard = [or_(*(_allowed(move, now) for move in rule.moves))]
     if typed:
         guard.append(columns.type == bindparam("old_type", type_=Text))
-    # Chosen and locked once: as a plain subquery PostgreSQL might choose anew, and lock more. What
-    # another transaction holds is skipped, what it has changed meanwhile is looked at again. No
-    # lock on the key: children may be created under these. And the statement begins with UPDATE,
-    # before which alone Python's driver for SQLite begins a transaction in its legacy mode.
+    # What another transaction holds is skipped; what it has changed meanwhile is looked at again.
+    # No lock on the key: children may be created under these. And no condition outside but the
+    # ids: by a second one PostgreSQL might read all that is due, and look each up in the ids.
     chosen = (
         select(columns.id)
         .where(*guard)
         .order_by(_due_at(), columns.id)
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(key_share=True, skip_locked=True)
-        .cte("chosen", nesting=True)
+        .correlate(None)
+        .scalar_subquery()
     )
     return (
         update(executions)
-        .where(columns.id.in_(select(chosen.c.id)), allowed)
+        .where(one_of(columns.id, chosen))
         .values(_first_allowed(rule.moves, now, not_before))
         .returning(*_ROW)
     )
@@ -308,10 +307,10 @@ def _met(condition: Condition | None, now: ColumnElement[datetime]) -> list[Colu
         case Condition.OVERDUE:
             return [columns.deadline_at < now]
         case Condition.STALLED:
-            # A start by hand may have left the last attempt's heartbeat, or none.
-            limit = later(now, -_duration("stalled_after"))
-            seen = func.coalesce(columns.heartbeat_at, columns.updated_at)
-            return [columns.started_at < limit, seen < limit]
+            # A start by hand leaves the heartbeat of the attempt before, or none.
+            beaten = columns.heartbeat_at >= columns.started_at
+            seen = case((beaten, columns.heartbeat_at), else_=columns.updated_at)
+            return [seen < later(now, -_duration("stalled_after"))]
 
 
 def _due_at() -> ColumnElement[datetime]:

@@ -115,6 +115,17 @@ class JsonText(TypeDecorator[Any]):
         return _read_json
 
 
+class one_of(_Expression):  # noqa: N801
+    """`one_of(column, subquery)`: looked up one by one, whatever the planner expects of them.
+
+    An array is made once: as a plain subquery PostgreSQL might choose, and lock, anew and more.
+    """
+
+    inherit_cache = True
+    postgresql = "{0} = ANY (ARRAY {1})"
+    sqlite = "{0} IN {1}"
+
+
 class unindexed(_Expression):  # noqa: N801
     """A column by which SQLite is not to look anything up: a `+` before it is its way to say so."""
 
