@@ -117,8 +117,8 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
                 ["speed of moves", "1.00", f"{each['ratio']:.2f}"],
                 ["speed of moves, the control", "1.00", f"{each['control']:.2f}"],
                 *(
-                    [f"ms for a page of 100: {name}", f"{empty:.2f}", f"{full:.2f}"]
-                    for name, (empty, full) in each["lists_ms"].items()
+                    [f"ms for {name}", f"{empty:.2f}", f"{full:.2f}"]
+                    for name, (empty, full) in each["calls_ms"].items()
                 ),
             ],
         )

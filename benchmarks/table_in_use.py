@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,36 +88,50 @@ def many_finished(
             "empty_per_second": round(3 * count / median(taken[0]), 1),
             "control": round(ratio(taken[0], taken[1]), 3),
             "ratio": round(ratio(taken[0], taken[2]), 3),
-            "lists_ms": {
-                name: [round(1000 * seconds, 2) for seconds in (lists[0], lists[1])]
-                for name, lists in lists_of(urls[0], urls[2]).items()
+            "calls_ms": {
+                name: [round(1000 * seconds, 2) for seconds in taken]
+                for name, taken in calls_of(urls[0], urls[2]).items()
             },
         }
         for url in urls:
             databases.drop(url)
 
 
-LISTS: dict[str, dict[str, Any]] = {
-    "the newest": {},
-    "status running": {"status": "running"},
-    "any live status": {"status": ["pending", "running", "retrying"]},
-    "status failed": {"status": "failed"},
-    "failed or timed out": {"status": ["failed", "timed_out"]},
-    "one type": {"type": "type-3"},
-    "failed, of a type that never fails": {"status": "failed", "type": "type-3"},
+HOUR = timedelta(hours=1)
+CALLS: dict[str, Callable[[ExecutionManager], Any]] = {
+    "a page of 100: the newest": lambda m: m.list(),
+    "a page of 100: status running": lambda m: m.list(status="running"),
+    "a page of 100: any live status": lambda m: m.list(status=["pending", "running", "retrying"]),
+    "a page of 100: status failed": lambda m: m.list(status="failed"),
+    "a page of 100: failed or timed out": lambda m: m.list(status=["failed", "timed_out"]),
+    "a page of 100: one type": lambda m: m.list(type="type-3"),
+    "a page of 100: failed, of a type that never fails": lambda m: m.list(
+        status="failed", type="type-3"
+    ),
+    "a claim of 1": lambda m: m.claim(),
+    "a claim of 10 of a type": lambda m: m.claim("type-3", limit=10),
+    "a claim, nothing due": lambda m: m.claim("type-0"),
+    "a sweep, nothing lost": lambda m: m.sweep(),
+    "a sweep of the stalled, none": lambda m: m.sweep(stalled_after=HOUR),
 }
 
 
-def lists_of(*urls: str) -> dict[str, list[float]]:
-    """Return the median seconds that each list takes in each of the databases."""
-    taken: dict[str, list[float]] = {name: [] for name in LISTS}
+def calls_of(*urls: str) -> dict[str, list[float]]:
+    """Return the median seconds that each call takes in each of the databases.
+
+    With 1,000 executions due, 1,000 that have to wait, and what the claims have left running.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in CALLS}
     for url in urls:
         with connect(url) as manager:
-            for name, asked in LISTS.items():
+            for n in range(1000):
+                manager.create("type-3", PAYLOAD, start_after=HOUR if n % 2 else None)
+                manager.create("type-4", PAYLOAD, start_after=None if n % 2 else HOUR)
+            for name, call in CALLS.items():
                 times = []
                 for _ in range(20):
                     begun = time.perf_counter()
-                    manager.list(**asked)
+                    call(manager)
                     times.append(time.perf_counter() - begun)
                 taken[name].append(median(times))
     return taken

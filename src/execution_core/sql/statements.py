@@ -55,6 +55,7 @@ _ROW = [
     ),
     *_PROGRESS[1:],
 ]
+_NAMES = frozenset(column.name for column in columns)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -117,7 +118,7 @@ def _given(transition: Transition) -> dict[str, Any]:
     for name, given in transition.given.items():
         if isinstance(given, ProgressInfo):
             parameters |= {f"new_progress_{part}": value for part, value in given}
-        elif name in columns:
+        elif name in _NAMES:
             parameters[f"new_{name}"] = given
         else:
             parameters[f"{name}_ms"] = _milliseconds(cast("timedelta | None", given))
