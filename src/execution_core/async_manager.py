@@ -151,7 +151,10 @@ class AsyncExecutionManager:
     async def claim(
         self, type: str | None = None, *, limit: int = 1, worker: str | None = None
     ) -> builtins.list[Execution]:
-        """Start what is waiting, the longest due first: `await manager.claim("mail", limit=10)`."""
+        """Start what is waiting, the longest due first: `await manager.claim("mail", limit=10)`.
+
+        Cancelled while it is under way, it may have started some; a sweep finds those.
+        """
         return await self._store.update_many(batch(transitions.claim(worker), type, limit))
 
     async def sweep(

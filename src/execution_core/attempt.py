@@ -57,12 +57,14 @@ class Attempt(Ownership):
     ) -> None:
         if self._beating is not None:
             self._beating.stop()
-        if error is None:
-            self._end()
-        else:
-            self._record(error)
-        if self._beating is not None:
-            self._beating.join()
+        try:
+            if error is None:
+                self._end()
+            else:
+                self._record(error)
+        finally:
+            if self._beating is not None:
+                self._beating.join()
 
     def progress(self, current: int, total: int, message: str | None = None) -> None:
         """Replace the progress: `attempt.progress(50, 100, "half way")`; a total of 0 is unknown.

@@ -1,5 +1,6 @@
 """How the public names are typed. Checked by mypy, never run."""
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 
@@ -9,9 +10,14 @@ from sqlalchemy.orm import Session
 from tests.memory import AsyncMemoryStore
 
 from execution_core import (
+    AlreadyRunning,
+    AsyncAttempt,
     AsyncExecutionManager,
     AsyncExecutionStore,
     AsyncSqlExecutionStore,
+    Attempt,
+    AttemptLost,
+    Backoff,
     Execution,
     ExecutionError,
     ExecutionManager,
@@ -66,6 +72,12 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     assert_type(manager.list(status="failed", type="t", parent_id="p", before="b"), list[Execution])
     assert_type(manager.within(session), ExecutionManager)
     assert_type(manager.within(connection).within(session), ExecutionManager)
+    assert_type(manager.heartbeat(execution.id, attempt=1), Execution)
+    assert_type(manager.advance(execution.id, 1, 2, "key", {"v": 1}, message="m"), Execution)
+    assert_type(manager.claim("type", limit=5, worker="me"), list[Execution])
+    assert_type(manager.sweep(stalled_after=timedelta(hours=1), limit=5), list[Execution])
+    manager.create("type", start_after=timedelta(hours=1))
+    manager.fail(execution.id, "text", retryable=True, retry_after=timedelta(seconds=5))
     manager.delete(execution.id)
     manager.within(None)  # type: ignore[arg-type]
     manager.create("type", timeout=30)  # type: ignore[arg-type]
@@ -84,7 +96,53 @@ async def awaited(manager: AsyncExecutionManager, session: AsyncSession) -> None
         sync_manager.within(session)  # type: ignore[arg-type]
 
 
+def attempts(manager: ExecutionManager, session: Session) -> None:
+    backoff = Backoff(timedelta(seconds=1), factor=3, maximum=timedelta(hours=1), jitter=0.5)
+    assert_type(backoff.delay(3), timedelta)
+    with manager.attempt(
+        "id", worker="me", retry_on=(OSError, ValueError), backoff=backoff, heartbeat=timedelta(1)
+    ) as attempt:
+        assert_type(attempt, Attempt)
+        assert_type(attempt.number, int)
+        assert_type(attempt.execution, Execution)
+        for item in attempt.each(["a"], checkpoint="last", every=10):
+            assert_type(item, str)
+        attempt.progress(1, 2, "message")
+        attempt.within(session).advance(1, 2, "key", [1])
+        attempt.result = {"any": ["json", 1]}
+        attempt.checkpoints["key"] = 1  # type: ignore[index]
+    for claimed in manager.claim():
+        with manager.attempt(claimed, retry_on=OSError):
+            pass
+    manager.attempt("id", retry_on=[OSError])  # type: ignore[arg-type]
+    manager.attempt("id", heartbeat=5)  # type: ignore[arg-type]
+
+    @manager.tracked("type", idempotency_key=lambda order: f"key-{order}", retry_on=OSError)
+    def work(order: int, *, attempt: Attempt | None = None) -> list[int]:
+        return [order, attempt.number if attempt else 0]
+
+    assert_type(work(7), list[int])
+    work("seven")  # type: ignore[arg-type]
+
+
+async def attempts_awaited(manager: AsyncExecutionManager, session: AsyncSession) -> None:
+    async with manager.attempt("id") as attempt:
+        assert_type(attempt, AsyncAttempt)
+        async for item in attempt.each(["a"]):
+            assert_type(item, str)
+        await attempt.within(session).checkpoint("key", 1)
+
+    @manager.tracked("type")
+    async def work(order: int) -> list[int]:
+        return [order]
+
+    assert_type(await asyncio.create_task(work(7)), list[int])
+    assert_type(await manager.claim(), list[Execution])
+
+
 def data(execution: Execution) -> None:
+    assert_type(execution.heartbeat_at, datetime | None)
+    assert_type(execution.retry_at, datetime | None)
     assert_type(execution.status, ExecutionStatus)
     assert_type(execution.payload, Any)
     assert_type(execution.error, ExecutionError | None)
@@ -101,6 +159,10 @@ def problems(manager: ExecutionManager) -> None:
     except InvalidStateTransition as problem:
         assert_type(problem.from_status, ExecutionStatus)
         assert_type(problem.to_status, ExecutionStatus | None)
+    except AttemptLost as problem:
+        assert_type(problem.execution, Execution | None)
+    except AlreadyRunning as problem:
+        assert_type(problem.execution, Execution)
     except ExecutionNotFound as problem:
         assert_type(problem.execution_id, str)
     except ExecutionProblem as problem:
