@@ -58,6 +58,24 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"PostgreSQL {server.version} from {server.source}"
 
 
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """A function that shows what was measured, at the end of the run and whoever ran the test."""
+    return lambda line: record_property("measured", line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = [
+        line
+        for report in terminalreporter.getreports("passed")
+        for name, line in report.user_properties
+        if name == "measured"
+    ]
+    if lines:
+        terminalreporter.section("measured, not asserted")
+        terminalreporter.write_line("\n".join(lines))
+
+
 @dataclass(frozen=True)
 class Database:
     """A migrated and empty database, and an engine for looking behind the library's back."""

@@ -871,7 +871,10 @@ def test_a_timeout_around_a_block(database: Database) -> None:
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
 def test_a_write_brings_no_payload_back(
-    postgres_database: Database, colour: str, runner: asyncio.Runner
+    postgres_database: Database,
+    colour: str,
+    runner: asyncio.Runner,
+    tell: Callable[[str], None],
 ) -> None:
     """On PostgreSQL, counted by a proxy; SQLite has no wire."""
     from .proxy import counting
@@ -893,6 +896,9 @@ def test_a_write_brings_no_payload_back(
                 before = count()
                 write()
                 assert 0 < count() - before < 1500
+                tell(
+                    f"postgresql: {colour}, a write of a block: {count() - before} bytes both ways"
+                )
             before = count()
             assert manager.get(job.id).payload == attempt.execution.payload
             assert count() - before > 5_000_000  # the control

@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -204,9 +205,7 @@ def claim_all(number: int, url: str, share: int) -> tuple[int, list[str], float]
 
 
 @pytest.mark.parametrize("share", [1, 7])
-def test_each_is_claimed_once(
-    database: Database, share: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_is_claimed_once(database: Database, share: int, tell: Callable[[str], None]) -> None:
     """By eight processes at once; the time is printed, beside that of one."""
     took = {}
     for processes in (1, PROCESSES):
@@ -226,11 +225,10 @@ def test_each_is_claimed_once(
             assert {workers[id] for id in claimed} <= {(f"w{number}", 1)}
         took[processes] = max(seconds for *_, seconds in answers)
     assert_legal(database)
-    with capsys.disabled():
-        print(
-            f"\n{CLAIMED} claimed {share} at a time, {database.name}:"
-            f" one process {took[1]:.2f} s, {PROCESSES} processes {took[PROCESSES]:.2f} s"
-        )
+    tell(
+        f"{database.name}: {CLAIMED} claimed {share} at a time,"
+        f" by one process {took[1]:.2f} s, by {PROCESSES} processes {took[PROCESSES]:.2f} s"
+    )
 
 
 # --- sweeps ------------------------------------------------------------------------------------
@@ -472,7 +470,7 @@ def fill(database: Database, status: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_what_has_finished_costs_nothing(
-    database: Database, name: str, capsys: pytest.CaptureFixture[str]
+    database: Database, name: str, tell: Callable[[str], None]
 ) -> None:
     """Among 20,000 finished executions as many rows are read as among 4,000; all is printed.
 
@@ -487,9 +485,8 @@ def test_what_has_finished_costs_nothing(
         assert "Seq Scan" not in plan, plan
         assert not re.search(r"SCAN executions(?! USING)", plan), plan
         assert known or re.search(rf"\b{index}\b", plan), plan
-        with capsys.disabled():
-            shown = f"{rows} rows read" if rows else "SQLite counts none"
-            print(f"\n{database.name}, {name}, {finished} finished{known}, {shown}:\n{plan}")
+        shown = f"{rows} rows read" if database.name == "postgresql" else "by this plan"
+        tell(f"{database.name}: {name} beside {finished} finished{known}, {shown}:\n{plan}")
         return rows
 
     def analyze() -> None:

@@ -6,10 +6,10 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import Engine, text
 
 from execution_core import AttemptLost, ExecutionManager, SqlExecutionStore, connect, connect_async
@@ -132,7 +132,7 @@ class Workers:
 
 
 def test_whoever_is_killed_everything_is_done(
-    database: Database, capsys: pytest.CaptureFixture[str]
+    database: Database, tell: Callable[[str], None]
 ) -> None:
     watch = WATCH_SQLITE if database.name == "sqlite" else WATCH_POSTGRESQL
     for statement in (DONE, COVERED, watch):
@@ -181,9 +181,8 @@ def test_whoever_is_killed_everything_is_done(
     assert lost["n"] >= KILLS
     repeated = len(done) - ITEMS * len(rows)
     assert repeated <= EVERY * lost["n"]
-    with capsys.disabled():
-        print(
-            f"\n{database.name}: {kills} killed inside, {lost['n']} swept, {len(rows)} executions,"
-            f" {ITEMS * len(rows)} items, {repeated} of them done again,"
-            f" {time.monotonic() - begun:.0f} s"
-        )
+    tell(
+        f"{database.name}: {kills} killed inside, {lost['n']} swept, {len(rows)} executions,"
+        f" {ITEMS * len(rows)} items, {repeated} of them done again,"
+        f" {time.monotonic() - begun:.0f} s"
+    )
