@@ -648,6 +648,18 @@ def test_a_heart_beats_in_a_thread(database: Database, caplog: pytest.LogCapture
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("error", [None, Outage()])
+def test_nobody_waits_for_the_next_beat(manager: ExecutionManager, error: Outage | None) -> None:
+    begun = time.monotonic()
+    with (
+        pytest.raises(Outage) if error else nullcontext(),
+        manager.attempt(manager.create("a").id, heartbeat=timedelta(seconds=60)),
+    ):
+        if error:
+            raise error
+    assert time.monotonic() < begun + 30
+
+
 def test_a_heart_stops_when_the_attempt_is_lost(database: Database) -> None:
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=9)
