@@ -17,6 +17,8 @@ from sqlalchemy import StaticPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from execution_core import (
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
     AttemptLost,
     Backoff,
     ExecutionManager,
@@ -29,9 +31,24 @@ from execution_core import (
     connect_async,
     migrate,
 )
+from execution_core.sql.engines import create_async_engine
 
 from .conftest import Database, open_manager
 from .test_races import assert_legal
+
+Taken = Callable[[ExecutionManager, str], Any]
+TAKEN: dict[str, tuple[Taken, str]] = {
+    "cancelled": (lambda m, id: m.cancel(id, "enough"), "which is cancelled"),
+    "timed out": (lambda m, id: m.timeout(id), "which is timed_out"),
+    "to be retried": (lambda m, id: (m.timeout(id), m.retry(id)), "which is retrying"),
+    "taken over": (
+        lambda m, id: (m.timeout(id), m.retry(id), m.start(id)),
+        "which attempt 2 has taken over",
+    ),
+    "completed": (lambda m, id: m.complete(id), "which is completed"),
+    "failed": (lambda m, id: m.fail(id, "by hand"), "which is failed"),
+    "deleted": (lambda m, id: m.delete(id), "which was deleted"),
+}
 
 # --- entering and leaving ----------------------------------------------------------------------
 
@@ -86,6 +103,25 @@ def test_what_was_claimed_is_not_started_again(any_manager: ExecutionManager) ->
         assert attempt.execution is claimed
     done = any_manager.get(claimed.id)
     assert (done.status, done.attempts, done.worker) == ("completed", 1, "host")
+
+
+@pytest.mark.parametrize("taken", TAKEN)
+def test_what_was_taken_since_its_claim_is_not_worked_on(
+    any_manager: ExecutionManager, taken: str
+) -> None:
+    any_manager.create("a", max_attempts=3)
+    (claimed,) = any_manager.claim()
+    TAKEN[taken][0](any_manager, claimed.id)
+    after = None if taken == "deleted" else any_manager.get(claimed.id)
+    with pytest.raises(AttemptLost), any_manager.attempt(claimed):
+        pytest.fail("it was entered")
+    if after is not None:
+        assert any_manager.get(claimed.id) == after
+
+
+def test_a_worker_is_named_where_an_attempt_starts(any_manager: ExecutionManager) -> None:
+    any_manager.create("a")
+    (claimed,) = any_manager.claim()
     with pytest.raises(InvalidValue, match="worker was named when the attempt started"):
         any_manager.attempt(claimed, worker="other")
 
@@ -105,6 +141,9 @@ def test_an_attempt_has_one_block(any_manager: ExecutionManager) -> None:
     assert not attempt.started
     with pytest.raises(RuntimeError, match="The attempt starts with its block"):
         _ = attempt.number
+    for early in (lambda: attempt.each("abc"), lambda: attempt.checkpoints):
+        with pytest.raises(RuntimeError, match="The attempt starts with its block"):
+            early()
     with attempt:
         assert attempt.started
         for _ in range(2):
@@ -273,19 +312,6 @@ def test_bad_values_change_nothing(any_manager: ExecutionManager) -> None:
 
 # --- losing it ---------------------------------------------------------------------------------
 
-Taken = Callable[[ExecutionManager, str], Any]
-TAKEN: dict[str, tuple[Taken, str]] = {
-    "cancelled": (lambda m, id: m.cancel(id, "enough"), "which is cancelled"),
-    "timed out": (lambda m, id: m.timeout(id), "which is timed_out"),
-    "to be retried": (lambda m, id: (m.timeout(id), m.retry(id)), "which is retrying"),
-    "taken over": (
-        lambda m, id: (m.timeout(id), m.retry(id), m.start(id)),
-        "which attempt 2 has taken over",
-    ),
-    "completed": (lambda m, id: m.complete(id), "which is completed"),
-    "failed": (lambda m, id: m.fail(id, "by hand"), "which is failed"),
-    "deleted": (lambda m, id: m.delete(id), "which was deleted"),
-}
 WRITES: dict[str, Callable[[Any], Any]] = {
     "progress": lambda attempt: attempt.progress(1, 2),
     "checkpoint": lambda attempt: attempt.checkpoint("k", 1),
@@ -515,6 +541,9 @@ def test_a_whole_attempt_in_the_callers_transaction(database: Database) -> None:
             connection.commit()
             with pytest.raises(InvalidValue, match="heartbeat cannot share a connection"):
                 inside.attempt(ids[0], heartbeat=timedelta(seconds=1))
+            view = manager.attempt(ids[0], heartbeat=timedelta(seconds=1)).within(connection)
+            with pytest.raises(RuntimeError, match="An attempt has one block"), view:
+                pytest.fail("it was entered")
         assert [manager.get(id).status for id in ids] == ["pending", "completed"]
 
 
@@ -847,9 +876,6 @@ def test_a_session_of_the_task_stays_with_the_task(database: Database) -> None:
     """SQLAlchemy's recipe for asyncio: a session for each task, found by asking which this is."""
     from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
 
-    from execution_core import AsyncExecutionManager, AsyncSqlExecutionStore
-    from execution_core.sql.engines import create_async_engine
-
     async def run() -> None:
         engine = create_async_engine(database.url)
         manager = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
@@ -864,6 +890,61 @@ def test_a_session_of_the_task_stays_with_the_task(database: Database) -> None:
         await engine.dispose()
 
     asyncio.run(asyncio.wait_for(run(), 30))
+
+
+@pytest.mark.parametrize("milliseconds", range(0, 40, 2))
+def test_a_loop_that_ends_lets_a_block_record_it(database: Database, milliseconds: int) -> None:
+    """`asyncio.run` cancels every task that it knows, and all at once."""
+
+    async def work(manager: Any, id: str) -> None:
+        async with manager.attempt(id) as attempt:
+            await attempt.progress(1, 2)
+            await asyncio.sleep(0.01)
+
+    async def run() -> str:
+        manager = connect_async(database.url)
+        managers.append(manager)
+        job = await manager.create("a", max_attempts=2)
+        tasks.append(asyncio.create_task(work(manager, job.id)))
+        await asyncio.sleep(milliseconds / 1000)
+        return job.id
+
+    managers: list[Any] = []
+    tasks: list[Any] = []
+    with asyncio.Runner() as runner:
+        id = runner.run(run())
+        asyncio.runners._cancel_all_tasks(runner.get_loop())  # type: ignore[attr-defined]
+        runner.run(managers[0].close())
+    with connect(database.url) as manager:
+        assert manager.get(id).status in ("pending", "retrying", "completed")
+
+
+def test_a_block_over_one_connection_for_all_records_it() -> None:
+    """In-memory SQLite under asyncio."""
+
+    async def work(manager: Any, id: str) -> None:
+        async with manager.attempt(id):
+            await asyncio.sleep(0.001)
+
+    async def run() -> set[str]:
+        engine = configure_sqlite(create_async_engine("sqlite+aiosqlite://"))
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate.upgrade)
+        manager = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
+        seen = set()
+        for steps in range(60):
+            job = await manager.create("a", max_attempts=2)
+            task = asyncio.create_task(work(manager, job.id))
+            await asyncio.sleep(steps * 0.0001)
+            task.cancel()
+            await asyncio.wait([task])
+            seen.add(str((await manager.get(job.id)).status))
+        await engine.dispose()
+        return seen
+
+    seen = asyncio.run(asyncio.wait_for(run(), 60))
+    assert "retrying" in seen
+    assert "running" not in seen
 
 
 def test_a_timeout_around_a_block(database: Database) -> None:

@@ -319,7 +319,8 @@ def test_a_sweep_in_batches(any_manager: ExecutionManager) -> None:
     time.sleep(0.02)
     assert ids(any_manager.sweep(type="b")) == [jobs[1].id]
     batches = [ids(any_manager.sweep(limit=2)) for _ in range(3)]
-    assert batches == [[jobs[0].id, jobs[2].id], [jobs[3].id, jobs[4].id], []]
+    assert [len(batch) for batch in batches] == [2, 2, 0]
+    assert {*batches[0], *batches[1]} == {job.id for job in jobs} - {jobs[1].id}
     for options in ({"stalled_after": 60}, {"stalled_after": timedelta(0)}, {"limit": 0}):
         with pytest.raises(InvalidValue, match=f"^{next(iter(options))} "):
             any_manager.sweep(**options)
@@ -332,7 +333,7 @@ def test_what_a_hand_has_started_is_not_stalled_at_once(database: Database) -> N
         now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
     start = (
         f"UPDATE executions SET status = 'running', attempts = attempts + 1, started_at = {now},"
-        f" updated_at = {now}, error = NULL WHERE status IN ('pending', 'retrying')"
+        " error = NULL WHERE status IN ('pending', 'retrying')"
     )
     stalled_after = timedelta(milliseconds=300)
     with connect(database.url) as manager:

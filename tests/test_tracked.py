@@ -270,6 +270,14 @@ def test_a_call_with_other_arguments_creates_nothing(any_manager: ExecutionManag
             work(*arguments)
     with pytest.raises(TypeError, match="attempt"):
         work(1, attempt=1)
+
+    @track(any_manager, "a")
+    def keywords(*, attempt: Any = None, **others: Any) -> None:
+        pytest.fail("it ran")
+
+    if not isinstance(any_manager, Blocking):
+        with pytest.raises(TypeError, match="attempt is not the caller's to give"):
+            keywords(attempt=1)
     assert any_manager.list() == []
 
 
@@ -383,20 +391,44 @@ def test_what_cannot_be_tracked(database: Database) -> None:
         with pytest.raises(InvalidValue, match="a plain function: AsyncExecutionManager tracks"):
             manager.tracked("a")(colourful)
         assert manager.list() == []
+
+
+def first(attempt: Any, order: int) -> None: ...
+def before_others(order: int, attempt: Any = None, more: int = 1) -> None: ...
+def by_position(attempt: Any, /) -> None: ...
+def before_all(attempt: Any, *orders: int) -> None: ...
+
+
+def generator() -> Any:
+    yield 1
+
+
+async def asynchronous_generator() -> Any:
+    yield 1
+
+
+class Colourful:
+    async def __call__(self) -> None: ...
+
+
+KEYWORD = "must take its attempt as a keyword"
+UNTOLD = "must be one whose parameters Python"
+UNTRACKED: list[tuple[Any, str]] = [
+    *((function, KEYWORD) for function in (first, before_others, by_position, before_all)),
+    *((function, UNTOLD) for function in (None, 7, classmethod(by_position), int)),
+    *((function, "must return its result") for function in (generator, asynchronous_generator)),
+    (Colourful(), "must be a plain function: AsyncExecutionManager tracks others"),
+]
+
+
+@pytest.mark.parametrize(("function", "says"), UNTRACKED)
+def test_functions_that_cannot_be_tracked(database: Database, function: Any, says: str) -> None:
+    with connect(database.url) as manager, pytest.raises(InvalidValue, match=f"function {says}"):
+        manager.tracked("a")(function)
+
+
+def test_plain_functions_are_for_the_other_manager(database: Database) -> None:
     asynchronous = connect_async(database.url)
-    with connect(database.url) as manager:
-
-        def first(attempt: Any, order: int) -> None: ...
-        def before_others(order: int, attempt: Any = None, more: int = 1) -> None: ...
-        def by_position(attempt: Any, /) -> None: ...
-        def before_all(attempt: Any, *orders: int) -> None: ...
-
-        for taking in (first, before_others, by_position, before_all):
-            with pytest.raises(InvalidValue, match="function must take its attempt as a keyword"):
-                manager.tracked("a")(taking)
-        for none in (None, 7, classmethod(by_position)):
-            with pytest.raises(InvalidValue, match="function must be a function"):
-                manager.tracked("a")(none)  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match="an async function: ExecutionManager tracks"):
         asynchronous.tracked("a")(len)  # type: ignore[arg-type]
     asyncio.run(asynchronous.close())

@@ -35,8 +35,8 @@ class AsyncAttempt(Ownership):
         self._enter()
         try:
             await self._whole(self._start())
-        except asyncio.CancelledError as error:
-            if self.started:  # and then the cancellation went on
+        except BaseException as error:
+            if self.started:  # and then a cancellation went on, or it was lost
                 await self._whole(self._leave(error))
             raise
         return self
@@ -84,6 +84,7 @@ class AsyncAttempt(Ownership):
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
         inside._checkpoints = dict(self._checkpoints)  # noqa: SLF001
+        inside._entered = True  # noqa: SLF001 - it has no block of its own
         return inside
 
     async def _each(self, items: AsyncIterable[T], walk: Walk) -> AsyncIterator[T]:
@@ -101,7 +102,7 @@ class AsyncAttempt(Ownership):
     async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
         # In the caller's transaction by the caller's own task: its session may be for that task
         # alone, and what a cancellation leaves there is the caller's to roll back.
-        await (work if getattr(self._store, "shares_connection", False) else uninterrupted(work))
+        await (work if self._terms.joined else uninterrupted(work))
 
     async def _start(self) -> None:
         id, start = self._terms.id, self._terms.start
@@ -109,6 +110,8 @@ class AsyncAttempt(Ownership):
         if execution is None:
             raise transitions.refusal(start, id, await self._store.find_by_id(id))
         self._own(execution)
+        if self._terms.started:
+            await self.heartbeat()  # it may have been taken since it was claimed
         if self._terms.heartbeat is not None:
             self._beating = _Beating(self, self._terms.heartbeat)
 

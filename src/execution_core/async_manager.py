@@ -36,6 +36,7 @@ class AsyncExecutionManager:
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
         self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
+        self._joined = False
 
     async def create(
         self,
@@ -185,7 +186,8 @@ class AsyncExecutionManager:
                 retry_on=retry_on,
                 backoff=backoff,
                 heartbeat=heartbeat,
-                store=self._store,
+                joined=self._joined,
+                alone=not getattr(self._store, "shares_connection", False),
                 max_bytes=self._max_bytes,
             ),
         )
@@ -244,6 +246,7 @@ class AsyncExecutionManager:
         """Join the caller's transaction: `await manager.within(session).start(id)`."""
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._joined = True  # noqa: SLF001
         return inside
 
     async def close(self) -> None:

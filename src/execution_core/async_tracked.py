@@ -28,7 +28,7 @@ def tracked(
 
     @wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        signature.shown.bind(*args, **kwargs)
+        signature.check(*args, **kwargs)
         execution = await manager.create(**tracking.creation(*args, **kwargs))
         wait = pause(execution)
         while execution.status is not COMPLETED:

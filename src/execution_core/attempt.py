@@ -41,12 +41,14 @@ class Attempt(Ownership):
         if execution is None:
             raise transitions.refusal(start, id, self._store.find_by_id(id))
         self._own(execution)
-        if self._terms.heartbeat is not None:
-            try:
+        try:
+            if self._terms.started:
+                self.heartbeat()  # it may have been taken since it was claimed
+            if self._terms.heartbeat is not None:
                 self._beating = _Beating(self, self._terms.heartbeat)
-            except BaseException as error:
-                self._record(error)
-                raise
+        except BaseException as error:
+            self._record(error)
+            raise
         return self
 
     def __exit__(
@@ -62,6 +64,11 @@ class Attempt(Ownership):
                 self._end()
             else:
                 self._record(error)
+        except Exception:
+            raise
+        except BaseException as interruption:
+            self._record(interruption)  # which changes nothing if the first record was made
+            raise
         finally:
             if self._beating is not None:
                 self._beating.join()
@@ -133,6 +140,7 @@ class Attempt(Ownership):
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
         inside._checkpoints = dict(self._checkpoints)  # noqa: SLF001
+        inside._entered = True  # noqa: SLF001 - it has no block of its own
         return inside
 
     def _each(self, items: Iterable[T], walk: Walk) -> Iterator[T]:

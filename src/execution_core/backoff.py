@@ -32,10 +32,10 @@ class Backoff:
 
     def __post_init__(self) -> None:
         values.duration("initial", self.initial)
-        if values.duration("maximum", self.maximum) < self.initial:
-            raise InvalidValue("maximum", "must not be shorter than the initial delay")
         values.number("factor", self.factor, 1, 1_000_000)
         values.number("jitter", self.jitter, 0, 1)
+        if values.duration("maximum", self.maximum) < self.initial:
+            raise InvalidValue("maximum", "must not be shorter than initial (1 hour by default)")
 
     def delay(self, attempt: int) -> timedelta:
         """Return how long to wait after an attempt: `backoff.delay(execution.attempts)`.

@@ -10,6 +10,8 @@ T = TypeVar("T")
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     """Let `work` end before any cancellation goes on: `await uninterrupted(write())`."""
     task = asyncio.ensure_future(work)
+    # When a loop ends it cancels every task it knows: let it know only the one that waits here.
+    asyncio.tasks._unregister_task(task)  # noqa: SLF001 - documented, for those who extend asyncio
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -43,6 +43,7 @@ class ExecutionManager:
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
         self._max_bytes = values.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
+        self._joined = False
 
     def create(
         self,
@@ -291,7 +292,8 @@ class ExecutionManager:
                 retry_on=retry_on,
                 backoff=backoff,
                 heartbeat=heartbeat,
-                store=self._store,
+                joined=self._joined,
+                alone=not getattr(self._store, "shares_connection", False),
                 max_bytes=self._max_bytes,
             ),
         )
@@ -390,6 +392,7 @@ class ExecutionManager:
         """
         inside = copy(self)
         inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._joined = True  # noqa: SLF001
         return inside
 
     def close(self) -> None:

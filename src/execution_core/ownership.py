@@ -34,6 +34,8 @@ class Terms:
     retry_on: tuple[type[BaseException], ...]
     backoff: Backoff | None
     heartbeat: timedelta | None
+    joined: bool
+    """Whether all of it is part of a transaction of the caller's."""
     max_bytes: int
 
 
@@ -44,7 +46,8 @@ def terms(
     retry_on: Exceptions,
     backoff: Backoff | None,
     heartbeat: timedelta | None,
-    store: object,
+    joined: bool,
+    alone: bool,
     max_bytes: int,
 ) -> Terms:
     """Check on what terms a caller asks for an attempt."""
@@ -60,7 +63,7 @@ def terms(
         raise InvalidValue("retry_on", "must be an exception class, or a tuple of them")
     if backoff is not None and not isinstance(backoff, Backoff):
         raise InvalidValue("backoff", "must be a Backoff")
-    if heartbeat is not None and getattr(store, "shares_connection", False):
+    if heartbeat is not None and (joined or not alone):
         raise InvalidValue(
             "heartbeat", "cannot share a connection: neither a transaction's nor in-memory SQLite's"
         )
@@ -71,6 +74,7 @@ def terms(
         retry_on=several,
         backoff=backoff,
         heartbeat=None if heartbeat is None else values.duration("heartbeat", heartbeat),
+        joined=joined,
         max_bytes=max_bytes,
     )
 
@@ -105,6 +109,7 @@ class Ownership:
     @property
     def checkpoints(self) -> Mapping[str, Any]:
         """The checkpoints as this attempt found them, and what it has set since."""
+        _ = self.execution
         return MappingProxyType(self._checkpoints)
 
     @property
@@ -127,7 +132,7 @@ class Ownership:
             self._checkpoints[entry.key] = entry.value.value
 
     def _walk(self, items: object, key: str, every: int) -> "Walk":
-        walk = Walk(items, key, every, self._checkpoints)
+        walk = Walk(items, key, every, self.checkpoints)
         if key in self._walked:  # what one loop has done, the other would skip
             raise InvalidValue("checkpoint", f"{key!r} is another loop's: give each its own")
         self._walked.add(key)

@@ -54,9 +54,9 @@ def page(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One transition for many executions: of those that allow it, the `limit` oldest.
+    """One transition for many executions: for `limit` of those that allow it.
 
-    The oldest by the time from which they may be claimed: `retry_at`, else `created_at`.
+    Of what waits, those that have been due longest; of what runs, any.
     """
 
     transition: Transition
@@ -100,7 +100,7 @@ class ExecutionStore(Protocol):
 
     Each method is atomic by itself. A store that can take part in a caller's transaction also has
     `within(transaction)`, which returns a store that does; one that holds resources has `close()`;
-    one that cannot be called meanwhile by another thread or task has `shares_connection = True`.
+    one that no other thread or task can use meanwhile has `shares_connection = True`.
     """
 
     def create(self, creation: Creation) -> Execution | None:

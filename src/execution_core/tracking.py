@@ -56,8 +56,11 @@ class Signature:
         try:
             full = inspect.signature(function)
         except (TypeError, ValueError):
-            raise InvalidValue("function", "must be a function of its own") from None
-        if inspect.iscoroutinefunction(function) != asynchronous:
+            raise InvalidValue("function", "must be one whose parameters Python can tell") from None
+        forms = (function, type(function).__call__)  # an object may be called like a function
+        if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in forms):
+            raise InvalidValue("function", "must return its result, and this one yields")
+        if any(map(inspect.iscoroutinefunction, forms)) != asynchronous:
             wanted, manager = ("an async", "") if asynchronous else ("a plain", "Async")
             raise InvalidValue(
                 "function", f"must be {wanted} function: {manager}ExecutionManager tracks others"
@@ -75,6 +78,12 @@ class Signature:
             parameters=[each for name, each in full.parameters.items() if name != "attempt"]
         )
         """What its callers see: the attempt is not theirs to give."""
+
+    def check(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse, with a TypeError, arguments that the function does not take."""
+        self.shown.bind(*args, **kwargs)
+        if self._takes_attempt and "attempt" in kwargs:
+            raise TypeError("attempt is not the caller's to give")
 
     def keywords(self, attempt: object) -> dict[str, Any]:
         """Return what it is given besides its callers' arguments."""

@@ -205,7 +205,8 @@ class Transition:
             case Condition.STALLED:
                 beat, started = execution.heartbeat_at, execution.started_at
                 beaten = beat is not None and started is not None and beat >= started
-                seen = cast("datetime", beat) if beaten else execution.updated_at
+                by_hand = max(started or execution.updated_at, execution.updated_at)
+                seen = cast("datetime", beat) if beaten else by_hand
                 return seen < now - cast("timedelta", self.given["stalled_after"])
 
     def _changed(

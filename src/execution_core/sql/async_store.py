@@ -43,8 +43,8 @@ class AsyncSqlExecutionStore:
 
     @property
     def shares_connection(self) -> bool:
-        """Whether others use its connection: in a caller's transaction, and in in-memory SQLite."""
-        return not isinstance(self._bind, AsyncDirect) or self._bind.shares_connection
+        """Whether all callers, or all of a thread's, share one connection: in-memory SQLite."""
+        return isinstance(self._bind, AsyncDirect) and self._bind.shares_connection
 
     def within(
         self, transaction: AsyncConnection | AsyncSession | async_scoped_session[Any]

@@ -37,7 +37,7 @@ from ..store import Batch, Page
 from ..transitions import Change, Condition, Move, Rule, Transition
 from ..values import Entry
 from .schema import executions
-from .types import Timestamp, database_now, later, merged, now_not_before, one_of, unindexed
+from .types import Timestamp, database_now, later, latest, merged, now_not_before, one_of, unindexed
 
 columns = executions.c
 _PROGRESS = [
@@ -227,10 +227,11 @@ def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[A
     # What another transaction holds is skipped; what it has changed meanwhile is looked at again.
     # No lock on the key: children may be created under these. And no condition outside but the
     # ids: by a second one PostgreSQL might read all that is due, and look each up in the ids.
+    waiting = any(move.when is Condition.DUE for move in rule.moves)
     chosen = (
         select(columns.id)
         .where(*guard)
-        .order_by(_due_at(), columns.id)
+        .order_by(*((_due_at(), columns.id) if waiting else ()))
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(key_share=True, skip_locked=True)
         .correlate(None)
@@ -310,7 +311,8 @@ def _met(condition: Condition | None, now: ColumnElement[datetime]) -> list[Colu
         case Condition.STALLED:
             # A start by hand leaves the heartbeat of the attempt before, or none.
             beaten = columns.heartbeat_at >= columns.started_at
-            seen = case((beaten, columns.heartbeat_at), else_=columns.updated_at)
+            by_hand = latest(columns.started_at, columns.updated_at)
+            seen = case((beaten, columns.heartbeat_at), else_=by_hand)
             return [seen < later(now, -_duration("stalled_after"))]
 
 

@@ -45,8 +45,8 @@ class SqlExecutionStore:
 
     @property
     def shares_connection(self) -> bool:
-        """Whether others use its connection: in a caller's transaction, and in in-memory SQLite."""
-        return not isinstance(self._bind, Direct) or self._bind.shares_connection
+        """Whether all callers, or all of a thread's, share one connection: in-memory SQLite."""
+        return isinstance(self._bind, Direct) and self._bind.shares_connection
 
     def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
         """Return a store in the caller's transaction: `store.within(session)`. It never commits."""

@@ -152,6 +152,15 @@ class now_not_before(_Expression):  # noqa: N801
     sqlite = "max(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), {0})"
 
 
+class latest(_Expression):  # noqa: N801
+    """The later one of two times."""
+
+    type = Timestamp()
+    inherit_cache = True
+    postgresql = "greatest({0}, {1})"
+    sqlite = "max({0}, {1})"
+
+
 class later(_Expression):  # noqa: N801
     """`later(time, milliseconds)`; NULL without milliseconds. Negative ones go back."""
 
