@@ -757,6 +757,29 @@ def test_no_heart_beats_on_a_shared_connection() -> None:
         engine.dispose()
 
 
+@pytest.mark.parametrize("error", [None, Outage()])
+def test_an_interruption_of_the_record_is_recorded(
+    database: Database, error: Outage | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a block, in no thread but the main one, writes its end."""
+    with connect(database.url) as manager:
+        job, write, hits = manager.create("a", max_attempts=2), manager._store.write, iter([True])
+
+        def interrupted(*arguments: Any) -> Any:
+            if next(hits, False):
+                raise KeyboardInterrupt
+            return write(*arguments)
+
+        with pytest.raises(KeyboardInterrupt), manager.attempt(job.id):
+            monkeypatch.setattr(manager._store, "write", interrupted)
+            if error:
+                raise error
+        left = manager.get(job.id)
+        assert left.status == "retrying"
+        assert left.error is not None
+        assert left.error.code == "interrupted"
+
+
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from datetime import timedelta
