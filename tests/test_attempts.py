@@ -786,8 +786,8 @@ from datetime import timedelta
 from execution_core import connect
 manager = connect(sys.argv[1])
 id = sys.argv[2]
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 with manager.attempt(id, heartbeat=timedelta(seconds=0.001)) as attempt:
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     time.sleep(60)
 """
 
@@ -975,7 +975,7 @@ def test_a_timeout_around_a_block(database: Database) -> None:
         async with connect_async(database.url) as manager:
             job = await manager.create("a", max_attempts=2)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2), manager.attempt(job.id):
+                async with asyncio.timeout(1), manager.attempt(job.id):
                     await asyncio.sleep(60)
             assert (await manager.get(job.id)).status == "retrying"
 

@@ -60,7 +60,7 @@ def test_one_type(any_manager: ExecutionManager) -> None:
 
 
 def test_nothing_before_its_time(any_manager: ExecutionManager) -> None:
-    soon, later = timedelta(milliseconds=150), HOUR
+    soon, later = timedelta(seconds=1), HOUR
     delayed = any_manager.create("a", start_after=soon)
     assert delayed.retry_at == delayed.created_at + soon
     far = any_manager.create("a", start_after=later)
@@ -71,7 +71,7 @@ def test_nothing_before_its_time(any_manager: ExecutionManager) -> None:
     assert waiting.retry_at == waiting.updated_at + soon
     assert ids(any_manager.claim(limit=9)) == [now.id]
     assert any_manager.claim(limit=9) == []
-    time.sleep(0.2)
+    time.sleep(1.05)
     claimed = any_manager.claim(limit=9)
     assert ids(claimed) == [delayed.id, failed.id]
     assert [each.retry_at for each in claimed] == [None, None]
@@ -80,10 +80,10 @@ def test_nothing_before_its_time(any_manager: ExecutionManager) -> None:
 
 
 def test_who_has_waited_longest_since_it_was_due(any_manager: ExecutionManager) -> None:
-    delayed = any_manager.create("a", start_after=timedelta(milliseconds=60))
+    delayed = any_manager.create("a", start_after=timedelta(seconds=1))
     time.sleep(0.02)
     at_once = any_manager.create("a")
-    time.sleep(0.06)
+    time.sleep(1.05)
     latest = any_manager.create("a")
     order = [each.id for _ in range(3) for each in any_manager.claim()]
     assert order == [at_once.id, delayed.id, latest.id]
@@ -335,16 +335,16 @@ def test_what_a_hand_has_started_is_not_stalled_at_once(database: Database) -> N
         f"UPDATE executions SET status = 'running', attempts = attempts + 1, started_at = {now},"
         " error = NULL WHERE status IN ('pending', 'retrying')"
     )
-    stalled_after = timedelta(milliseconds=300)
+    stalled_after = timedelta(seconds=1)
     with connect(database.url) as manager:
         fresh, again = manager.create("a"), manager.create("a", max_attempts=2)
         manager.start(again.id)
         manager.fail(again.id, "no", retryable=True)
-        time.sleep(0.4)
+        time.sleep(1.1)
         assert database.run(start) == 2
         assert manager.sweep(stalled_after=stalled_after) == []
         manager.update_progress(fresh.id, 1, 2)
-        time.sleep(0.4)
+        time.sleep(1.1)
         assert ids(manager.sweep(stalled_after=stalled_after)) == [fresh.id, again.id]
 
 
