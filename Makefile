@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench docs
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -15,6 +15,11 @@ test: .venv/installed
 # All figures of docs/performance.md, in about 20 minutes; ARGS=--quick only sees that it runs.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# What the documentation shows of the command line: its reference, and its pictures.
+docs: .venv/installed
+	$(BIN)/python tools/cli_reference.py
+	$(BIN)/python tools/pictures.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check

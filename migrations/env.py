@@ -5,7 +5,7 @@ import warnings
 from typing import Any, Final
 
 from alembic import context
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, ForeignKeyConstraint, text
 
 from execution_core.migrate import VERSION_TABLE
 from execution_core.sql.engines import DEFAULT_URL, create_sync_engine, database_url
@@ -21,8 +21,11 @@ def include_name(name: str | None, kind: str, parents: Any) -> bool:  # noqa: AR
 
 
 def include_object(item: Any, *_: Any) -> bool:
-    """Leave out what belongs to the other database."""
+    """Leave out what belongs to the other database, and what SQLAlchemy cannot read in SQLite."""
     dialect = context.get_context().dialect.name
+    if dialect == "sqlite" and isinstance(item, ForeignKeyConstraint):
+        # It was added with its column: neither its name nor its ON DELETE is read.
+        return item.column_keys != ["replay_of"]
     return bool(item.info.get("only", dialect) == dialect)
 
 
@@ -35,7 +38,11 @@ SETTINGS: Final[dict[str, Any]] = {
     "transactional_ddl": True,
     "transaction_per_migration": False,
     "compare_server_default": True,
-    "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+    "autogenerate_plugins": [
+        "alembic.autogenerate.*",
+        "~alembic.autogenerate.comments",  # they stand in the migrations, as views and triggers do
+        "alembic.ext.checkconstraint_byname",
+    ],
 }
 
 

@@ -11,7 +11,10 @@ from execution_core import (
     Execution,
     ExecutionStatus,
     ExecutionStore,
+    Line,
+    LogEntry,
     Page,
+    Pruning,
     Transition,
 )
 
@@ -52,6 +55,15 @@ class AsyncMemoryStore:
 
     async def delete(self, id: str) -> bool:
         return self.store.delete(id)
+
+    async def prune(self, pruning: Pruning) -> int:
+        return self.store.prune(pruning)
+
+    async def log(self, line: Line) -> LogEntry | None:
+        return self.store.log(line)
+
+    async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        return self.store.logs(id, limit, before)
 
     async def list(self, page: Page) -> builtins.list[Execution]:
         return self.store.list(page)

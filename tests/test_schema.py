@@ -76,7 +76,9 @@ def contents(engine: Engine) -> set[str]:
 EVERYTHING = {
     "executions",
     "execution_history",
+    "execution_logs",
     "execution_core_version",
+    "execution_overview",
     "execution_attempts",
     "execution_timeline",
     "execution_stats",
@@ -161,7 +163,9 @@ EARLIER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("revision", ["execution_core_0001", "execution_core_0002"])
+@pytest.mark.parametrize(
+    "revision", ["execution_core_0001", "execution_core_0002", "execution_core_0003"]
+)
 def test_what_earlier_migrations_filled(empty_url: str, revision: str) -> None:
     """Every row is as it was, works as any other, and goes the way back as well."""
     alembic, engine = config(empty_url), create_sync_engine(empty_url)
@@ -190,12 +194,12 @@ def test_what_earlier_migrations_filled(empty_url: str, revision: str) -> None:
     everything = "SELECT * FROM {} ORDER BY 1, 2"
     before = {table: database.rows(everything.format(table)) for table in TABLES}
     command.upgrade(alembic, "head")
-    new = {"heartbeat_at": None, "retry_at": None}
+    for table in TABLES:
+        after = database.rows(everything.format(table))
+        assert [new | old for new, old in zip(after, before[table], strict=True)] == after
     assert database.rows(everything.format("executions")) == [
-        row | new for row in before["executions"]
+        NEW_COLUMNS | row for row in before["executions"]
     ]
-    for table in TABLES[1:]:
-        assert database.rows(everything.format(table)) == before[table]
     command.downgrade(alembic, revision)
     assert {table: database.rows(everything.format(table)) for table in TABLES} == before
     command.upgrade(alembic, "head")
@@ -212,6 +216,7 @@ def test_what_earlier_migrations_filled(empty_url: str, revision: str) -> None:
 
 
 TABLES = ("executions", "execution_history", "execution_attempts", "execution_timeline")
+NEW_COLUMNS = {"heartbeat_at": None, "retry_at": None, "replay_of": None}
 
 
 @pytest.mark.parametrize("what", ["check constraint", "column", "index", "unique constraint"])
@@ -388,7 +393,7 @@ def test_a_host_can_list_our_versions_beside_its_own(empty_url: str, tmp_path: P
         command.upgrade(alembic, "heads")
     with engine.connect() as connection:
         versions = set(connection.scalars(text("SELECT version_num FROM alembic_version")))
-    assert versions == {"host_1", "execution_core_0003"}
+    assert versions == {"host_1", "execution_core_0004"}
     ExecutionManager(SqlExecutionStore(engine)).create("a")
     engine.dispose()
 
@@ -466,6 +471,7 @@ ILLEGAL = {
     "idempotency_key_length": {**ROW, "idempotency_key": ""},
     "fingerprint_of_key": {**ROW, "fingerprint": "f"},
     "parent_is_another": {**ROW, "parent_id": ID},
+    "replay_of_another": {**ROW, "replay_of": ID},
     "heartbeat_at_in_calendar": {**RUNNING, "heartbeat_at": "0001-01-01T00:00:00Z"},
     "retry_at_in_calendar": {**ROW, "retry_at": "0001-01-01T00:00:00Z"},
     "metadata_is_object": {**ROW, "metadata": "[]"},
@@ -487,15 +493,16 @@ ILLEGAL = {
 }
 
 
-def insert(database: Database, row: dict[str, Any]) -> None:
-    kinds = {"id": "uuid", "parent_id": "uuid"}
-    kinds |= dict.fromkeys(("payload", "result", "error", "metadata", "checkpoints"), "jsonb")
+def insert(database: Database, row: dict[str, Any], into: str = "executions") -> None:
+    kinds = dict.fromkeys(("id", "parent_id", "replay_of", "execution_id"), "uuid")
+    json_columns = ("payload", "result", "error", "metadata", "checkpoints", "data")
+    kinds |= dict.fromkeys(json_columns, "jsonb")
     kinds |= dict.fromkeys((n for n in row if n.endswith("_at")), "timestamptz")
     places = [
         f"CAST(:{c} AS {kinds[c]})" if c in kinds and database.name == "postgresql" else f":{c}"
         for c in row
     ]
-    database.run(f"INSERT INTO executions ({', '.join(row)}) VALUES ({', '.join(places)})", **row)
+    database.run(f"INSERT INTO {into} ({', '.join(row)}) VALUES ({', '.join(places)})", **row)
 
 
 @pytest.mark.parametrize("constraint", ILLEGAL)
@@ -544,12 +551,47 @@ def test_no_time_is_beyond_what_python_can_read(database: Database, time: str) -
         insert(database, {**ROW, "created_at": time})
 
 
-def test_every_check_is_tried() -> None:
-    checks = [
-        c for c in metadata.tables["executions"].constraints if isinstance(c, CheckConstraint)
-    ]
-    tried = {f"ck_executions_{name.strip()}" for name in (*ILLEGAL, *ILLEGAL_IN_SQLITE)}
-    assert {c.name for c in checks} == tried
+LINE: dict[str, Any] = {"execution_id": ID, "id": OTHER, "attempt": 0, "message": "m"}
+ILLEGAL_LINES = {
+    "level_known": {**LINE, "level": "loud"},
+    "attempt_counted": {**LINE, "attempt": -1},
+}
+ILLEGAL_LINES_IN_SQLITE = {
+    "id_is_uuid": {**LINE, "id": "my-line"},
+    "data_is_json": {**LINE, "data": "{"},
+    "logged_at_in_calendar": {**LINE, "logged_at": "2026-02-30T00:00:00.000Z"},
+    "logged_at_in_calendar ": {**LINE, "logged_at": "2026-01-01 00:00:00"},
+}
+
+
+def test_no_hand_can_log_an_illegal_line(database: Database) -> None:
+    insert(database, ROW)
+    illegal = ILLEGAL_LINES | (ILLEGAL_LINES_IN_SQLITE if database.name == "sqlite" else {})
+    for constraint, line in illegal.items():
+        with pytest.raises(IntegrityError, match=f"ck_execution_logs_{constraint.strip()}"):
+            insert(database, line, "execution_logs")
+    assert database.rows("SELECT * FROM execution_logs") == []
+
+
+def test_a_hand_may_log_a_legal_line(database: Database) -> None:
+    insert(database, ROW)
+    insert(database, LINE, "execution_logs")
+    with connect(database.url) as manager:
+        (entry,) = manager.logs(ID)
+    assert (entry.id, entry.level, entry.message, entry.data) == (OTHER, "info", "m", None)
+    assert abs(entry.logged_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("table", "tried"),
+    [
+        ("executions", {*ILLEGAL, *ILLEGAL_IN_SQLITE}),
+        ("execution_logs", {*ILLEGAL_LINES, *ILLEGAL_LINES_IN_SQLITE}),
+    ],
+)
+def test_every_check_is_tried(table: str, tried: set[str]) -> None:
+    checks = [c for c in metadata.tables[table].constraints if isinstance(c, CheckConstraint)]
+    assert {c.name for c in checks} == {f"ck_{table}_{name.strip()}" for name in tried}
 
 
 @pytest.mark.parametrize(
@@ -696,14 +738,19 @@ def test_what_runs_now_in_the_views(database: Database, manager: ExecutionManage
 
 
 VIEWS = {
+    "execution_overview": "execution_id type status attempts max_attempts worker progress_current"
+    " progress_total progress_percent progress_message error_code error_message created_at"
+    " updated_at started_at completed_at deadline_at heartbeat_at retry_at duration_seconds"
+    " idempotency_key parent_id replay_of silent_seconds due_at due_seconds",
     "execution_attempts": "execution_id type attempt worker started_at ended_at duration_seconds"
-    " outcome error",
+    " outcome error error_code error_message",
     "execution_timeline": "execution_id type seq from_status to_status attempt occurred_at"
-    " seconds_since_last worker reason error",
+    " seconds_since_last worker reason error error_code error_message",
     "execution_stats": "type status count oldest_created_at average_seconds longest_seconds",
     "overdue_executions": "execution_id type attempt worker started_at deadline_at overdue_seconds",
     "execution_history": "execution_id seq from_status to_status attempt occurred_at worker reason"
     " error",
+    "execution_logs": "execution_id id attempt logged_at level message data",
 }
 
 

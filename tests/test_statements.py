@@ -106,6 +106,7 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
         counted(lambda: owner.advance(1, 2, "k", [1]))  # noqa: B023
         counted(lambda: list(owner.each([1], checkpoint=f"at-{n}")))  # noqa: B023
         counted(owner.heartbeat)
+        counted(lambda: owner.log("m"))  # noqa: B023
         counted(lambda: manager.fail(id, "no", retryable=True))
     counted(lambda: manager.fail(id, "no"))
     counted(lambda: manager.retry(id))
@@ -120,8 +121,12 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
     counted(lambda: manager.get(id))
     counted(lambda: manager.list(status="failed", type="a", limit=3))
     counted(lambda: manager.find_by_idempotency_key("k"))
-    # SQLite also calls back for the two foreign keys that the DELETE sets to work.
-    counted(lambda: manager.delete(child), 3 if wire.is_sqlite else 1)
+    counted(lambda: manager.log(id, "m", data=[1]))
+    counted(lambda: manager.logs(id))
+    counted(lambda: manager.replay(parent.id), 2)
+    counted(lambda: manager.prune(timedelta(days=1)))
+    # SQLite also calls back for the four foreign keys that the DELETE sets to work.
+    counted(lambda: manager.delete(child), 5 if wire.is_sqlite else 1)
     # A re-read only after the UPDATE matched nothing; a repeated create finds what holds the key.
     with pytest.raises(Exception, match="cancelled"):
         counted(lambda: manager.start(parent.id), 2)

@@ -21,9 +21,18 @@ from .errors import (
     MaxRetriesExceeded,
     StaleAttempt,
 )
-from .execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
+from .execution import (
+    Execution,
+    ExecutionError,
+    ExecutionStatus,
+    LogEntry,
+    LogLevel,
+    ProgressInfo,
+)
+from .log_handler import ExecutionLogHandler
+from .logs import Line
 from .manager import ExecutionManager
-from .store import AsyncExecutionStore, Batch, ExecutionStore, Page
+from .store import AsyncExecutionStore, Batch, ExecutionStore, Page, Pruning
 from .transitions import Transition
 
 if TYPE_CHECKING:
@@ -47,6 +56,7 @@ __all__ = [
     "Creation",
     "Execution",
     "ExecutionError",
+    "ExecutionLogHandler",
     "ExecutionManager",
     "ExecutionNotFound",
     "ExecutionProblem",
@@ -56,9 +66,13 @@ __all__ = [
     "IdempotencyConflict",
     "InvalidStateTransition",
     "InvalidValue",
+    "Line",
+    "LogEntry",
+    "LogLevel",
     "MaxRetriesExceeded",
     "Page",
     "ProgressInfo",
+    "Pruning",
     "SqlExecutionStore",
     "StaleAttempt",
     "Transition",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from contextvars import Context
 from copy import copy
 from datetime import timedelta
 from types import TracebackType
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import transitions
 from .cancellation import uninterrupted
+from .execution import LogLevel, storable
+from .log_handler import CURRENT
+from .logs import Line
 from .ownership import Ownership, Terms, Walk
 from .store import AsyncExecutionStore, joined
 from .transitions import Transition
@@ -30,6 +34,8 @@ class AsyncAttempt(Ownership):
         super().__init__(terms)
         self._store = store
         self._beating: _Beating | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._logging: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._enter()
@@ -39,6 +45,8 @@ class AsyncAttempt(Ownership):
             if self.started:  # and then a cancellation went on, or it was lost
                 await self._whole(self._leave(error))
             raise
+        self._begin_block()
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -47,6 +55,7 @@ class AsyncAttempt(Ownership):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end_block()
         await self._whole(self._leave(error))
 
     async def progress(self, current: int, total: int, message: str | None = None) -> None:
@@ -66,6 +75,14 @@ class AsyncAttempt(Ownership):
     async def heartbeat(self) -> None:
         """Give a sign of life: `await attempt.heartbeat()`."""
         await self._write(self._heartbeat())
+
+    async def log(
+        self, message: str, *, level: LogLevel | str = LogLevel.INFO, data: Any = None
+    ) -> None:
+        """Add a line to the log: `await attempt.log("skipped a row", level="warning")`."""
+        new = self._line(message, level, data)
+        if await self._store.log(new) is None:
+            raise self._lost(new.transition, await self._store.find_by_id(self._terms.id))
 
     def each(
         self,
@@ -118,12 +135,15 @@ class AsyncAttempt(Ownership):
     async def _leave(self, error: BaseException | None) -> None:
         if self._beating is not None:
             await self._beating.stop()
+        await self._log_all()
         if error is None:
             await self._end()
         else:
             await self._record(error)
 
     async def _write(self, transition: Transition) -> None:
+        if not self._terms.alone:
+            await self._log_kept()
         if await self._store.write(self._terms.id, transition) is None:
             raise self._lost(transition, await self._store.find_by_id(self._terms.id))
         self._wrote(transition)
@@ -145,6 +165,45 @@ class AsyncAttempt(Ownership):
             self._failed(transition, await self._store.write(self._terms.id, transition))
         except Exception:  # noqa: BLE001 - the block's own error must not be hidden
             self._not_recorded()
+
+    def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
+        new = self._line(message, level, {"logger": storable(logger_name)})
+        if not self._terms.alone:
+            self._keep(new)
+        elif self._loop is not None:
+            self._loop.call_soon_threadsafe(self._log_soon, new)  # this may be another thread
+
+    def _log_soon(self, line: Line) -> None:
+        self._keep(line)
+        if self._logging is None or self._logging.done():
+            self._logging = asyncio.create_task(self._log_kept(), context=Context())
+
+    async def _log_all(self) -> None:
+        await asyncio.sleep(0)  # what was logged before is kept now
+        if self._logging is not None:
+            await asyncio.wait([self._logging])
+        await self._log_kept()
+
+    async def _log_kept(self) -> None:
+        """Write what `logging` brought."""
+        if not self._logged:
+            return
+        current = CURRENT.get()
+        CURRENT.set(None)  # writing may be logged as well
+        try:
+            while self._logged and await self._log_one(self._logged.popleft()):
+                pass
+        finally:
+            CURRENT.set(current)
+
+    async def _log_one(self, line: Line) -> bool:
+        """Write a line of `logging`; False when that failed."""
+        try:
+            await self._store.log(line)
+        except Exception:  # noqa: BLE001 - what is said of the work must not end it
+            self._not_logged()
+            return False
+        return True
 
     async def _beat(self) -> bool:
         """Beat by itself; False when there is no use in going on."""

@@ -10,11 +10,12 @@ from . import transitions, values
 from .async_attempt import AsyncAttempt
 from .async_tracked import tracked
 from .backoff import Backoff
-from .creation import TRIES, creation, same_work
+from .creation import TRIES, creation, replay, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
-from .execution import Execution, ExecutionError, ExecutionStatus
+from .execution import Execution, ExecutionError, ExecutionStatus, LogEntry, LogLevel
+from .logs import line
 from .ownership import Exceptions, terms
-from .store import AsyncExecutionStore, batch, joined, page
+from .store import AsyncExecutionStore, batch, joined, page, pruning
 from .tracking import Tracking
 from .transitions import Transition
 from .values import MAX_INTEGER, MAX_JSON_BYTES
@@ -106,6 +107,43 @@ class AsyncExecutionManager:
     async def retry(self, id: str) -> Execution:
         """Allow another attempt: `await manager.retry(id)`, then `start`."""
         return await self._apply(id, transitions.retry())
+
+    async def replay(self, id: str, *, payload: Any = ...) -> Execution:
+        """Do again what is over: `(await manager.replay(id)).id`."""
+        for _ in range(TRIES):
+            new = replay(await self.get(id), payload, self._max_bytes)
+            if created := await self._store.create(new):
+                return created
+            # It, or its parent, was deleted in between.
+        raise ConcurrentUpdate("replay", id)
+
+    async def log(
+        self,
+        id: str,
+        message: str,
+        *,
+        level: LogLevel | str = LogLevel.INFO,
+        data: Any = None,
+        attempt: int | None = None,
+    ) -> LogEntry:
+        """Add a line to the log: `await manager.log(id, "skipped a row", level="warning")`."""
+        new = line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
+        if entry := await self._store.log(new):
+            return entry
+        found = await self._store.find_by_id(new.execution_id)
+        raise transitions.refusal(new.transition, new.execution_id, found)
+
+    async def logs(
+        self, id: str, *, limit: int = 100, before: str | None = None
+    ) -> builtins.list[LogEntry]:
+        """Return the log of an execution, newest first: `await manager.logs(id)`."""
+        id = values.execution_id(id)
+        limit = values.integer("limit", limit, 1, values.MAX_PAGE)
+        before = None if before is None else values.execution_id(before)
+        found = await self._store.logs(id, limit, before)
+        if not found:
+            await self.get(id)
+        return found
 
     async def heartbeat(self, id: str, *, attempt: int | None = None) -> Execution:
         """Give a sign of life: `await manager.heartbeat(id, attempt=1)`."""
@@ -239,6 +277,18 @@ class AsyncExecutionManager:
         id = values.execution_id(id)
         if not await self._store.delete(id):
             raise ExecutionNotFound(id)
+
+    async def prune(
+        self,
+        older_than: timedelta,
+        *,
+        statuses: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
+        type: str | None = None,
+        keys_older_than: timedelta | None = None,
+        limit: int = 1000,
+    ) -> int:
+        """Delete what has been over for long: `await manager.prune(timedelta(days=30))`."""
+        return await self._store.prune(pruning(older_than, statuses, type, keys_older_than, limit))
 
     def within(
         self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]"

@@ -5,11 +5,15 @@ from collections.abc import Iterable, Iterator
 from copy import copy
 from datetime import timedelta
 from itertools import islice
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import transitions
-from .ownership import Ownership, Terms, Walk
+from .execution import LogLevel, storable
+from .log_handler import CURRENT
+from .logs import Line
+from .ownership import MOST_LINES, Ownership, Terms, Walk
 from .store import ExecutionStore, joined
 from .transitions import Transition
 
@@ -33,6 +37,8 @@ class Attempt(Ownership):
         super().__init__(terms)
         self._store = store
         self._beating: _Beating | None = None
+        self._logging: _Logging | None = None
+        self._logging_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._enter()
@@ -49,6 +55,7 @@ class Attempt(Ownership):
         except BaseException as error:
             self._record(error)
             raise
+        self._begin_block()
         return self
 
     def __exit__(
@@ -57,9 +64,11 @@ class Attempt(Ownership):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end_block()
         if self._beating is not None:
             self._beating.stop()
         try:
+            self._log_all()
             if error is None:
                 self._end()
             else:
@@ -107,6 +116,18 @@ class Attempt(Ownership):
         """
         self._write(self._heartbeat())
 
+    def log(self, message: str, *, level: LogLevel | str = LogLevel.INFO, data: Any = None) -> None:
+        """Add a line to the log: `attempt.log("skipped a row", level="warning", data={"n": 7})`.
+
+        For records of `logging`, see `ExecutionLogHandler`.
+
+        Raises:
+            AttemptLost: the execution is not this attempt's any more.
+        """
+        new = self._line(message, level, data)
+        if self._store.log(new) is None:
+            raise self._lost(new.transition, self._store.find_by_id(self._terms.id))
+
     def each(
         self, items: Iterable[T], *, checkpoint: str = "last_index", every: int = 1
     ) -> Iterator[T]:
@@ -152,6 +173,7 @@ class Attempt(Ownership):
             self.advance(*walk.position())
 
     def _write(self, transition: Transition) -> None:
+        self._log_kept()
         if self._store.write(self._terms.id, transition) is None:
             raise self._lost(transition, self._store.find_by_id(self._terms.id))
         self._wrote(transition)
@@ -174,6 +196,42 @@ class Attempt(Ownership):
         except Exception:  # noqa: BLE001 - the block's own error must not be hidden
             self._not_recorded()
 
+    def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
+        new = self._line(message, level, {"logger": storable(logger_name)})
+        if not self._terms.alone:
+            self._keep(new)
+            return
+        with self._logging_lock:  # its threads may log at once
+            if self._logging is None:
+                self._logging = _Logging(self)
+            self._logging.put(new)
+
+    def _log_all(self) -> None:
+        self._log_kept()
+        if self._logging is not None:
+            self._logging.finish()
+
+    def _log_kept(self) -> None:
+        """Write what could not be written in the background."""
+        if not self._logged:
+            return
+        current = CURRENT.get()
+        CURRENT.set(None)  # writing may be logged as well
+        try:
+            while self._logged and self._log_one(self._logged.popleft()):
+                pass
+        finally:
+            CURRENT.set(current)
+
+    def _log_one(self, line: Line) -> bool:
+        """Write a line of `logging`; False when that failed."""
+        try:
+            self._store.log(line)
+        except Exception:  # noqa: BLE001 - what is said of the work must not end it
+            self._not_logged()
+            return False
+        return True
+
     def _beat(self) -> bool:
         """Beat by itself; False when there is no use in going on."""
         try:
@@ -181,6 +239,34 @@ class Attempt(Ownership):
         except Exception:  # noqa: BLE001 - the next one may be heard
             self._not_beaten()
             return True
+
+
+class _Logging:
+    """A thread that writes what `logging` brings, so that nobody waits for that."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._lines: SimpleQueue[Line | None] = SimpleQueue()
+        self._finishing = False
+        self._thread = threading.Thread(
+            target=self._run, name=f"log-{attempt.execution.id}", daemon=True
+        )
+        self._thread.start()
+
+    def put(self, line: Line) -> None:
+        if self._lines.qsize() < MOST_LINES:
+            self._lines.put(line)
+
+    def finish(self) -> None:
+        """Write all that was put; but give up, if that fails."""
+        self._finishing = True
+        self._lines.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            if not self._attempt._log_one(line) and self._finishing:  # noqa: SLF001
+                return
 
 
 class _Beating:

@@ -5,8 +5,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from . import values
-from .errors import IdempotencyConflict
+from .errors import IdempotencyConflict, InvalidStateTransition
 from .execution import Execution
+from .transitions import CANCELLATION_REASON, OVER
 from .values import Json
 
 TRIES: Final = 10
@@ -25,6 +26,7 @@ class Creation:
     idempotency_key: str | None
     fingerprint: str | None
     parent_id: str | None
+    replay_of: str | None
     metadata: Json
     start_after: timedelta | None
 
@@ -41,6 +43,7 @@ class Creation:
             idempotency_key=self.idempotency_key,
             fingerprint=self.fingerprint,
             parent_id=self.parent_id,
+            replay_of=self.replay_of,
             metadata=self.metadata.value,
             retry_at=None if self.start_after is None else now + self.start_after,
         )
@@ -57,6 +60,7 @@ def creation(
     metadata: object,
     start_after: timedelta | None,
     max_bytes: int,
+    replay_of: str | None = None,
 ) -> Creation:
     """Check what a new execution is made of."""
     type = values.name("type", type)
@@ -71,8 +75,33 @@ def creation(
         idempotency_key=key,
         fingerprint=None if key is None else values.fingerprint(type, checked),
         parent_id=None if parent_id is None else values.execution_id(parent_id),
+        replay_of=replay_of,
         metadata=values.json_object("metadata", metadata, max_bytes),
         start_after=None if start_after is None else values.delay("start_after", start_after),
+    )
+
+
+def replay(found: Execution, payload: object, max_bytes: int) -> Creation:
+    """Return what does an execution that is over once more.
+
+    Raises:
+        InvalidStateTransition: it is not over.
+        InvalidValue: the payload cannot be stored.
+    """
+    if found.status not in OVER:
+        raise InvalidStateTransition(found.id, "replay", found.status, None, OVER)
+    metadata = {k: v for k, v in found.metadata.items() if k != CANCELLATION_REASON}
+    return creation(
+        found.type,
+        found.payload if payload is ... else payload,
+        max_attempts=found.max_attempts,
+        timeout=found.timeout,
+        idempotency_key=None,
+        parent_id=found.parent_id,
+        metadata=metadata,
+        start_after=None,
+        max_bytes=max_bytes,
+        replay_of=found.id,
     )
 
 

@@ -1,4 +1,4 @@
-"""The data: what an execution is, as frozen pydantic models.
+"""The data: what an execution is, and what is logged of it, as frozen pydantic models.
 
 Nothing here touches a database or decides anything; the state machine is in `transitions`.
 """
@@ -36,12 +36,24 @@ class ExecutionStatus(StrEnum):
     """Called off. Final."""
 
 
+class LogLevel(StrEnum):
+    """How much a log entry matters: `LogLevel.WARNING == "warning"`, as in `logging`."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+def storable(text: str) -> str:
+    """Return a text with U+FFFD for what no database text may hold."""
+    return _UNSTORABLE.sub("\ufffd", str.__str__(text))
+
+
 def _cut(kept: slice) -> BeforeValidator:
-    """Keep a part of a text, with U+FFFD for what no database text may hold."""
     return BeforeValidator(
-        lambda text: (
-            _UNSTORABLE.sub("\ufffd", str.__str__(text)[kept]) if isinstance(text, str) else text
-        )
+        lambda text: storable(str.__str__(text)[kept]) if isinstance(text, str) else text
     )
 
 
@@ -130,9 +142,26 @@ class Execution(BaseModel, frozen=True):
     fingerprint: str | None = Field(default=None, repr=False)
     """With a key: the SHA-256 of type and payload, which tells a repeat from a clash."""
     parent_id: str | None = None
+    replay_of: str | None = None
+    """The execution that this one does again."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     checkpoints: dict[str, Any] = Field(default_factory=dict)
     """What an interrupted attempt left for the next one."""
     progress: ProgressInfo | None = None
     worker: str | None = None
     """Who runs, or last ran, it."""
+
+
+class LogEntry(BaseModel, frozen=True):
+    """One line of an execution's log: `entry.message`."""
+
+    id: str
+    """A UUIDv7: the entries of one process sort by it in the order in which they were made."""
+    execution_id: str
+    attempt: int
+    """How many attempts had been started when it was logged."""
+    logged_at: datetime
+    level: LogLevel
+    message: str
+    data: Any = None
+    """Any JSON value."""

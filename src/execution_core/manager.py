@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from . import transitions, values
 from .attempt import Attempt
 from .backoff import Backoff
-from .creation import TRIES, creation, same_work
+from .creation import TRIES, creation, replay, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
-from .execution import Execution, ExecutionError, ExecutionStatus
+from .execution import Execution, ExecutionError, ExecutionStatus, LogEntry, LogLevel
+from .logs import line
 from .ownership import Exceptions, terms
-from .store import ExecutionStore, batch, joined, page
+from .store import ExecutionStore, batch, joined, page, pruning
 from .tracked import tracked
 from .tracking import Tracking
 from .transitions import Transition
@@ -155,6 +156,86 @@ class ExecutionManager:
         From failed or timed_out, while an attempt is left. A retrying one is returned unchanged.
         """
         return self._apply(id, transitions.retry())
+
+    def replay(self, id: str, *, payload: Any = ...) -> Execution:
+        """Do again what is over, as a new execution: `manager.replay(id).id`.
+
+        From completed, failed, timed_out or cancelled, which stays as it is. The new execution is
+        pending and names the old one in `replay_of`. It has its type, payload, max_attempts,
+        timeout, parent and metadata (but for the reason of a cancellation); not its key, result,
+        progress, checkpoints or log.
+
+        Args:
+            id: the execution to do again.
+            payload: another payload, any JSON value; the old one's by default.
+
+        Returns:
+            The new execution.
+
+        Raises:
+            ExecutionNotFound: there is none.
+            InvalidStateTransition: it is not over.
+            InvalidValue: the payload cannot be stored.
+        """
+        for _ in range(TRIES):
+            new = replay(self.get(id), payload, self._max_bytes)
+            if created := self._store.create(new):
+                return created
+            # It, or its parent, was deleted in between.
+        raise ConcurrentUpdate("replay", id)
+
+    def log(
+        self,
+        id: str,
+        message: str,
+        *,
+        level: LogLevel | str = LogLevel.INFO,
+        data: Any = None,
+        attempt: int | None = None,
+    ) -> LogEntry:
+        """Add a line to the log: `manager.log(id, "skipped", level="warning", data={"row": 7})`.
+
+        In any status; with `attempt`, only while that attempt is running. It is no sign of life.
+
+        Args:
+            id: an execution.
+            message: the line; what cannot be stored in it is replaced, what is over 10,000
+                characters cut.
+            level: debug, info, warning, error or critical.
+            data: what belongs to it, any JSON value.
+            attempt: who logs it.
+
+        Raises:
+            ExecutionNotFound: there is no such execution.
+            StaleAttempt: another attempt owns it; `InvalidStateTransition` when none does.
+            InvalidValue: an argument cannot be stored.
+        """
+        new = line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
+        if entry := self._store.log(new):
+            return entry
+        found = self._store.find_by_id(new.execution_id)
+        raise transitions.refusal(new.transition, new.execution_id, found)
+
+    def logs(
+        self, id: str, *, limit: int = 100, before: str | None = None
+    ) -> builtins.list[LogEntry]:
+        """Return the log of an execution, newest first: `manager.logs(id)[0].message`.
+
+        Args:
+            id: an execution.
+            limit: 1 to 10,000.
+            before: only entries before this one: the last id of a page asks for the next page.
+
+        Raises:
+            ExecutionNotFound: there is no such execution, or `before` is no UUID.
+        """
+        id = values.execution_id(id)
+        limit = values.integer("limit", limit, 1, values.MAX_PAGE)
+        before = None if before is None else values.execution_id(before)
+        found = self._store.logs(id, limit, before)
+        if not found:
+            self.get(id)
+        return found
 
     def heartbeat(self, id: str, *, attempt: int | None = None) -> Execution:
         """Give a sign of life: `manager.heartbeat(id, attempt=1)`.
@@ -369,7 +450,7 @@ class ExecutionManager:
         return self._store.find_by_idempotency_key(values.name("key", key))
 
     def delete(self, id: str) -> None:
-        """Remove an execution in any status, with its history: `manager.delete(id)`.
+        """Remove an execution in any status, with its history and log: `manager.delete(id)`.
 
         Its children lose their parent.
 
@@ -379,6 +460,37 @@ class ExecutionManager:
         id = values.execution_id(id)
         if not self._store.delete(id):
             raise ExecutionNotFound(id)
+
+    def prune(
+        self,
+        older_than: timedelta,
+        *,
+        statuses: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
+        type: str | None = None,
+        keys_older_than: timedelta | None = None,
+        limit: int = 1000,
+    ) -> int:
+        """Delete what has been over for long: `manager.prune(timedelta(days=30))`.
+
+        With its history and its log, those first that came to rest first. Never what is pending,
+        running or retrying, and never a parent of what is. An idempotency key goes with its
+        execution, and then no longer keeps the work from being done again.
+
+        Args:
+            older_than: how long it has been over, at least.
+            statuses: one or several of completed, failed, timed_out and cancelled; all by default.
+            type: one type; any by default.
+            keys_older_than: the same as `older_than`, for executions with an idempotency key: how
+                long a key still matters.
+            limit: how many at most, 1 to 10,000: one statement.
+
+        Returns:
+            How many it deleted. When that is `limit`, there may be more: call it again.
+
+        Raises:
+            InvalidValue: an argument makes no sense, such as a status that is not over.
+        """
+        return self._store.prune(pruning(older_than, statuses, type, keys_older_than, limit))
 
     def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
         """Join the caller's transaction: return a manager that works inside it.

@@ -1,6 +1,7 @@
 """What both colours of an attempt decide without asking a store: what to write, and when."""
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +11,9 @@ from typing import Any, Final
 from . import transitions, values
 from .backoff import Backoff
 from .errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
-from .execution import Execution, ExecutionError, ExecutionStatus
+from .execution import Execution, ExecutionError, ExecutionStatus, LogLevel
+from .log_handler import CURRENT
+from .logs import Line, line
 from .transitions import RETRYING, RUNNING, Transition
 from .values import Entry
 
@@ -19,6 +22,9 @@ Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 
 INTERRUPTED: Final = "interrupted"
 """The code of the failure of a block that was left because its process or its task ends."""
+
+MOST_LINES: Final = 10_000
+"""How many lines of `logging` may wait to be written; what comes while there are more is lost."""
 
 logger: Final = logging.getLogger("execution_core")
 
@@ -36,6 +42,8 @@ class Terms:
     heartbeat: timedelta | None
     joined: bool
     """Whether all of it is part of a transaction of the caller's."""
+    alone: bool
+    """Whether it may use the store in the background, while its block is at work."""
     max_bytes: int
 
 
@@ -75,6 +83,7 @@ def terms(
         backoff=backoff,
         heartbeat=None if heartbeat is None else values.duration("heartbeat", heartbeat),
         joined=joined,
+        alone=alone and not joined,
         max_bytes=max_bytes,
     )
 
@@ -93,6 +102,8 @@ class Ownership:
         self._execution: Execution | None = None
         self._checkpoints: dict[str, Any] = {}
         self._walked: set[str] = set()
+        self._outer: Ownership | None = None
+        self._logged: deque[Line] = deque()
 
     @property
     def execution(self) -> Execution:
@@ -125,6 +136,33 @@ class Ownership:
     def _own(self, execution: Execution) -> None:
         self._execution = execution
         self._checkpoints = dict(execution.checkpoints)
+
+    def _begin_block(self) -> None:
+        """Take what is logged from now on."""
+        self._outer = CURRENT.get()
+        CURRENT.set(self)
+
+    def _end_block(self) -> None:
+        """Leave what is logged from now on to the block around this one."""
+        CURRENT.set(self._outer)
+
+    def _line(self, message: str, level: LogLevel | str, data: object) -> Line:
+        return line(
+            self._terms.id,
+            message,
+            level,
+            data,
+            attempt=self.number,
+            max_bytes=self._terms.max_bytes,
+        )
+
+    def _keep(self, line: Line) -> None:
+        if len(self._logged) < MOST_LINES:
+            self._logged.append(line)
+
+    def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
+        """Keep what `logging` brought until it can be written."""
+        raise NotImplementedError
 
     def _wrote(self, transition: Transition) -> None:
         entry = transition.given.get("checkpoints")
@@ -194,6 +232,13 @@ class Ownership:
     def _not_recorded(self) -> None:
         logger.warning(
             "Attempt %d of execution %s failed, and that could not be recorded",
+            *(self.number, self._terms.id),
+            exc_info=True,
+        )
+
+    def _not_logged(self) -> None:
+        logger.warning(
+            "Attempt %d of execution %s could not add to its log",
             *(self.number, self._terms.id),
             exc_info=True,
         )

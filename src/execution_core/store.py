@@ -1,4 +1,4 @@
-"""What a manager needs from a store: eight methods, sync or async.
+"""What a manager needs from a store: eleven methods, sync or async.
 
 A store keeps executions and never judges: it makes a transition when the transition's guard
 matches, and answers None when it does not. The manager finds out why.
@@ -7,15 +7,17 @@ matches, and answers None when it does not. The manager finds out why.
 import builtins
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from operator import attrgetter
 from typing import Any, Protocol
 
 from . import values
 from .creation import Creation
-from .execution import Execution, ExecutionStatus
-from .transitions import Transition, due_at
+from .errors import InvalidValue
+from .execution import Execution, ExecutionStatus, LogEntry
+from .logs import Line
+from .transitions import LIVE, OVER, Transition, due_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,61 @@ def page(
         parent_id=None if parent_id is None else values.execution_id(parent_id),
         limit=values.integer("limit", limit, 1, values.MAX_PAGE),
         before=None if before is None else values.execution_id(before),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """Which executions to delete: `limit` of those that have been over for long, oldest first."""
+
+    statuses: tuple[ExecutionStatus, ...]
+    type: str | None
+    older_than: timedelta
+    keys_older_than: timedelta
+    """The same for those with an idempotency key."""
+    limit: int
+
+    def apply(self, executions: Iterable[Execution], now: datetime) -> list[Execution]:
+        """Return those that are to be deleted, of all there are.
+
+        What a store without SQL does under its own lock: `gone = pruning.apply(all, now)`.
+        """
+        everyone = list(executions)
+        needed = {each.parent_id for each in everyone if each.status in LIVE}
+        rested = [(each.completed_at, each) for each in everyone if each.completed_at is not None]
+        rested.sort(key=lambda pair: (pair[0], pair[1].id))
+        gone = (
+            each
+            for completed_at, each in rested
+            if each.status in self.statuses
+            and self.type in (None, each.type)
+            and completed_at
+            <= now - (self.keys_older_than if each.idempotency_key else self.older_than)
+            and each.id not in needed
+        )
+        return list(islice(gone, self.limit))
+
+
+def pruning(
+    older_than: timedelta,
+    statuses: object,
+    type: str | None,
+    keys_older_than: timedelta | None,
+    limit: int,
+) -> Pruning:
+    """Check which executions a caller asks to delete."""
+    age = values.delay("older_than", older_than)
+    chosen = OVER if statuses is None else values.statuses(statuses, "statuses")
+    if live := [status for status in chosen if status in LIVE]:
+        raise InvalidValue("statuses", f"must be over, and {live[0]} is not: {', '.join(OVER)}")
+    return Pruning(
+        statuses=chosen,
+        type=None if type is None else values.name("type", type),
+        older_than=age,
+        keys_older_than=age
+        if keys_older_than is None
+        else values.delay("keys_older_than", keys_older_than),
+        limit=values.integer("limit", limit, 1, values.MAX_PAGE),
     )
 
 
@@ -138,7 +195,22 @@ class ExecutionStore(Protocol):
         ...
 
     def delete(self, id: str) -> bool:
-        """Remove the execution; its children lose their parent. False when there is none."""
+        """Remove the execution and its log; its children lose their parent, its replays the link.
+
+        False when there is none.
+        """
+        ...
+
+    def prune(self, pruning: Pruning) -> int:
+        """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
+        ...
+
+    def log(self, line: Line) -> LogEntry | None:
+        """Append and return `line.apply(found, now)`; None when it does not apply."""
+        ...
+
+    def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        """Return an execution's log, newest id first; only ids below `before`, if any."""
         ...
 
 
@@ -174,5 +246,17 @@ class AsyncExecutionStore(Protocol):
         ...
 
     async def delete(self, id: str) -> bool:
-        """Remove the execution; its children lose their parent. False when there is none."""
+        """Remove the execution and its log; its children and replays lose the link. Or False."""
+        ...
+
+    async def prune(self, pruning: Pruning) -> int:
+        """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
+        ...
+
+    async def log(self, line: Line) -> LogEntry | None:
+        """Append and return `line.apply(found, now)`; None when it does not apply."""
+        ...
+
+    async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        """Return an execution's log, newest id first; only ids below `before`, if any."""
         ...

@@ -27,6 +27,9 @@ from .values import MAX_JSON_BYTES, Entry, Json
 
 PENDING, RUNNING, COMPLETED, FAILED, RETRYING, TIMED_OUT, CANCELLED = ExecutionStatus
 LIVE = (PENDING, RUNNING, RETRYING)
+OVER = (COMPLETED, FAILED, TIMED_OUT, CANCELLED)
+CANCELLATION_REASON = "cancellation_reason"
+"""Where in the metadata the reason of a cancellation stands."""
 
 Value = str | Json | Entry | ExecutionError | ProgressInfo | timedelta | None
 """What a caller gave, checked; but for durations it goes into the field of the same name."""
@@ -161,10 +164,12 @@ HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
 UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN))
 CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=MERGED))
 ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN, checkpoints=MERGED))
+# What is logged changes nothing; the attempt that logs it may be asked to be running.
+LOG = Rule("log", Move(tuple(ExecutionStatus), None))
 
 RULES = (
     *(START, CLAIM, COMPLETE, FAIL_RETRYABLE, FAIL, TIMEOUT, SWEEP, CANCEL, CANCEL_WITH_REASON),
-    *(RETRY, HEARTBEAT, UPDATE_PROGRESS, CHECKPOINT, ADVANCE),
+    *(RETRY, HEARTBEAT, UPDATE_PROGRESS, CHECKPOINT, ADVANCE, LOG),
 )
 
 
@@ -303,7 +308,7 @@ def cancel(reason: str | None) -> Transition:
     if reason is None:
         return Transition(CANCEL)
     checked = values.to_json("reason", values.text("reason", reason, MAX_MESSAGE))
-    return Transition(CANCEL_WITH_REASON, {"metadata": Entry("cancellation_reason", checked)})
+    return Transition(CANCEL_WITH_REASON, {"metadata": Entry(CANCELLATION_REASON, checked)})
 
 
 def retry() -> Transition:
@@ -335,6 +340,11 @@ def checkpoint(
 def advance(progress: Transition, checkpoint: Transition) -> Transition:
     """Live: what `update_progress` and `checkpoint` do, at once."""
     return _transition(ADVANCE, {**progress.given, **checkpoint.given}, progress.attempt)
+
+
+def log(attempt: int | None) -> Transition:
+    """Any status; with an attempt, while that is running: a line in the log may be added."""
+    return _transition(LOG, {}, attempt)
 
 
 def _transition(rule: Rule, given: Mapping[str, Value], attempt: int | None) -> Transition:

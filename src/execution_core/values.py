@@ -164,7 +164,7 @@ def number(argument: str, value: object, least: float, most: float) -> float:
     return float(value)
 
 
-def statuses(value: object) -> tuple[ExecutionStatus, ...]:
+def statuses(value: object, argument: str = "status") -> tuple[ExecutionStatus, ...]:
     """Return one or several statuses as a tuple."""
     several: Iterable[Any] = (
         value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
@@ -173,7 +173,7 @@ def statuses(value: object) -> tuple[ExecutionStatus, ...]:
         return tuple(dict.fromkeys(ExecutionStatus(status) for status in several))
     except ValueError:
         known = ", ".join(ExecutionStatus)
-        raise InvalidValue("status", f"must be one or several of {known}") from None
+        raise InvalidValue(argument, f"must be one or several of {known}") from None
 
 
 def progress(current: object, total: object, message: object, percent: object) -> ProgressInfo:

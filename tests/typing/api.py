@@ -27,6 +27,8 @@ from execution_core import (
     ExecutionStatus,
     ExecutionStore,
     InvalidStateTransition,
+    LogEntry,
+    LogLevel,
     ProgressInfo,
     SqlExecutionStore,
     configure_sqlite,
@@ -73,6 +75,13 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     assert_type(manager.within(session), ExecutionManager)
     assert_type(manager.within(connection).within(session), ExecutionManager)
     assert_type(manager.heartbeat(execution.id, attempt=1), Execution)
+    assert_type(manager.replay(execution.id), Execution)
+    assert_type(manager.replay(execution.id, payload=None), Execution)
+    assert_type(manager.log(execution.id, "m", level="error", data={"a": 1}, attempt=1), LogEntry)
+    assert_type(manager.log(execution.id, "m", level=LogLevel.ERROR).level, LogLevel)
+    assert_type(manager.logs(execution.id, limit=5, before="id"), list[LogEntry])
+    assert_type(manager.prune(timedelta(days=1), statuses="failed", type="a", limit=5), int)
+    assert_type(manager.prune(timedelta(days=1), keys_older_than=timedelta(days=9)), int)
     assert_type(manager.advance(execution.id, 1, 2, "key", {"v": 1}, message="m"), Execution)
     assert_type(manager.claim("type", limit=5, worker="me"), list[Execution])
     assert_type(manager.sweep(stalled_after=timedelta(hours=1), limit=5), list[Execution])

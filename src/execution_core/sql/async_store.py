@@ -16,8 +16,9 @@ from sqlalchemy.ext.asyncio import (
 
 from ..creation import Creation
 from ..errors import InvalidValue
-from ..execution import Execution, ExecutionStatus
-from ..store import Batch, Page
+from ..execution import Execution, ExecutionStatus, LogEntry
+from ..logs import Line
+from ..store import Batch, Page, Pruning
 from ..transitions import Transition
 from . import statements
 from .async_direct import AsyncDirect
@@ -88,6 +89,20 @@ class AsyncSqlExecutionStore:
     async def delete(self, id: str) -> bool:
         """Make one DELETE."""
         return bool(await self._rows(statements.remove(id)))
+
+    async def prune(self, pruning: Pruning) -> int:
+        """Make one DELETE."""
+        return len(await self._rows(statements.prune(pruning, self._now())))
+
+    async def log(self, line: Line) -> LogEntry | None:
+        """Make one INSERT."""
+        rows = await self._rows(statements.log(line, self._now()))
+        return statements.log_entry(rows[0]) if rows else None
+
+    async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        """Make one SELECT."""
+        rows = await self._rows(statements.logs(id, limit, before))
+        return [statements.log_entry(row) for row in rows]
 
     async def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""

@@ -39,6 +39,18 @@ Index(
     sqlite_where=executions.c.parent_id.is_not(None),
 )
 Index(
+    "ix_executions_replay_of",
+    executions.c.replay_of,
+    postgresql_where=executions.c.replay_of.is_not(None),
+    sqlite_where=executions.c.replay_of.is_not(None),
+)
+Index(
+    "ix_executions_completed_at",
+    executions.c.completed_at,
+    postgresql_where=executions.c.completed_at.is_not(None),
+    sqlite_where=executions.c.completed_at.is_not(None),
+)
+Index(
     "ix_executions_deadline_at",
     executions.c.deadline_at,
     postgresql_where=executions.c.status == "running",

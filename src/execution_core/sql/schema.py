@@ -37,7 +37,7 @@ CHECKS = (
     *("timeout_positive", "times_in_calendar", "progress_whole", "result_when_completed"),
     *("error_fits_status", "error_has_message", "metadata_is_object", "checkpoints_are_object"),
     *("type_length", "idempotency_key_length", "fingerprint_of_key", "worker_length"),
-    *("parent_is_another", "heartbeat_at_in_calendar", "retry_at_in_calendar"),
+    *("parent_is_another", "replay_of_another", "heartbeat_at_in_calendar", "retry_at_in_calendar"),
 )
 # What PostgreSQL's types see to.
 CHECKS_OF_SQLITE = ("id_is_uuid", "integers_are_integers", "payload_is_json", "result_is_json")
@@ -62,6 +62,7 @@ executions = Table(
     Column("idempotency_key", Text),
     Column("fingerprint", Text),
     Column("parent_id", Id, ForeignKey("executions.id", ondelete="SET NULL")),
+    Column("replay_of", Id, ForeignKey("executions.id", ondelete="SET NULL")),
     Column("metadata", JsonText, nullable=False, server_default=text("'{}'")),
     Column("checkpoints", JsonText, nullable=False, server_default=text("'{}'")),
     Column("progress_current", BigInteger),
@@ -88,4 +89,24 @@ execution_history = Table(
     Column("worker", Text),
     Column("reason", Text),
     Column("error", JsonText),
+)
+
+CHECKS_OF_LOGS = ("level_known", "attempt_counted")
+CHECKS_OF_LOGS_IN_SQLITE = ("id_is_uuid", "logged_at_in_calendar", "data_is_json")
+
+execution_logs = Table(
+    "execution_logs",
+    metadata,
+    Column("execution_id", Id, ForeignKey("executions.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", Id, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("logged_at", Timestamp, nullable=False, server_default=database_now()),
+    Column("level", Text, nullable=False, server_default="info"),
+    Column("message", Text, nullable=False),
+    Column("data", JsonText),
+    *(CheckConstraint("…", name=name) for name in CHECKS_OF_LOGS),
+    *(
+        CheckConstraint("…", name=name, info={"only": "sqlite"})
+        for name in CHECKS_OF_LOGS_IN_SQLITE
+    ),
 )

@@ -22,7 +22,9 @@ from sqlalchemy import (
     delete,
     false,
     func,
+    insert,
     literal_column,
+    not_,
     null,
     or_,
     select,
@@ -32,12 +34,30 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ..creation import Creation
-from ..execution import Execution, ExecutionError, ExecutionStatus, ProgressInfo
-from ..store import Batch, Page
+from ..execution import (
+    Execution,
+    ExecutionError,
+    ExecutionStatus,
+    LogEntry,
+    LogLevel,
+    ProgressInfo,
+)
+from ..logs import Line
+from ..store import Batch, Page, Pruning
 from ..transitions import Change, Condition, Move, Rule, Transition
 from ..values import Entry
-from .schema import executions
-from .types import Timestamp, database_now, later, latest, merged, now_not_before, one_of, unindexed
+from .schema import execution_logs, executions
+from .types import (
+    Timestamp,
+    database_now,
+    has_live_children,
+    later,
+    latest,
+    merged,
+    now_not_before,
+    one_of,
+    unindexed,
+)
 
 columns = executions.c
 _PROGRESS = [
@@ -55,6 +75,8 @@ _ROW = [
     ),
     *_PROGRESS[1:],
 ]
+_LOG_FIELDS = tuple(LogEntry.model_fields)
+_LOG_ROW = [execution_logs.c[field] for field in _LOG_FIELDS]
 _NAMES = frozenset(column.name for column in columns)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -72,7 +94,10 @@ class Query(NamedTuple):
 def create(creation: Creation, now: datetime | None) -> Query:
     """One INSERT, which returns no row when the key is taken or the parent is missing."""
     return Query(
-        _insert(with_parent=creation.parent_id is not None, clocked=now is not None),
+        _insert(
+            tuple(name for name in ("parent_id", "replay_of") if getattr(creation, name)),
+            clocked=now is not None,
+        ),
         {
             "new_id": creation.id,
             "new_type": creation.type,
@@ -82,6 +107,7 @@ def create(creation: Creation, now: datetime | None) -> Query:
             "new_idempotency_key": creation.idempotency_key,
             "new_fingerprint": creation.fingerprint,
             "new_parent_id": creation.parent_id,
+            "new_replay_of": creation.replay_of,
             "new_metadata": creation.metadata,
             "start_after_ms": _milliseconds(creation.start_after),
             "now": now,
@@ -137,6 +163,51 @@ def remove(id: str) -> Query:
     return Query(_delete(), {"old_id": id})
 
 
+def prune(pruning: Pruning, now: datetime | None) -> Query:
+    """One DELETE, which returns a row for each execution that it removed."""
+    statement = _prune(pruning.statuses, typed=pruning.type is not None, clocked=now is not None)
+    parameters = {
+        "old_type": pruning.type,
+        "older_than_ms": _milliseconds(pruning.older_than),
+        "keys_older_than_ms": _milliseconds(pruning.keys_older_than),
+        "least_ms": _milliseconds(min(pruning.older_than, pruning.keys_older_than)),
+        "limit": pruning.limit,
+        "now": now,
+    }
+    return Query(statement, parameters)
+
+
+def log(line: Line, now: datetime | None) -> Query:
+    """One INSERT, which returns no row when the line may not be added."""
+    transition = line.transition
+    parameters = {
+        "old_id": line.execution_id,
+        "old_attempt": transition.attempt,
+        "log_id": line.id,
+        "log_level": line.level,
+        "log_message": line.message,
+        "log_data": line.data,
+        "now": now,
+    }
+    return Query(
+        _log(transition.rule, fenced=transition.attempt is not None, clocked=now is not None),
+        parameters,
+    )
+
+
+def logs(id: str, limit: int, before: str | None) -> Query:
+    """The log of an execution, newest first."""
+    statement = _logs(from_the_end=before is None)
+    return Query(statement, {"old_id": id, "before": before, "limit": limit})
+
+
+def log_entry(row: Sequence[Any]) -> LogEntry:
+    """Build an entry from a row; the schema has checked what a model would check again."""
+    fields = dict(zip(_LOG_FIELDS, row, strict=True))
+    fields["level"] = LogLevel(fields["level"])
+    return LogEntry.model_construct(**fields)
+
+
 def page(page: Page) -> Query:
     """The executions that a page includes."""
     given = {"type": page.type, "parent_id": page.parent_id, "before": page.before}
@@ -179,9 +250,9 @@ def execution(row: Sequence[Any]) -> Execution:
 
 
 @cache
-def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
+def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
     # SQLite compiles its ON CONFLICT as well. Here, since it takes long to import.
-    from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415
+    from sqlalchemy.dialects.postgresql import insert as upsert  # noqa: PLC0415
 
     given = (
         *(columns.id, columns.type, columns.payload, columns.max_attempts, columns.timeout_ms),
@@ -191,14 +262,18 @@ def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
     now = _injected() if clocked else database_now()
     new |= {columns.created_at: now, columns.updated_at: now}
     new[columns.retry_at] = later(now, _duration("start_after"))
-    statement = insert(executions)
-    if with_parent:
-        # The parent is looked up and locked by the INSERT itself: a foreign key that failed would
-        # abort the caller's whole transaction.
-        new[columns.parent_id] = columns.id
-        parent = select(*new.values()).where(columns.id == _new(columns.parent_id))
+    statement = upsert(executions)
+    links = [columns[name] for name in linked]
+    if links:
+        # Those it names are looked up and locked by the INSERT itself: a foreign key that failed
+        # would abort the caller's whole transaction.
+        named = [executions.alias(link.name).c.id for link in links]
+        new |= dict(zip(links, named, strict=True))
+        found = select(*new.values()).where(
+            *(id == _new(link) for link, id in zip(links, named, strict=True))
+        )
         statement = statement.from_select(
-            list(new), parent.with_for_update(read=True, key_share=True), include_defaults=False
+            list(new), found.with_for_update(read=True, key_share=True), include_defaults=False
         )
     else:
         statement = statement.values(new)
@@ -210,9 +285,7 @@ def _insert(*, with_parent: bool, clocked: bool) -> ReturningInsert[Any]:
 @cache
 def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> ReturningUpdate[Any]:
     now, not_before = _times(clocked=clocked)
-    guard = [columns.id == _id(), or_(*(_allowed(move, now) for move in rule.moves))]
-    if fenced:
-        guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
+    guard = _guard(rule, now, fenced=fenced)
     changes = _first_allowed(rule.moves, now, not_before)
     answer = _ROW if whole else [columns.status]
     return update(executions).where(*guard).values(changes).returning(*answer)
@@ -283,8 +356,83 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
 
 
 @cache
+def _prune(
+    statuses: tuple[ExecutionStatus, ...], *, typed: bool, clocked: bool
+) -> ReturningDelete[Any]:
+    now, _ = _times(clocked=clocked)
+    plain, keyed, either = (
+        columns.completed_at <= later(now, -_duration(age))
+        for age in ("older_than", "keys_older_than", "least")
+    )
+    guard = [
+        either,  # by its index, which is in the order in which they came to rest
+        unindexed(columns.status, type_=Text()).in_([_status(status) for status in statuses])
+        if statuses
+        else false(),
+        case((columns.idempotency_key.is_(None), plain), else_=keyed),
+        not_(has_live_children(columns.id)),
+    ]
+    if typed:
+        guard.append(columns.type == bindparam("old_type", type_=Text))
+    chosen = (
+        select(columns.id)
+        .where(*guard)
+        .order_by(columns.completed_at)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True)
+        .correlate(None)
+        .scalar_subquery()
+    )
+    # Once more now that it is locked: whoever creates a child holds a lock on its parent.
+    return (
+        delete(executions)
+        .where(one_of(columns.id, chosen), not_(has_live_children(columns.id)))
+        .returning(columns.id)
+    )
+
+
+@cache
+def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
+    now, _ = _times(clocked=clocked)
+    new: dict[Column[Any], ColumnElement[Any]] = {
+        execution_logs.c.execution_id: columns.id,
+        execution_logs.c.attempt: columns.attempts,
+        execution_logs.c.logged_at: now,
+    }
+    for name in ("id", "level", "message", "data"):
+        column = execution_logs.c[name]
+        new[column] = bindparam(f"log_{name}", type_=column.type)
+    # Locked, lest it be deleted meanwhile: a foreign key that failed would abort the caller's
+    # whole transaction.
+    guard = _guard(rule, now, fenced=fenced)
+    found = select(*new.values()).where(*guard).with_for_update(read=True, key_share=True)
+    return (
+        insert(execution_logs)
+        .from_select(list(new), found, include_defaults=False)
+        .returning(*_LOG_ROW)
+    )
+
+
+@cache
+def _logs(*, from_the_end: bool) -> Select[Any]:
+    logged = execution_logs.c
+    where = [logged.execution_id == _id()]
+    if not from_the_end:
+        where.append(logged.id < bindparam("before", type_=logged.id.type))
+    limit = bindparam("limit", type_=Integer)
+    return select(*_LOG_ROW).where(*where).order_by(logged.id.desc()).limit(limit)
+
+
+@cache
 def _delete() -> ReturningDelete[Any]:
     return delete(executions).where(columns.id == _id()).returning(columns.id)
+
+
+def _guard(rule: Rule, now: ColumnElement[datetime], *, fenced: bool) -> list[ColumnElement[bool]]:
+    guard = [columns.id == _id(), or_(*(_allowed(move, now) for move in rule.moves))]
+    if fenced:
+        guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
+    return guard
 
 
 def _allowed(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:

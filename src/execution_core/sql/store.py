@@ -11,8 +11,9 @@ from sqlalchemy import Connection, Engine
 
 from ..creation import Creation
 from ..errors import InvalidValue
-from ..execution import Execution, ExecutionStatus
-from ..store import Batch, Page
+from ..execution import Execution, ExecutionStatus, LogEntry
+from ..logs import Line
+from ..store import Batch, Page, Pruning
 from ..transitions import Transition
 from . import statements
 from .direct import Direct, Values, ordinary
@@ -90,6 +91,20 @@ class SqlExecutionStore:
     def delete(self, id: str) -> bool:
         """Make one DELETE."""
         return bool(self._rows(statements.remove(id)))
+
+    def prune(self, pruning: Pruning) -> int:
+        """Make one DELETE."""
+        return len(self._rows(statements.prune(pruning, self._now())))
+
+    def log(self, line: Line) -> LogEntry | None:
+        """Make one INSERT."""
+        rows = self._rows(statements.log(line, self._now()))
+        return statements.log_entry(rows[0]) if rows else None
+
+    def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        """Make one SELECT."""
+        rows = self._rows(statements.logs(id, limit, before))
+        return [statements.log_entry(row) for row in rows]
 
     def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""

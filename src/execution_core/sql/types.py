@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import from_json
-from sqlalchemy import ColumnElement, DateTime, Dialect, Text, Uuid
+from sqlalchemy import Boolean, ColumnElement, DateTime, Dialect, Text, Uuid
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from ..execution import ExecutionError
+from ..transitions import LIVE
 from ..values import Entry, Json
 
 
@@ -168,6 +169,25 @@ class later(_Expression):  # noqa: N801
     inherit_cache = True
     postgresql = "{0} + {1} * interval '1 millisecond'"
     sqlite = "strftime('%Y-%m-%dT%H:%M:%fZ', {0}, ({1} / 1000.0) || ' seconds')"
+
+
+_LIVE = ", ".join(f"'{status}'" for status in LIVE)
+
+
+class has_live_children(_Expression):  # noqa: N801
+    """Whether anything under an execution is not over, also what came since the statement began.
+
+    For PostgreSQL a function, which looks anew: a child may have been committed between the
+    beginning of the statement and the lock on its parent. SQLite has one writer at a time.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+    postgresql = "execution_core_has_live_children({0})"
+    sqlite = (
+        "EXISTS (SELECT 1 FROM executions AS child WHERE child.parent_id = {0}"  # noqa: S608 - of constants
+        f" AND child.status IN ({_LIVE}))"
+    )
 
 
 class merged(_Expression):  # noqa: N801

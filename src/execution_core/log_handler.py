@@ -1,0 +1,42 @@
+"""A handler for `logging`: what a block logs goes into the log of its execution."""
+
+import logging
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from .execution import LogLevel
+
+if TYPE_CHECKING:
+    from .ownership import Ownership
+
+CURRENT: "ContextVar[Ownership | None]" = ContextVar("execution_core.attempt", default=None)
+"""The attempt in whose block this thread or task is."""
+
+
+class ExecutionLogHandler(logging.Handler):
+    """Sends records to the running attempt: `logger.addHandler(ExecutionLogHandler())`.
+
+    The attempt is that of the innermost block around the call that logs, in the same thread or
+    task; what is logged outside of any block is left alone. Nobody waits for the database: the
+    records of a block are written in the background, and all of them before it ends. Only where
+    callers share a connection (a manager `within` a transaction, in-memory SQLite) are they written
+    together with the next progress, checkpoint or heartbeat, or at the end.
+
+    An entry holds the record as this handler formats it, its level, and the logger's name as data.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record for the attempt."""
+        attempt = CURRENT.get()
+        if attempt is None:
+            return
+        try:
+            attempt._record_logged(self.format(record), level_of(record.levelno), record.name)  # noqa: SLF001
+        except Exception:  # noqa: BLE001 - logging must not fail
+            self.handleError(record)
+
+
+def level_of(number: int) -> LogLevel:
+    """Return the level that a number of `logging` belongs to."""
+    reached = (level for level in reversed(LogLevel) if getattr(logging, level.name) <= number)
+    return next(reached, LogLevel.DEBUG)

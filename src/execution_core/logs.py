@@ -1,0 +1,56 @@
+"""A line for an execution's log: what it is made of, and when it may be added."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from . import transitions, values
+from .errors import InvalidValue
+from .execution import MAX_MESSAGE, Execution, LogEntry, LogLevel, storable
+from .transitions import Transition
+from .values import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A checked line that is not stored yet."""
+
+    id: str
+    execution_id: str
+    level: LogLevel
+    message: str
+    data: Json | None
+    transition: Transition
+    """When it may be added; it changes nothing."""
+
+    def apply(self, execution: Execution, now: datetime) -> LogEntry | None:
+        """Return the entry that this adds to the log, or None when it may not be added."""
+        if self.transition.apply(execution, now) is None:
+            return None
+        return LogEntry(
+            id=self.id,
+            execution_id=self.execution_id,
+            attempt=execution.attempts,
+            logged_at=now,
+            level=self.level,
+            message=self.message,
+            data=self.data and self.data.value,
+        )
+
+
+def line(
+    id: str, message: str, level: str, data: object, *, attempt: int | None, max_bytes: int
+) -> Line:
+    """Check what is to be logged. A message is cleaned and cut, so that it is never lost."""
+    cleaned = storable(message[:MAX_MESSAGE]) if isinstance(message, str) else message
+    try:
+        known = LogLevel(level)
+    except ValueError:
+        raise InvalidValue("level", f"must be one of {', '.join(LogLevel)}") from None
+    return Line(
+        id=values.new_id(),
+        execution_id=values.execution_id(id),
+        level=known,
+        message=values.text("message", cleaned, MAX_MESSAGE),
+        data=None if data is None else values.to_json("data", data, max_bytes),
+        transition=transitions.log(attempt),
+    )
