@@ -1,0 +1,221 @@
+"""A FastAPI service that takes orders and ships them.
+
+    pip install fastapi uvicorn 'execution-core[postgresql,asyncio]'
+    EXECUTION_CORE_URL=postgresql+psycopg://localhost/mine uvicorn fastapi_service:app
+    curl localhost:8000/orders -H 'Idempotency-Key: 7f3a' --json '{"item": "lamp", "parcels": 3}'
+    curl localhost:8000/orders/1
+
+An order and the execution that ships it are one transaction, and a repeated request is answered
+with the order that the first one placed. Any number of these processes may run: each of them claims
+what is due, and finds what another one left behind when it died.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import ForeignKey, String, select
+from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from execution_core import (
+    AsyncAttempt,
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
+    AttemptLost,
+    Backoff,
+    Execution,
+    ExecutionProblem,
+    ExecutionProblemCode,
+    ExecutionStatus,
+    ProgressInfo,
+    configure_sqlite,
+    migrate,
+)
+
+URL: Final = os.environ.get("EXECUTION_CORE_URL", "sqlite+aiosqlite:///orders.db")
+STALLED_AFTER: Final = timedelta(seconds=float(os.environ.get("STALLED_AFTER", "60")))
+HEARTBEAT: Final = STALLED_AFTER / 10
+WORKER: Final = f"{socket.gethostname()}:{os.getpid()}"
+
+Sessions = async_sessionmaker[AsyncSession]
+
+
+# --- the service's own tables -----------------------------------------------------------------
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[str]
+    parcels: Mapped[int]
+    # As executions.id is stored, so that SQL can join the two.
+    execution_id: Mapped[str] = mapped_column(
+        String(36).with_variant(UUID(as_uuid=False), "postgresql"), unique=True
+    )
+
+
+class Parcel(Base):
+    __tablename__ = "parcels"
+
+    order_id: Mapped[int] = mapped_column(ForeignKey(Order.id), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+
+
+# --- what runs as long as the service does ----------------------------------------------------
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    engine = create_async_engine(URL)
+    if engine.dialect.name == "sqlite":
+        configure_sqlite(engine)
+    async with engine.begin() as connection:  # several processes wait here for each other
+        await connection.run_sync(migrate.upgrade)
+        await connection.run_sync(Base.metadata.create_all)  # what your own migrations do
+    app.state.sessions = sessions = async_sessionmaker(engine, expire_on_commit=False)
+    app.state.executions = executions = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
+    tasks = [
+        asyncio.create_task(repeat(partial(work, executions, sessions), timedelta(seconds=1))),
+        asyncio.create_task(repeat(partial(sweep, executions, engine), STALLED_AFTER / 3)),
+    ]
+    yield
+    for task in tasks:
+        task.cancel()  # its attempt is recorded as interrupted, and may be claimed at once
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await engine.dispose()
+
+
+async def repeat(step: Callable[[], Awaitable[bool]], pause: timedelta) -> None:
+    """Do a step for ever: again at once while it finds something to do, else after a pause."""
+    while True:
+        found = False
+        try:
+            found = await step()
+        except Exception:  # a database that is down for a while, or a job that failed
+            logging.exception("Goes on after a pause")
+        if not found:
+            await asyncio.sleep(pause.total_seconds())
+
+
+async def work(executions: AsyncExecutionManager, sessions: Sessions) -> bool:
+    claimed = await executions.claim("ship", worker=WORKER)
+    for job in claimed:
+        with suppress(AttemptLost):  # it was cancelled, or a sweep took it for dead
+            async with executions.attempt(
+                job,
+                retry_on=OSError,
+                backoff=Backoff(timedelta(seconds=5)),
+                heartbeat=HEARTBEAT,
+            ) as attempt:
+                attempt.result = await ship(sessions, attempt)
+    return bool(claimed)
+
+
+async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
+    async with sessions() as session:
+        query = select(Order).where(Order.execution_id == attempt.execution.id)
+        order = (await session.scalars(query)).one()
+    shipped = attempt.checkpoints.get("shipped", 0)
+    for number in range(shipped + 1, order.parcels + 1):
+        await asyncio.sleep(0.05)  # the carrier prints a label
+        async with sessions.begin() as session:  # no crash comes between the two
+            session.add(Parcel(order_id=order.id, number=number))
+            await attempt.within(session).advance(number, order.parcels, "shipped", number)
+    return {"shipped": order.parcels}
+
+
+async def sweep(executions: AsyncExecutionManager, engine: AsyncEngine) -> bool:
+    async with engine.begin() as connection:  # nothing is swept without its retry
+        inside = executions.within(connection)
+        lost = await inside.sweep(stalled_after=STALLED_AFTER, type="ship")
+        for each in lost:
+            if each.attempts < each.max_attempts:
+                await inside.retry(each.id)
+    return bool(lost)
+
+
+# --- what it answers --------------------------------------------------------------------------
+
+app = FastAPI(lifespan=lifespan)
+
+
+class NewOrder(BaseModel):
+    item: str = Field(min_length=1)
+    parcels: int = Field(ge=1, le=1000)
+
+
+class OrderState(BaseModel):
+    id: int
+    item: str
+    status: ExecutionStatus
+    attempts: int
+    progress: ProgressInfo | None
+    error: str | None
+
+
+@app.post("/orders", status_code=202)
+async def place(
+    wanted: NewOrder,
+    idempotency_key: Annotated[str, Header(min_length=1, max_length=200)],
+    request: Request,
+) -> OrderState:
+    sessions, executions = request.app.state.sessions, request.app.state.executions
+    async with sessions.begin() as session:
+        # The payload is what the client asked for: by it, a repeat is told from a clash.
+        execution = await executions.within(session).create(
+            "ship", wanted, idempotency_key=f"order-{idempotency_key}", max_attempts=5
+        )
+        query = select(Order).where(Order.execution_id == execution.id)
+        order = await session.scalar(query)
+        if order is None:  # else it was placed along with the execution
+            order = Order(execution_id=execution.id, **wanted.model_dump())
+            session.add(order)
+    return state(order, execution)
+
+
+@app.get("/orders/{id}")
+async def read(id: int, request: Request) -> OrderState:
+    async with request.app.state.sessions() as session:
+        order = await session.get(Order, id)
+    if order is None:
+        raise HTTPException(404)
+    return state(order, await request.app.state.executions.get(order.execution_id))
+
+
+def state(order: Order, execution: Execution) -> OrderState:
+    return OrderState(
+        id=order.id,
+        item=order.item,
+        status=execution.status,
+        attempts=execution.attempts,
+        progress=execution.progress,
+        error=execution.error.message if execution.error else None,
+    )
+
+
+@app.exception_handler(ExecutionProblem)
+async def refuse(_: Request, problem: ExecutionProblem) -> JSONResponse:
+    codes = {ExecutionProblemCode.NOT_FOUND: 404, ExecutionProblemCode.INVALID_VALUE: 422}
+    answer = {"code": problem.code, "detail": str(problem)}
+    return JSONResponse(answer, codes.get(problem.code, 409))

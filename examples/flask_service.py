@@ -1,0 +1,169 @@
+"""A Flask service whose reports are made by processes of their own.
+
+    pip install flask 'execution-core[postgresql]'
+    export EXECUTION_CORE_URL=postgresql+psycopg://localhost/mine
+    flask --app flask_service run       # takes requests
+    flask --app flask_service work      # makes reports; as many of these as you like
+    curl -X PUT localhost:5000/reports/2026-02 --json '{"title": "February"}'
+    curl localhost:5000/reports/2026-02
+
+A month has one report, however often it is asked for. Cancelling it stops its worker; a worker that
+is told to stop leaves the rest to the next one, and so does one that dies.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from calendar import monthrange
+from datetime import date, timedelta
+from typing import Any, Final
+
+from flask import Blueprint, Flask, abort, request
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session, sessionmaker
+
+from execution_core import (
+    Attempt,
+    AttemptLost,
+    Execution,
+    ExecutionManager,
+    ExecutionProblem,
+    ExecutionProblemCode,
+    SqlExecutionStore,
+    configure_sqlite,
+    migrate,
+)
+
+STALLED_AFTER: Final = timedelta(seconds=float(os.environ.get("STALLED_AFTER", "60")))
+HEARTBEAT: Final = STALLED_AFTER / 10
+WORKER: Final = f"{socket.gethostname()}:{os.getpid()}"
+
+engine = create_engine(os.environ.get("EXECUTION_CORE_URL", "sqlite:///reports.db"))
+if engine.dialect.name == "sqlite":
+    configure_sqlite(engine)
+sessions = scoped_session(sessionmaker(engine))
+executions = ExecutionManager(SqlExecutionStore(engine))
+reports = Blueprint("reports", __name__, cli_group=None)
+
+Answer = tuple[dict[str, Any], int]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Report(Base):
+    __tablename__ = "reports"
+
+    month: Mapped[date] = mapped_column(primary_key=True)
+    title: Mapped[str]
+
+
+class ReportLine(Base):
+    __tablename__ = "report_lines"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+
+
+def create_app() -> Flask:
+    with engine.begin() as connection:  # several processes wait here for each other
+        migrate.upgrade(connection)
+        Base.metadata.create_all(connection)  # what your own migrations do
+    engine.dispose()  # a server that forks after this shares no connection
+    app = Flask(__name__)
+    app.register_blueprint(reports)
+    app.register_error_handler(ExecutionProblem, refuse)
+    app.teardown_appcontext(lambda _: sessions.remove())
+    return app
+
+
+# --- what it answers --------------------------------------------------------------------------
+
+
+@reports.put("/reports/<month>")
+def ask(month: str) -> Answer:
+    first, title = first_day(month), str(request.get_json()["title"])
+    with sessions.begin():
+        execution = executions.within(sessions).create(
+            "report",
+            {"first_day": first, "title": title},
+            idempotency_key=f"report-{first}",
+            max_attempts=5,
+        )
+        sessions.merge(Report(month=first, title=title))
+    return state(execution), 202
+
+
+@reports.get("/reports/<month>")
+def read(month: str) -> Answer:
+    return state(find(month)), 200
+
+
+@reports.delete("/reports/<month>")
+def cancel(month: str) -> Answer:
+    return state(executions.cancel(find(month).id, "not wanted any more")), 200
+
+
+def first_day(month: str) -> date:
+    try:
+        return date.fromisoformat(f"{month}-01")
+    except ValueError:
+        abort(404)
+
+
+def find(month: str) -> Execution:
+    return executions.find_by_idempotency_key(f"report-{first_day(month)}") or abort(404)
+
+
+def state(execution: Execution) -> dict[str, Any]:
+    return execution.model_dump(mode="json", include={"status", "attempts", "progress", "result"})
+
+
+def refuse(problem: ExecutionProblem) -> Answer:
+    codes = {ExecutionProblemCode.NOT_FOUND: 404, ExecutionProblemCode.INVALID_VALUE: 422}
+    return {"code": problem.code, "detail": str(problem)}, codes.get(problem.code, 409)
+
+
+# --- the worker -------------------------------------------------------------------------------
+
+
+@reports.cli.command("work")
+def work() -> None:
+    """Make reports until told to stop, which leaves the rest to the next worker."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an interruption, as Ctrl-C is
+    while True:
+        sweep()
+        claimed = executions.claim("report", worker=WORKER)
+        for job in claimed:
+            try:
+                with executions.attempt(job, retry_on=OSError, heartbeat=HEARTBEAT) as attempt:
+                    attempt.result = make(attempt)
+            except AttemptLost as lost:  # it was cancelled, or a sweep took it for dead
+                logging.warning("%s", lost)
+            except Exception:
+                logging.exception("Report %s failed", job.id)  # and its execution says so, too
+        if not claimed:
+            time.sleep(1)
+
+
+def make(attempt: Attempt) -> dict[str, int]:
+    first = date.fromisoformat(attempt.execution.payload["first_day"])
+    days = [first.replace(day=n + 1) for n in range(monthrange(first.year, first.month)[1])]
+    for day in attempt.each(days):
+        time.sleep(0.05)  # a query that takes its time
+        with sessions.begin():
+            # After a crash the last day may be done again, and is the same then.
+            sessions.merge(ReportLine(day=day, attempt=attempt.number))
+    return {"days": len(days)}
+
+
+def sweep() -> None:
+    with sessions.begin():  # nothing is swept without its retry
+        inside = executions.within(sessions)
+        for lost in inside.sweep(stalled_after=STALLED_AFTER, type="report"):
+            if lost.attempts < lost.max_attempts:
+                inside.retry(lost.id)

@@ -1,0 +1,33 @@
+"""The host's own env.py: all that it does for execution-core is `include_name`."""
+
+import os
+from typing import Any
+
+from alembic import context
+from models import Base
+from sqlalchemy import Connection, create_engine
+
+
+def include_name(name: str | None, kind: str, _: Any) -> bool:
+    """Leave execution-core's tables to its own migrations: autogenerate would drop them."""
+    return kind != "table" or not str(name).startswith(("executions", "execution_"))
+
+
+def run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        include_name=include_name,
+        render_as_batch=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if (connection := context.config.attributes.get("connection")) is not None:
+    run(connection)  # in the transaction of upgrade.py
+else:
+    engine = create_engine(os.environ.get("EXECUTION_CORE_URL", "sqlite:///host.db"))
+    with engine.begin() as connection:
+        run(connection)
+    engine.dispose()
