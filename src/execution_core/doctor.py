@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, cast
 from urllib.parse import quote, unquote
@@ -58,57 +58,39 @@ MANY_ROWS: Final = 10_000
 """A table of fewer rows is read fast, whatever the planner knows of it."""
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
-_AS_PRINTED: Final = "as execution-core migrate --sql prints it"
-_SWEEP: Final = "Run execution-core sweep again and again, or manager.sweep() in a service of yours"
+_ANEW: Final = "make it as execution-core migrate --sql prints it"
 _CHECKS: Final[dict[str, tuple[Level, str]]] = {
-    # What is wrong when it is not as it should be, and what to do.
+    # How bad it is when it is not as it should be, and what to do then.
     "migrated": ("problem", "Run execution-core migrate"),
     "sqlite_version": ("problem", "Use SQLite 3.38 or newer: the views need it"),
-    "journal_mode": (
-        "warning",
-        "Readers and writers wait for each other: connect() and configure_sqlite switch to WAL",
-    ),
-    "writable": ("warning", "Give those who work on it the right to write; WAL needs the folder"),
+    "journal_mode": ("warning", "Let connect() or configure_sqlite turn to WAL: readers wait less"),
+    "writable": ("warning", "Give workers the right to write; for WAL, in the folder too"),
     "connections": ("warning", "Give the engine to configure_sqlite before it connects"),
     "synchronous": ("warning", "Let each connection execute PRAGMA synchronous = FULL"),
     "server_version": ("warning", "Use PostgreSQL 15 or newer: older ones are not tested"),
-    "transaction_isolation": (
+    "transaction_isolation": ("warning", "Let the engine, or its role, say READ COMMITTED"),
+    "synchronous_commit": ("warning", "Set it to on for this role, unless that is meant"),
+    "transaction_read_only": (
         "warning",
-        "Let the engine, or ALTER ROLE … SET default_transaction_isolation, say read committed",
+        "Let workers connect to the primary, in a role that writes",
     ),
-    "synchronous_commit": ("warning", "ALTER ROLE … SET synchronous_commit = on, unless meant so"),
-    "transaction_read_only": ("warning", "Let workers connect to the primary, and as one who may"),
     "session_replication_role": ("problem", "ALTER ROLE … RESET session_replication_role"),
     "fsync": ("warning", "Set fsync = on in the server's configuration"),
     "full_page_writes": ("warning", "Set full_page_writes = on in the server's configuration"),
-    "tables": ("problem", f"Make each {_AS_PRINTED}"),
-    "constraints": (
-        "problem",
-        f"Add what is missing {_AS_PRINTED}; ALTER TABLE … VALIDATE CONSTRAINT what is not valid",
-    ),
-    "indexes": (
-        "problem",
-        f"Drop what is another, and create it {_AS_PRINTED}; REINDEX what is invalid",
-    ),
-    "functions": ("problem", f"Create each anew {_AS_PRINTED}; the history may have gaps"),
-    "triggers": (
-        "problem",
-        f"ALTER TABLE executions ENABLE TRIGGER what is disabled; create others anew {_AS_PRINTED};"
-        " the history may have gaps",
-    ),
-    "views": ("problem", f"Create each anew {_AS_PRINTED}"),
-    "idle_transactions": (
-        "warning",
-        "SELECT pg_terminate_backend(pid), and set idle_in_transaction_session_timeout",
-    ),
-    "statistics": ("warning", "VACUUM ANALYZE these tables, and see that autovacuum gets to them"),
-    "overdue": ("problem", _SWEEP),
-    "stalled": ("problem", f"{_SWEEP}, with a time for stalled executions"),
+    "tables": ("problem", f"Alter it, or {_ANEW}, and copy the rows"),
+    "constraints": ("problem", f"VALIDATE CONSTRAINT what is not valid; else drop it, and {_ANEW}"),
+    "indexes": ("problem", f"REINDEX what is invalid; else drop it, and {_ANEW}"),
+    "functions": ("problem", f"CREATE OR REPLACE: {_ANEW}; look at the history"),
+    "triggers": ("problem", f"ENABLE TRIGGER what is disabled; else drop it, and {_ANEW}"),
+    "views": ("problem", f"Drop it, and {_ANEW}"),
+    "idle_transactions": ("warning", "pg_terminate_backend(pid) ends it; see what left it open"),
+    "statistics": ("warning", "VACUUM ANALYZE, and see that autovacuum gets to these tables"),
+    "overdue": ("problem", "Let execution-core sweep, or manager.sweep(), run regularly"),
+    "stalled": ("problem", "Let execution-core sweep --stalled-after run regularly"),
     "unclaimed": ("warning", "See that workers run, and claim this type"),
     "history": (
         "problem",
-        "Somebody switched triggers off, or edited executions or their history: what happened"
-        " meanwhile is lost, and only a hand can write it anew",
+        "Triggers were off, or somebody edited rows: only a hand can mend it, from what it knows",
     ),
 }
 
@@ -156,7 +138,7 @@ def examine(
             if sqlite
             else _postgresql_settings(engine)
         )
-        with _snapshot(engine) as connection:
+        with _reading(engine) as connection:
             look = partial(_guarded, connection)
             findings = [look("migrated", partial(_migrated, connection)), *settings]
             if findings[0].level == "problem":
@@ -228,19 +210,16 @@ def _as_it_is(url: URL) -> URL:
 
 
 @contextmanager
-def _snapshot(engine: Engine) -> Iterator[Connection]:
-    """Begin a transaction that only reads, and sees all as of one moment."""
+def _reading(engine: Engine) -> Iterator[Connection]:
+    """Connect only to read; in PostgreSQL rather with an error than with a part of the rows."""
     if engine.dialect.name == "sqlite":
-        with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-            connection.begin()
-            if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-                connection.exec_driver_sql("BEGIN")
+        with single_statements(engine).connect() as connection:
             yield connection
         return
-    reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    with reading.connect() as connection:
-        # Rather an error than a part of the rows, or a wait behind a migration.
-        for setting in ("row_security = off", "lock_timeout = '5s'", "jit = off"):
+    only = engine.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=True)
+    with only.connect() as connection:
+        # And rather than a wait behind a migration.
+        for setting in ("row_security = off", "lock_timeout = '500ms'"):
             connection.execute(text(f"SET LOCAL {setting}"))
         yield connection
 
@@ -264,12 +243,14 @@ def _guarded(connection: Connection, check: str, look: Callable[[], Finding]) ->
 def _migrated(connection: Connection) -> Finding:
     at, known = migrate.current(connection), _revisions()
     if at in known:
-        return _finding("migrated", [f"at {at}, before {known[0]}"][: at != known[0]], f"at {at}")
+        behind = [] if at == known[0] else [f"at {at}, before {known[0]}"]
+        return _finding("migrated", behind, f"at {at}")
     if at is not None:
         says = f"at {at}, which a newer version of execution-core made"
         return Finding("migrated", "problem", says, "Install that version here as well")
     if not inspect(connection).has_table(executions.name):
-        return _finding("migrated", ["there is no table executions"], "")
+        advice = "Run execution-core migrate; or see to search_path, and USAGE on the schema"
+        return Finding("migrated", "problem", "no table executions is visible", advice)
     says = f"no {migrate.VERSION_TABLE} tells the version; it is compared with {known[0]}"
     advice = "Nothing, where your own Alembic lists this library's versions beside its own"
     return Finding("migrated", "warning", says, advice)
@@ -358,19 +339,22 @@ def _sqlite_definitions(connection: Connection) -> Definitions:
 
 def _postgresql_schema(connection: Connection) -> Checks:
     """Compare with what the migrations print; the planner spells conditions and views alike."""
-    expected = _postgresql_expected(connection)
-    names = [name for kind, name in expected if kind in ("tables", "views", "functions")]
-    found, states = {}, {}
-    for kind, name, definition, state in connection.execute(text(_CATALOG), {"names": names}):
-        found[kind, name], states[kind, name] = definition, state
-    schema = Schema(expected, found, states)
+
+    @cache
+    def schema() -> Schema:
+        expected = _postgresql_expected(connection)
+        names = [name for kind, name in expected if kind in ("tables", "views", "functions")]
+        found, states = {}, {}
+        for kind, name, definition, state in connection.execute(text(_CATALOG), {"names": names}):
+            found[kind, name], states[kind, name] = definition, state
+        return Schema(expected, found, states)
 
     def compared(kind: str) -> Finding:
         if kind == "constraints":
-            _plan_checks(connection, schema)
+            _plan_checks(connection, schema())
         elif kind == "views":
-            _plan_views(connection, schema)
-        return _compared(kind, schema)
+            _plan_views(connection, schema())
+        return _compared(kind, schema())
 
     kinds = ("tables", "constraints", "indexes", "functions", "triggers", "views")
     return {kind: partial(compared, kind) for kind in kinds}
@@ -422,7 +406,8 @@ def _printed() -> str:
 _CATALOG: Final = """
 WITH names AS (SELECT unnest(CAST(:names AS text[])) AS name),
 ours AS (SELECT * FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM names))
-SELECT 'tables' AS kind, relname::text AS name, ''::text AS definition, '' AS state
+SELECT 'tables' AS kind, relname::text AS name, ''::text AS definition,
+       CASE relpersistence WHEN 'p' THEN '' ELSE 'is unlogged: a crash empties it' END AS state
   FROM ours WHERE relkind IN ('r', 'p')
 UNION ALL
 SELECT 'views', relname, relname, '' FROM ours WHERE relkind = 'v'
@@ -449,7 +434,8 @@ SELECT 'triggers', tgname, pg_get_triggerdef(t.oid, true),
             ELSE '' END
   FROM ours JOIN pg_trigger AS t ON tgrelid = ours.oid
 UNION ALL
-SELECT 'functions', proname, prosrc, ''
+SELECT 'functions', proname, prosrc,
+       CASE WHEN proconfig IS NULL THEN 'has lost its search_path' ELSE '' END
   FROM pg_proc JOIN names ON proname = name
  WHERE pronamespace IN (SELECT relnamespace FROM ours)
 """
@@ -461,19 +447,20 @@ def _plan_checks(connection: Connection, schema: Schema) -> None:
         keys = [key for key in keys if key in schema.found]
         for definitions in (schema.expected, schema.found) if keys else ():
             conditions = ", ".join(definitions[key].removeprefix("CHECK") for key in keys)
-            plan = _planned(connection, f"SELECT {conditions} FROM {table} WHERE false")
+            plan = _planned(connection, f"SELECT {conditions} FROM {table} WHERE false")  # noqa: S608
             definitions.update(zip(keys, plan["Output"], strict=True))
 
 
 def _plan_views(connection: Connection, schema: Schema) -> None:
     for key in [key for key in schema.expected if key[0] == "views" and key in schema.found]:
         for definitions in (schema.expected, schema.found):
-            everything = f"SELECT * FROM {definitions[key]} AS it"
+            everything = f"SELECT * FROM {definitions[key]} AS it"  # noqa: S608
             columns = connection.execute(text(f"{everything} LIMIT 0")).keys()
             definitions[key] = f"{list(columns)} {_planned(connection, everything)}"
 
 
 def _planned(connection: Connection, query: str) -> dict[str, Any]:
+    """Return how PostgreSQL reads a query, in its own spelling. The query is not run."""
     explain = text(f"EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) {query}")
     return cast("dict[str, Any]", connection.execute(explain).scalar_one()[0]["Plan"])
 
@@ -482,7 +469,7 @@ def _planned(connection: Connection, query: str) -> dict[str, Any]:
 
 
 def _sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
-    with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+    with single_statements(engine).connect() as connection:
         version = connection.execute(text("SELECT sqlite_version()")).scalar_one()
         file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
         mode, foreign_keys, busy_timeout, synchronous = (
@@ -490,11 +477,11 @@ def _sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
             for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         )
     old = tuple(map(int, version.split("."))) < (3, 38)
-    findings = [_finding("sqlite_version", [version][:old], version)]
+    findings = [_finding("sqlite_version", [version] if old else [], version)]
     if file:
         shut = [f"{p} is not" for p in (Path(file), Path(file).parent) if not os.access(p, os.W_OK)]
         findings += [
-            _finding("journal_mode", [mode][: mode != "wal"], mode),
+            _finding("journal_mode", [] if mode == "wal" else [mode], mode),
             _finding("writable", shut, "the file and its folder, by this user"),
         ]
     if not given:
@@ -505,45 +492,41 @@ def _sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
         "a writer does not wait for another": not busy_timeout,
         "who reads and then writes cannot wait": not event.contains(engine, "begin", begin_sqlite),
     }
-    weak = ["a loss of power may take the last moves"][: synchronous < 2]
     return [
         *findings,
         _finding("connections", [says for says, so in wrong.items() if so], "sound"),
-        _finding("synchronous", weak, "what is acknowledged survives a loss of power"),
+        _finding(
+            "synchronous",
+            ["a loss of power may take the last moves"] if synchronous < 2 else [],
+            "what is acknowledged survives a loss of power",
+        ),
     ]
 
 
 _SETTINGS: Final = {
-    "transaction_isolation": (
-        ("read committed",),
-        "calls that meet raise serialization failures where they would wait",
-    ),
+    # The values that are sound, and what it means when it has another.
+    "transaction_isolation": (("read committed",), "calls that meet raise where they would wait"),
     "synchronous_commit": (
         ("on", "remote_apply"),
-        "the last moves that were acknowledged may be lost: off, with the server; local, with the"
-        " primary; remote_write, with primary and standby",
+        "the last moves may be lost: off, in a crash; else, when a standby takes over",
     ),
     "transaction_read_only": (("off",), "a standby, or default_transaction_read_only is on"),
-    "session_replication_role": (
-        ("origin", "local"),
-        "no trigger fires: moves leave no history, and foreign keys do not hold",
-    ),
+    "session_replication_role": (("origin", "local"), "no trigger fires, so no history is written"),
     "fsync": (("on",), "a crash of the machine may destroy the database"),
     "full_page_writes": (("on",), "a crash of the machine may destroy pages"),
 }
 
 
 def _postgresql_settings(engine: Engine) -> list[Finding]:
-    query = text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names)")
     with engine.connect() as connection:
-        rows = connection.execute(query, {"names": [*_SETTINGS, "server_version"]})
-        found: dict[str, str] = {name: setting for name, setting in rows}
+        rows = connection.execute(text("SELECT name, setting FROM pg_settings"))
+        found = {row.name: row.setting for row in rows}
     version = found["server_version"]
-    old = int(version.split(".")[0]) < 15
-    findings = [_finding("server_version", [version][:old], version)]
+    old = int(found["server_version_num"]) < 150_000
+    findings = [_finding("server_version", [version] if old else [], version)]
     for name, (sound, means) in _SETTINGS.items():
-        value = found[name]
-        findings.append(_finding(name, [f"{value}: {means}"][: value not in sound], value))
+        wrong = [] if found[name] in sound else [f"{found[name]}: {means}"]
+        findings.append(_finding(name, wrong, found[name]))
     return findings
 
 

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed: `>&-`
+            sys.stdout.flush()
     except ExecutionNotFound as problem:
         return _refused(problem, NOT_FOUND)
     except ExecutionProblem as problem:

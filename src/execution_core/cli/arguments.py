@@ -5,7 +5,7 @@ import json
 import os
 import re
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from ..sql.engines import DEFAULT_URL
 from ..values import MAX_PAGE
@@ -64,6 +64,10 @@ def limit(text: str) -> int:
 def json_value(text: str) -> Any:
     """Read a JSON value."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"is no JSON: {error}") from None
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is Python's own")

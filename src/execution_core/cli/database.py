@@ -8,7 +8,6 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from .. import migrate
 from ..errors import ExecutionProblem, InvalidValue
 from ..manager import ExecutionManager
 from ..sql.engines import create_sync_engine, database_url
@@ -62,6 +61,8 @@ def explained(error: DBAPIError, url: str) -> str:
     password = database_url(url).password
     if password:
         says = says.replace(password, "***")
+    from .. import migrate  # noqa: PLC0415 - brings Alembic, a third of the time that a start takes
+
     try:
         current = migrate.check(url)
     except (DBAPIError, ExecutionProblem):

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -59,8 +58,7 @@ def checkpoint(
     checkpoints = database.manager.get(id).checkpoints
     if key not in checkpoints:
         return NOT_SET
-    # JSON is UTF-8, whatever the locale.
-    sys.stdout.buffer.write(json.dumps(checkpoints[key], ensure_ascii=False).encode() + b"\n")
+    print(json.dumps(checkpoints[key]))
     return 0
 
 
@@ -112,11 +110,6 @@ def _reported(
 
 def _json_or_text(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refused)
-    except (ValueError, RecursionError):
+        return json_value(text)
+    except argparse.ArgumentTypeError:
         return text
-
-
-def _refused(constant: str) -> NoReturn:
-    """NaN and Infinity are Python's own, and no JSON."""
-    raise ValueError(constant)

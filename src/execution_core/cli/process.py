@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, Final
 
+from .output import escaped
+
 STDIN, STDOUT, STDERR = range(3)
 TAIL_LINES: Final = 20
 TAIL_BYTES: Final = 8 * 1024
@@ -156,8 +158,8 @@ def write(descriptor: int, data: bytes) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the user something, if there still is one."""
-    write(STDERR, f"execution-core: {text}\n".encode(errors="backslashreplace"))
+    """Tell the user something, if there still is one; what it quotes cannot move the cursor."""
+    write(STDERR, f"execution-core: {escaped(text)}\n".encode(errors="backslashreplace"))
 
 
 def keep_standard_descriptors() -> None:

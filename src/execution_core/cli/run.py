@@ -27,7 +27,8 @@ Run a command as a tracked execution: the cron line that knows whether it ran.
 The command sees EXECUTION_ID, EXECUTION_ATTEMPT and EXECUTION_CORE_URL, so that inside it
 `execution-core progress 30 100`, `checkpoint` and `log` report about it. Its output is passed on
 as it comes; the last lines are kept in the result or the error, those of an attempt that timed
-out or was cancelled in the log.
+out or was cancelled in the log. The payload is the command as it stands here, so give it secrets
+by its environment.
 """
 EPILOG = """\
 With a key it is done once. Called again it makes the attempts that are left, on the terms on which

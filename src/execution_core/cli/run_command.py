@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from enum import Enum, auto
+from typing import Final
 
 from ..errors import ConcurrentUpdate, ExecutionProblem
 from ..execution import Execution, storable
@@ -14,8 +15,8 @@ from .process import DRAIN_SECONDS, Child, Output, say
 from .run_inbox import Inbox
 from .run_outcome import Outcome, ended, interrupted, not_run, taken, timed_out
 
-POLL_SECONDS = 0.05
-BURIAL_SECONDS = 1.0
+POLL_SECONDS: Final = 0.05
+BURIAL_SECONDS: Final = 1.0
 """How long what was killed is waited for; it may be in the hands of a disk that hangs."""
 
 
@@ -92,7 +93,7 @@ class Command:
         return self._outcome(child, stop)
 
     def drain(self, until: float | None = None) -> None:
-        """Wait until its output is passed on; without `until`, or a signal comes."""
+        """Wait for its output to be passed on: until then, or else until a signal comes."""
         while self._output and not self._output.ended:
             if until is None and self._inbox.interrupted:
                 return

@@ -164,7 +164,7 @@ class Run:
             if outcome.status is TIMED_OUT:
                 self._log(started, outcome)
         code = outcome.code_after(started.attempts, execution)
-        if code != 0 and self._inbox.interrupted:
+        if code is None and self._inbox.interrupted:
             return SIGNAL_CODE + self._inbox.interrupted
         if code is not None:
             return code

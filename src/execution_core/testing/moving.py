@@ -1,0 +1,191 @@
+# ruff: noqa: S101 - asserts are what a contract is made of
+"""Guards, fences and races: no illegal move, and no lost update."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import pytest
+
+from .. import transitions
+from ..execution import Execution, ExecutionStatus
+from ..transitions import Transition
+from ..values import new_id
+from .situations import DAY, SITUATIONS, bring_to, every_transition, fenced
+from .subject import RIVALS, Side, Subject, new, seen, slow
+
+METHODS: Final = ("update", "write")
+ROUNDS: Final = 10
+
+every_situation = pytest.mark.parametrize("situation", SITUATIONS)
+either_method = pytest.mark.parametrize("method", METHODS)
+
+
+def make(side: Side, id: str, transition: Transition, method: str = "update") -> Any:
+    """Ask one side's store for a transition, which gives way to others meanwhile."""
+    return getattr(side.store, method)(id, slow(transition))
+
+
+def assert_moved(
+    before: Execution, answer: object, after: Execution, transition: Transition
+) -> None:
+    """Compare with the pure function: what is stored, and what was answered."""
+    expected = transition.apply(before, after.updated_at)
+    assert expected is not None, f"{transition.rule.verb} is not allowed from {before.status}"
+    assert seen(after) == seen(expected)
+    if isinstance(answer, Execution):
+        assert seen(answer) == seen(after)
+    else:
+        assert answer is expected.status  # an ExecutionStatus, and nothing but that
+
+
+class Moving:
+    """`update` and `write`."""
+
+    @every_situation
+    @either_method
+    def test_what_is_allowed_is_done(self, subject: Subject, situation: str, method: str) -> None:
+        """Each transition changes what its `apply` changes, and not a thing besides."""
+        model = bring_to(subject, situation)
+        now = subject.later(model.updated_at)
+        allowed = [each for each in every_transition(model.attempts) if each.apply(model, now)]
+        before = [bring_to(subject, situation) for _ in allowed]
+        subject.later(before[-1].updated_at if before else now)
+        for each, transition in zip(before, allowed, strict=True):
+            answer = getattr(subject.store, method)(each.id, transition)
+            assert_moved(each, answer, subject.found(each.id), transition)
+
+    @every_situation
+    @either_method
+    def test_what_is_refused_changes_nothing(
+        self, subject: Subject, situation: str, method: str
+    ) -> None:
+        """A guard or a fence that does not match is None, and `updated_at` stands as it was."""
+        before = bring_to(subject, situation)
+        now = subject.later(before.updated_at)
+        refused = [x for x in every_transition(before.attempts) if not x.apply(before, now)]
+        assert refused
+        for transition in refused:
+            assert getattr(subject.store, method)(before.id, transition) is None
+            assert seen(subject.found(before.id)) == seen(before)
+
+    @either_method
+    def test_a_late_attempt_changes_nothing(self, subject: Subject, method: str) -> None:
+        """What the first attempt still has to say is not for the second one to bear."""
+        second = bring_to(subject, "running-last")
+        for transition in fenced(second.attempts - 1):
+            assert getattr(subject.store, method)(second.id, transition) is None
+        assert seen(subject.found(second.id)) == seen(second)
+
+    @either_method
+    def test_what_is_not_there_does_not_move(self, subject: Subject, method: str) -> None:
+        """No transition makes an execution."""
+        id = new_id()
+        for transition in every_transition(0):
+            assert getattr(subject.store, method)(id, transition) is None
+        assert subject.store.find_by_id(id) is None
+
+    @either_method
+    def test_one_of_many_starts_wins(self, subject: Subject, method: str) -> None:
+        """Of all callers one moves the execution, and the others are told that they did not."""
+        ids = [subject.create().id for _ in range(ROUNDS)]
+        answers = subject.race(
+            [
+                partial(make, id=id, transition=transitions.start(f"w{n}"), method=method)
+                for id in ids
+                for n in range(RIVALS)
+            ]
+        )
+        for number, id in enumerate(ids):
+            won = winners(answers[number * RIVALS :][:RIVALS])
+            found = subject.found(id)
+            assert (len(won), found.attempts) == (1, 1)
+            assert found.worker == f"w{won[0]}"
+
+    def test_one_of_many_ends_wins(self, subject: Subject) -> None:
+        """An execution comes to rest once, as the one caller said who was let through."""
+        ends = [
+            transitions.complete("done", 1),
+            transitions.fail("no", False, None, 1),  # noqa: FBT003 - retryable
+            transitions.timeout(1),
+            transitions.cancel("enough"),
+        ] * (RIVALS // 4)
+        ids = [bring_to(subject, "running").id for _ in range(ROUNDS)]
+        answers = subject.race([partial(make, id=id, transition=end) for id in ids for end in ends])
+        for number, id in enumerate(ids):
+            mine = answers[number * RIVALS :][:RIVALS]
+            (winner,) = winners(mine)
+            assert seen(subject.found(id)) == seen(mine[winner])
+
+    def test_an_attempt_is_counted_once(self, subject: Subject) -> None:
+        """Starts and failures at once: attempts are told apart by their numbers, none is lost."""
+        id = subject.create(max_attempts=1000).id
+        again = transitions.fail("again", True, None, None)  # noqa: FBT003 - retryable
+        moves = [transitions.start(None), again] * (ROUNDS * RIVALS // 2)
+        answers = subject.race([partial(make, id=id, transition=move) for move in moves])
+        started = [
+            answer.attempts
+            for answer in answers
+            if answer is not None and answer.status is ExecutionStatus.RUNNING
+        ]
+        assert sorted(started) == list(range(1, len(started) + 1))
+        assert subject.found(id).attempts == len(started)
+
+    def test_no_checkpoint_is_lost(self, subject: Subject) -> None:
+        """Writers of different keys never lose each other's, nor a progress or a sign of life."""
+        id = bring_to(subject, "running").id
+        keys = [f'{number}."{number}"' for number in range(ROUNDS * RIVALS)]
+        calls: list[Callable[[Side], Any]] = []
+        for number, key in enumerate(keys):
+            checkpoint = transitions.checkpoint(key, {"n": number}, 1)
+            calls.append(partial(make, id=id, transition=checkpoint, method=METHODS[number % 2]))
+            if number % RIVALS == 0:
+                progress = transitions.update_progress(number, 100, None, None, 1)
+                calls.append(partial(make, id=id, transition=progress))
+        assert None not in subject.race(calls)
+        expected = {key: {"n": number} for number, key in enumerate(keys)}
+        assert subject.found(id).checkpoints == expected | {"last": {"n": 1}}
+
+    def test_the_last_of_many_checkpoints_stands(self, subject: Subject) -> None:
+        """Of many values for one key there is one, whole, and the answer was true when it was given."""
+        id = subject.create().id
+        calls = [
+            partial(make, id=id, transition=transitions.checkpoint("k", {str(n): n}, None))
+            for n in range(RIVALS * 2)
+        ]
+        answers = subject.race(calls)
+        assert [each.checkpoints for each in answers] == [
+            {"k": {str(n): n}} for n in range(RIVALS * 2)
+        ]
+        assert subject.found(id).checkpoints in [each.checkpoints for each in answers]
+
+    def test_times_never_go_back(self, subject: Subject) -> None:
+        """One clock for both stores: whatever happens next happens no earlier."""
+        last = subject.create().created_at
+        for number in range(20):
+            sides = (subject.store, subject.other)
+            here, there = sides if number % 2 else sides[::-1]
+            created = here.create(new())
+            assert created is not None
+            started = there.update(created.id, transitions.start(None))
+            done = here.update(created.id, transitions.complete(None, 1))
+            assert started is not None
+            assert done is not None
+            assert started.started_at is not None
+            assert done.completed_at is not None
+            assert last <= created.created_at <= started.started_at <= done.completed_at
+            last = done.completed_at
+
+    def test_times_are_of_the_stores_clock(self, subject: Subject) -> None:
+        """A deadline counts from the start, a delay from the failure; to the millisecond."""
+        id = subject.create(timeout=DAY).id
+        started = subject.moved(id, transitions.start(None))
+        assert started.started_at is not None
+        assert started.deadline_at == started.started_at + DAY
+        failed = subject.moved(id, transitions.fail("no", True, DAY, 1))  # noqa: FBT003
+        assert failed.retry_at == failed.updated_at + DAY
+
+
+def winners(answers: list[Any]) -> list[int]:
+    """Return the numbers of those who were let through."""
+    return [number for number, answer in enumerate(answers) if answer is not None]
