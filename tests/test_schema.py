@@ -215,6 +215,46 @@ def test_what_earlier_migrations_filled(empty_url: str, revision: str) -> None:
     engine.dispose()
 
 
+def test_views_of_the_hosts_own_outlive_an_upgrade(empty_url: str) -> None:
+    alembic, engine = config(empty_url), create_sync_engine(empty_url)
+    database = Database(engine.dialect.name, empty_url, engine)
+    command.upgrade(alembic, "execution_core_0003")
+    for view in ("execution_attempts", "execution_timeline"):
+        database.run(f"CREATE VIEW own_{view} AS SELECT execution_id, error FROM {view}")
+    command.upgrade(alembic, "head")
+    with connect(empty_url) as manager:
+        bring_to(manager, "failed")
+    assert len(database.rows("SELECT error FROM own_execution_attempts")) == 1
+    assert len(database.rows("SELECT error FROM own_execution_timeline")) == 3
+    engine.dispose()
+
+
+SAID = """
+SELECT relname || coalesce('.' || attname, '') AS what, description
+  FROM pg_class
+  JOIN (SELECT attrelid, attnum, attname FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped
+        UNION ALL SELECT oid, 0, NULL FROM pg_class) AS part ON attrelid = pg_class.oid
+  LEFT JOIN pg_description
+    ON objoid = attrelid AND objsubid = attnum AND classoid = CAST('pg_class' AS regclass)
+ WHERE relnamespace = CAST('public' AS regnamespace) AND relkind IN ('r', 'v')
+   AND relname <> 'execution_core_version'
+"""
+
+
+def test_postgresql_says_what_everything_is(empty_postgres: Callable[[str], str]) -> None:
+    url = empty_postgres(f"said_{next(counter)}")
+    migrate.upgrade(url)
+    engine = create_sync_engine(url)
+    database = Database("postgresql", url, engine)
+    said = {row["what"]: row["description"] for row in database.rows(SAID)}
+    assert {what for what in said if "." not in what} == EVERYTHING - {"execution_core_version"}
+    assert {what for what, description in said.items() if not description} == set()
+    assert said["execution_attempts.worker"] != said["execution_overview.worker"]
+    command.downgrade(config(url), "execution_core_0003")
+    assert {row["description"] for row in database.rows(SAID)} == {None}
+    engine.dispose()
+
+
 TABLES = ("executions", "execution_history", "execution_attempts", "execution_timeline")
 NEW_COLUMNS = {"heartbeat_at": None, "retry_at": None, "replay_of": None}
 

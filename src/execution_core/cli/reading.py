@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Text, func, select, union_all
 
 from .. import transitions
 from ..errors import ExecutionNotFound, InvalidValue
+from ..execution import ExecutionStatus
 from ..sql.schema import executions
-from ..sql.types import database_now
+from ..sql.types import Id, database_now, unindexed
 from ..sql.views import execution_attempts, execution_overview, execution_timeline
 
 Rows = list[dict[str, Any]]
@@ -88,23 +89,39 @@ def page(
 ) -> Select[Any]:
     """Executions, newest first; of the times between which they were created, None is no bound."""
     since, until = created
-    conditions: list[ColumnElement[bool]] = []
-    if statuses:
-        conditions.append(overview.status.in_(statuses))
-    if type is not None:
-        conditions.append(overview.type == type)
-    if parent_id is not None:
-        conditions.append(overview.parent_id == parent_id)
-    if since is not None:
-        conditions += [overview.created_at >= since, overview.execution_id >= _id_about(since, -1)]
-    if until is not None:
-        conditions += [overview.created_at <= until, overview.execution_id <= _id_about(until, 1)]
-    if finished_since is not None:
-        conditions.append(overview.completed_at >= finished_since)
-    if before is not None:
-        conditions.append(overview.execution_id < before)
     newest = overview.execution_id.desc()
-    return select(*overview).where(*conditions).order_by(newest).limit(limit)
+    where: list[ColumnElement[bool]] = []
+    if type is not None:
+        where.append(overview.type == type)
+    if parent_id is not None:
+        where.append(overview.parent_id == parent_id)
+    if since is not None:
+        where += [overview.created_at >= since, overview.execution_id >= _id_about(since, -1)]
+    if until is not None:
+        where += [overview.created_at <= until, overview.execution_id <= _id_about(until, 1)]
+    if before is not None:
+        where.append(overview.execution_id < before)
+    if finished_since is not None:
+        # By the index of what is over: in the order of ids SQLite would read all there is.
+        recent = [*where, overview.completed_at >= finished_since]
+        if statuses:
+            recent.append(unindexed(overview.status, type_=Text()).in_(statuses))
+        newest = unindexed(overview.execution_id, type_=Id()).desc()
+        return select(*overview).where(*recent).order_by(newest).limit(limit)
+    if not statuses and type is None and parent_id is None:
+        return select(*overview).where(*where).order_by(newest).limit(limit)
+    # A page of each status by its index, and of those the newest: see `statements.page`.
+    pages = [
+        select(overview.execution_id)
+        .where(overview.status == status, *where)
+        .order_by(newest)
+        .limit(limit)
+        .subquery()
+        for status in statuses or ExecutionStatus
+    ]
+    ids = union_all(*(select(each.c.execution_id) for each in pages)).subquery()
+    among = overview.execution_id.in_(select(ids.c.execution_id))
+    return select(*overview).where(among).order_by(newest).limit(limit)
 
 
 def one(id: str) -> Select[Any]:
