@@ -4,11 +4,12 @@ The migrations have a version table of their own, `execution_core_version`, and 
 library's objects: they live beside the host's own Alembic.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from alembic import command
 from alembic.config import Config
@@ -45,7 +46,7 @@ def upgrade(target: Target) -> None:
     """
     with _alone(), _engine_or_connection(target) as bind, _transaction(bind) as connection:
         config, at = _config(), current(connection)
-        if at is not None and at not in _revisions():
+        if at is not None and at not in revisions():
             raise InvalidValue(
                 "target", f"is at revision {at}, which a newer version of execution-core made"
             )
@@ -66,17 +67,25 @@ def check(target: Target) -> bool:
     Returns:
         False when `upgrade` has something to do, or when a newer version of this library made it.
     """
-    return current(target) == _revisions()[0]
+    return current(target) == revisions()[0]
 
 
-def upgrade_sql(url: URL | str) -> None:
+def upgrade_sql(url: URL | str, output: TextIO | None = None) -> None:
     """Print the SQL of `upgrade` for an empty database: `migrate.upgrade_sql("postgresql://")`.
 
-    Nothing is connected: of the URL only the kind of database counts.
+    Nothing is connected: of the URL only the kind of database counts. It goes to standard output,
+    or into `output`.
     """
-    config = _config()
-    config.attributes["url"] = url
-    command.upgrade(config, "head", sql=True)
+    with _alone():
+        config = _config()
+        config.output_buffer = output or sys.stdout
+        config.attributes["url"] = url
+        command.upgrade(config, "head", sql=True)
+
+
+def revisions() -> list[str]:
+    """Return the revisions that this version knows, the newest first: `migrate.revisions()[0]`."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
 
 
 def scripts() -> Path:
@@ -90,11 +99,6 @@ def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
     return config
-
-
-def _revisions() -> list[str]:
-    """Return the revisions that this version knows, the newest first."""
-    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
 
 
 @contextmanager

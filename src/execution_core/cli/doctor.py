@@ -1,12 +1,11 @@
 """`doctor`: whether a database is as it should be."""
 
 import argparse
-import json
 from dataclasses import asdict
 from datetime import timedelta
 
-from .. import doctor
-from .arguments import Commands, add_url, duration
+from . import output
+from .arguments import Commands, add_json, add_url, duration
 from .database import shown
 
 
@@ -20,7 +19,7 @@ def register(commands: Commands) -> None:
         " warnings alone leave it at 0.",
     )
     add_url(command)
-    command.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(command)
     command.add_argument(
         "--all",
         action="store_true",
@@ -39,13 +38,15 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what was found, and refuse where there is a problem."""
+    from .. import doctor  # noqa: PLC0415 - brings Alembic, a third of the time that a start takes
+
     findings = doctor.examine(options.url, stalled_after=options.stalled_after, whole=options.all)
     if options.json:
         found = [asdict(finding) for finding in findings]
-        print(json.dumps({"database": shown(options.url), "findings": found}, indent=2))
+        output.print_json({"database": shown(options.url), "findings": found})
     else:
         for finding in findings:
-            print(f"{finding.level:8} {finding.check}: {finding.says}")
+            print(f"{finding.level:8} {finding.check}: {output.escaped(finding.says)}")
             if finding.advice:
                 print(f"{'':8} {finding.advice}")
     return int(any(finding.level == "problem" for finding in findings))

@@ -294,7 +294,7 @@ def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> Returnin
 @cache
 def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
     now, not_before = _times(clocked=clocked)
-    guard = [or_(*(_allowed(move, now) for move in rule.moves))]
+    guard = [or_(*(allowed(move, now) for move in rule.moves))]
     if typed:
         guard.append(columns.type == bindparam("old_type", type_=Text))
     # What another transaction holds is skipped; what it has changed meanwhile is looked at again.
@@ -429,13 +429,14 @@ def _delete() -> ReturningDelete[Any]:
 
 
 def _guard(rule: Rule, now: ColumnElement[datetime], *, fenced: bool) -> list[ColumnElement[bool]]:
-    guard = [columns.id == _id(), or_(*(_allowed(move, now) for move in rule.moves))]
+    guard = [columns.id == _id(), or_(*(allowed(move, now) for move in rule.moves))]
     if fenced:
         guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
     return guard
 
 
-def _allowed(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+def allowed(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """Whether a move may be made of an execution."""
     sources = [_status(source) for source in move.sources]
     status: ColumnElement[str] = columns.status
     if move.when is Condition.DUE:
@@ -443,10 +444,11 @@ def _allowed(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
         # all that waits, and sort it.
         status = unindexed(columns.status, type_=Text())
     allowed = status.in_(sources) if len(sources) > 1 else status == sources[0]
-    return and_(allowed, *_met(move.when, now))
+    return and_(allowed, *met(move.when, now))
 
 
-def _met(condition: Condition | None, now: ColumnElement[datetime]) -> list[ColumnElement[bool]]:
+def met(condition: Condition | None, now: ColumnElement[datetime]) -> list[ColumnElement[bool]]:
+    """Whether what a move asks besides the status is so."""
     match condition:
         case None:
             return []
@@ -483,7 +485,7 @@ def _first_allowed(
         for column in {**assigned, **otherwise}:
             this, that = assigned.get(column, column), otherwise.get(column, column)
             if not this.compare(that):
-                assigned[column] = case((_allowed(first, now), this), else_=that)
+                assigned[column] = case((allowed(first, now), this), else_=that)
     return assigned
 
 
