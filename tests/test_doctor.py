@@ -323,8 +323,8 @@ DRIFT_OF_POSTGRESQL = {
         {"functions": "execution_core_record_move has lost its search_path"},
     ),
     "function dropped": (
-        "DROP FUNCTION execution_core_has_live_children(uuid)",
-        {"functions": "execution_core_has_live_children is missing"},
+        "DROP FUNCTION execution_core_in_use(uuid)",
+        {"functions": "execution_core_in_use is missing"},
     ),
     "check dropped": (
         "ALTER TABLE executions DROP CONSTRAINT ck_executions_type_length",

@@ -52,14 +52,31 @@ INDEXES = {
 }
 
 # Each statement of a function sees what was committed before it, and not only before the statement
-# that called it.
-LIVE_CHILDREN = """
-CREATE FUNCTION execution_core_has_live_children(parent uuid) RETURNS boolean
+# that called it. What names the execution will lose the link, and so is locked here: a child may be
+# retried meanwhile, and whoever waited for it could wait for each other. In other hands is in use.
+IN_USE = """
+CREATE FUNCTION execution_core_in_use(parent uuid) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT AS $$
+DECLARE
+    held bigint;
 BEGIN
-    RETURN EXISTS (
+    IF EXISTS (
         SELECT 1 FROM executions AS child
          WHERE child.parent_id = parent AND child.status IN ('pending', 'running', 'retrying')
+    ) THEN
+        RETURN true;
+    END IF;
+    PERFORM 1 FROM executions AS linked
+      WHERE linked.parent_id = parent OR linked.replay_of = parent
+        FOR NO KEY UPDATE SKIP LOCKED;
+    GET DIAGNOSTICS held = ROW_COUNT;
+    RETURN (
+        SELECT count(*) <> held OR count(*) FILTER (
+                   WHERE linked.parent_id = parent
+                     AND linked.status IN ('pending', 'running', 'retrying')
+               ) > 0
+          FROM executions AS linked
+         WHERE linked.parent_id = parent OR linked.replay_of = parent
     );
 END
 $$
@@ -281,7 +298,7 @@ def upgrade() -> None:
         ),
     )
     if is_postgresql():
-        op.execute(LIVE_CHILDREN)
+        op.execute(IN_USE)
     else:
         op.execute("DROP TRIGGER execution_core_forget")
         op.execute(FORGET)
@@ -304,7 +321,7 @@ def downgrade() -> None:
         op.execute(f"DROP VIEW {name}")
         op.execute(f"CREATE VIEW {name} AS {query}")
     if is_postgresql():
-        op.execute("DROP FUNCTION execution_core_has_live_children(uuid)")
+        op.execute("DROP FUNCTION execution_core_in_use(uuid)")
     else:
         op.execute("DROP TRIGGER execution_core_forget")
         op.execute(FORGET_BEFORE)

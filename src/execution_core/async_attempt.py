@@ -36,6 +36,7 @@ class AsyncAttempt(Ownership):
         self._beating: _Beating | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._logging: asyncio.Task[None] | None = None
+        self._woken = False
 
     async def __aenter__(self) -> Self:
         self._enter()
@@ -167,21 +168,23 @@ class AsyncAttempt(Ownership):
             self._not_recorded()
 
     def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
-        new = self._line(message, level, {"logger": storable(logger_name)})
-        if not self._terms.alone:
-            self._keep(new)
-        elif self._loop is not None:
-            self._loop.call_soon_threadsafe(self._log_soon, new)  # this may be another thread
+        self._keep(self._line(message, level, {"logger": storable(logger_name)}))
+        if self._terms.alone and self._loop is not None and not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._log_soon)  # this may be another thread
 
-    def _log_soon(self, line: Line) -> None:
-        self._keep(line)
+    def _log_soon(self) -> None:
+        self._woken = False
         if self._logging is None or self._logging.done():
             self._logging = asyncio.create_task(self._log_kept(), context=Context())
+            # When a loop ends it cancels every task it knows, and then the line would be lost.
+            asyncio.tasks._unregister_task(self._logging)  # noqa: SLF001
 
     async def _log_all(self) -> None:
-        await asyncio.sleep(0)  # what was logged before is kept now
+        await asyncio.sleep(0)  # whatever was to begin soon has begun
         if self._logging is not None:
             await asyncio.wait([self._logging])
+        self._keep_what_was_dropped()
         await self._log_kept()
 
     async def _log_kept(self) -> None:

@@ -207,9 +207,10 @@ class Attempt(Ownership):
             self._logging.put(new)
 
     def _log_all(self) -> None:
-        self._log_kept()
         if self._logging is not None:
             self._logging.finish()
+        self._keep_what_was_dropped()
+        self._log_kept()
 
     def _log_kept(self) -> None:
         """Write what could not be written in the background."""
@@ -256,6 +257,8 @@ class _Logging:
     def put(self, line: Line) -> None:
         if self._lines.qsize() < MOST_LINES:
             self._lines.put(line)
+        else:
+            self._attempt._dropped += 1  # noqa: SLF001
 
     def finish(self) -> None:
         """Write all that was put; but give up, if that fails."""
@@ -264,6 +267,7 @@ class _Logging:
         self._thread.join()
 
     def _run(self) -> None:
+        CURRENT.set(None)  # a thread may begin in its starter's context
         while (line := self._lines.get()) is not None:
             if not self._attempt._log_one(line) and self._finishing:  # noqa: SLF001
                 return

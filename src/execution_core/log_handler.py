@@ -10,24 +10,34 @@ if TYPE_CHECKING:
     from .ownership import Ownership
 
 CURRENT: "ContextVar[Ownership | None]" = ContextVar("execution_core.attempt", default=None)
-"""The attempt in whose block this thread or task is."""
+"""The attempt in whose block this thread or task is; or was, where it was left elsewhere."""
+
+
+def current() -> "Ownership | None":
+    """Return the attempt of the innermost block around this that has not been left."""
+    attempt = CURRENT.get()
+    while attempt is not None and attempt._left:  # noqa: SLF001
+        attempt = attempt._outer  # noqa: SLF001
+    return attempt
 
 
 class ExecutionLogHandler(logging.Handler):
     """Sends records to the running attempt: `logger.addHandler(ExecutionLogHandler())`.
 
     The attempt is that of the innermost block around the call that logs, in the same thread or
-    task; what is logged outside of any block is left alone. Nobody waits for the database: the
-    records of a block are written in the background, and all of them before it ends. Only where
-    callers share a connection (a manager `within` a transaction, in-memory SQLite) are they written
-    together with the next progress, checkpoint or heartbeat, or at the end.
+    task; what is logged outside of any block is left alone, and so is what comes through a
+    QueueListener, whose thread is in no block. Nobody waits for the database: the records of a
+    block are written in the background, and all of them before it ends. Only where callers share a
+    connection (a manager `within` a transaction, in-memory SQLite) are they written together with
+    the next progress, checkpoint or heartbeat, or at the end. While 10,000 wait, more are dropped,
+    and the last entry says how many.
 
     An entry holds the record as this handler formats it, its level, and the logger's name as data.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record for the attempt."""
-        attempt = CURRENT.get()
+        attempt = current()
         if attempt is None:
             return
         try:

@@ -473,8 +473,10 @@ class ExecutionManager:
         """Delete what has been over for long: `manager.prune(timedelta(days=30))`.
 
         With its history and its log, those first that came to rest first. Never what is pending,
-        running or retrying, and never a parent of what is. An idempotency key goes with its
-        execution, and then no longer keeps the work from being done again.
+        running or retrying, and never a parent of what is. It waits for nobody: what another
+        transaction is changing, or has a child or replay that is being changed, is left for the
+        next call. An idempotency key goes with its execution, and then no longer keeps the work
+        from being done again.
 
         Args:
             older_than: how long it has been over, at least.

@@ -12,7 +12,7 @@ from . import transitions, values
 from .backoff import Backoff
 from .errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
 from .execution import Execution, ExecutionError, ExecutionStatus, LogLevel
-from .log_handler import CURRENT
+from .log_handler import CURRENT, current
 from .logs import Line, line
 from .transitions import RETRYING, RUNNING, Transition
 from .values import Entry
@@ -24,7 +24,7 @@ INTERRUPTED: Final = "interrupted"
 """The code of the failure of a block that was left because its process or its task ends."""
 
 MOST_LINES: Final = 10_000
-"""How many lines of `logging` may wait to be written; what comes while there are more is lost."""
+"""How many lines of `logging` may wait to be written; what comes then is dropped and counted."""
 
 logger: Final = logging.getLogger("execution_core")
 
@@ -95,6 +95,10 @@ class Ownership:
     """What the execution is to be completed with: any JSON value."""
     retry_after: timedelta | None = None
     """How long the next attempt is to wait, once this one has failed and may be followed by one."""
+    _left = False
+    """Whether its block has been left."""
+    _outer: "Ownership | None" = None
+    """The attempt whose block is around this one's."""
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
@@ -102,8 +106,8 @@ class Ownership:
         self._execution: Execution | None = None
         self._checkpoints: dict[str, Any] = {}
         self._walked: set[str] = set()
-        self._outer: Ownership | None = None
         self._logged: deque[Line] = deque()
+        self._dropped = 0
 
     @property
     def execution(self) -> Execution:
@@ -139,12 +143,14 @@ class Ownership:
 
     def _begin_block(self) -> None:
         """Take what is logged from now on."""
-        self._outer = CURRENT.get()
+        self._outer = current()
         CURRENT.set(self)
 
     def _end_block(self) -> None:
         """Leave what is logged from now on to the block around this one."""
-        CURRENT.set(self._outer)
+        self._left = True
+        if CURRENT.get() is self:  # else it was entered elsewhere, as in a generator
+            CURRENT.set(current())
 
     def _line(self, message: str, level: LogLevel | str, data: object) -> Line:
         return line(
@@ -159,6 +165,14 @@ class Ownership:
     def _keep(self, line: Line) -> None:
         if len(self._logged) < MOST_LINES:
             self._logged.append(line)
+        else:
+            self._dropped += 1
+
+    def _keep_what_was_dropped(self) -> None:
+        """Keep how many lines were dropped, as the last one."""
+        if self._dropped:
+            said = f"{self._dropped} records were dropped: {MOST_LINES} were waiting to be written"
+            self._logged.append(self._line(said, LogLevel.WARNING, {"logger": logger.name}))
 
     def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
         """Keep what `logging` brought until it can be written."""

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BindParameter,
     Column,
     ColumnElement,
+    FromClause,
     Integer,
     Select,
     Text,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     union_all,
     update,
 )
@@ -50,7 +52,7 @@ from .schema import execution_logs, executions
 from .types import (
     Timestamp,
     database_now,
-    has_live_children,
+    in_use,
     later,
     latest,
     merged,
@@ -267,10 +269,16 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
     if links:
         # Those it names are looked up and locked by the INSERT itself: a foreign key that failed
         # would abort the caller's whole transaction.
-        named = [executions.alias(link.name).c.id for link in links]
+        tables = [executions.alias(link.name) for link in links]
+        named = [table.c.id for table in tables]
         new |= dict(zip(links, named, strict=True))
-        found = select(*new.values()).where(
-            *(id == _new(link) for link, id in zip(links, named, strict=True))
+        both: FromClause = tables[0]
+        for other in tables[1:]:
+            both = both.join(other, true())  # else SQLAlchemy warns of a forgotten condition
+        found = (
+            select(*new.values())
+            .select_from(both)
+            .where(*(id == _new(link) for link, id in zip(links, named, strict=True)))
         )
         statement = statement.from_select(
             list(new), found.with_for_update(read=True, key_share=True), include_defaults=False
@@ -370,7 +378,7 @@ def _prune(
         if statuses
         else false(),
         case((columns.idempotency_key.is_(None), plain), else_=keyed),
-        not_(has_live_children(columns.id)),
+        not_(in_use(columns.id)),
     ]
     if typed:
         guard.append(columns.type == bindparam("old_type", type_=Text))
@@ -386,7 +394,7 @@ def _prune(
     # Once more now that it is locked: whoever creates a child holds a lock on its parent.
     return (
         delete(executions)
-        .where(one_of(columns.id, chosen), not_(has_live_children(columns.id)))
+        .where(one_of(columns.id, chosen), not_(in_use(columns.id)))
         .returning(columns.id)
     )
 

@@ -174,16 +174,17 @@ class later(_Expression):  # noqa: N801
 _LIVE = ", ".join(f"'{status}'" for status in LIVE)
 
 
-class has_live_children(_Expression):  # noqa: N801
-    """Whether anything under an execution is not over, also what came since the statement began.
+class in_use(_Expression):  # noqa: N801
+    """Whether anything under an execution is not over, or what names it is being changed.
 
     For PostgreSQL a function, which looks anew: a child may have been committed between the
-    beginning of the statement and the lock on its parent. SQLite has one writer at a time.
+    beginning of the statement and the lock on its parent. It also locks the children and replays,
+    and says yes when it cannot at once. SQLite has one writer at a time.
     """
 
     type = Boolean()
     inherit_cache = True
-    postgresql = "execution_core_has_live_children({0})"
+    postgresql = "execution_core_in_use({0})"
     sqlite = (
         "EXISTS (SELECT 1 FROM executions AS child WHERE child.parent_id = {0}"  # noqa: S608 - of constants
         f" AND child.status IN ({_LIVE}))"
