@@ -30,9 +30,11 @@ is a number with its unit, `ms`, `s`, `m`, `h` or `d`: `90s`, `1.5h`, `1h30m`.
 | 1 | refused, or failed: standard error has the problem's code and message |
 | 2 | misused: standard error has the usage |
 | 3 | there is no such execution |
+| 130 | interrupted with Ctrl-C (`watch` ends with 0) |
 
 `run` has further ones, below. Reading commands take `--json`: one JSON document whose keys are the
-columns of the [views](sql.md), stable as they are.
+columns of the [views](sql.md), stable as they are; in `show`, `execution` and `logs` have the
+fields of the library's `Execution` and `LogEntry`, with times as text and durations in seconds.
 """
 
 

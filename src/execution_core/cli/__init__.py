@@ -1,5 +1,6 @@
 """The command line: `execution-core`."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -7,8 +8,9 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import ExecutionNotFound, ExecutionProblem
-from . import database
+from . import database, output
 from .parser import parser
+from .process import ready_standard_streams
 
 DONE, REFUSED, MISUSED, NOT_FOUND = range(4)
 INTERRUPTED = 128 + 2
@@ -19,26 +21,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 1 refused or failed, 2 misused, 3 not found; `run` has codes of its own.
     """
-    options = parser().parse_args(arguments)
+    ready_standard_streams()
     try:
+        return _run(parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        _write_no_more()
+        return DONE
+    except OSError as error:  # a full disk, a path that is too long
+        _write_no_more()
+        output.say(f"execution-core: {error}")
+        return REFUSED
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        database.check(options.url)
         code: int = options.run(options)
-        if sys.stdout is not None:  # closed: `>&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
     except ExecutionNotFound as problem:
         return _refused(problem, NOT_FOUND)
     except ExecutionProblem as problem:
         return _refused(problem, REFUSED)
     except DBAPIError as error:
-        print(f"execution-core: {database.explained(error, options.url)}", file=sys.stderr)
+        output.say(f"execution-core: {database.explained(error, options.url)}")
         return REFUSED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    except ValueError as error:  # written by hand: the 30th of February, a number without end
+        output.say(f"execution-core: this cannot be read: {error}")
+        return REFUSED
     return code
 
 
 def _refused(problem: ExecutionProblem, code: int) -> int:
-    print(f"execution-core: {problem.code}: {problem}", file=sys.stderr)
+    output.say(f"execution-core: {problem.code}: {problem}")
     return code
+
+
+def _write_no_more() -> None:
+    """Let what is still to be written go nowhere, lest Python fail over it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

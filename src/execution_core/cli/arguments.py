@@ -15,6 +15,7 @@ Commands = Any
 
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
+_COUNT: Final = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def add_url(command: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def add_id(command: argparse.ArgumentParser) -> None:
 
 def limit(text: str) -> int:
     """Read how many."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_PAGE):
+    if not (_COUNT.fullmatch(text) and 1 <= int(text) <= MAX_PAGE):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {MAX_PAGE}")
     return int(text)
 

@@ -1,5 +1,6 @@
 """The database that a command works on, and what is said of it: never a password."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from .. import values
 from ..errors import ExecutionProblem, InvalidValue
 from ..manager import ExecutionManager
 from ..sql.engines import create_sync_engine, database_url
@@ -21,6 +23,13 @@ class Database:
     engine: Engine
     manager: ExecutionManager
 
+    @property
+    def reader(self) -> Engine:
+        """The engine for what only reads: it sees one state of all, and waits for no writer."""
+        if self.engine.dialect.name == "sqlite":
+            return self.engine.execution_options(sqlite_begin="DEFERRED")
+        return self.engine.execution_options(isolation_level="REPEATABLE READ")
+
 
 @contextmanager
 def opened(url: str) -> Iterator[Database]:
@@ -30,12 +39,10 @@ def opened(url: str) -> Iterator[Database]:
         InvalidValue: it is no URL of ours, or names a file that is not there.
     """
     parsed = database_url(url)
-    in_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (
-        None,
-        "",
-        ":memory:",
-    )
-    if in_file and not Path(str(parsed.database)).exists():
+    embedded = parsed.get_backend_name() == "sqlite"
+    if embedded and parsed.database in (None, "", ":memory:"):
+        raise InvalidValue("url", "is in memory, where a command finds nothing: name a file")
+    if embedded and not Path(str(parsed.database)).exists():
         raise InvalidValue(
             "url",
             f"names a file that does not exist, {shown(url)}: name another with --url or"
@@ -46,6 +53,17 @@ def opened(url: str) -> Iterator[Database]:
         yield Database(engine, ExecutionManager(SqlExecutionStore(engine)))
     finally:
         engine.dispose()
+
+
+def check(url: str) -> None:
+    """Refuse a URL that could not be shown without its password, or not at all.
+
+    Raises:
+        InvalidValue: it is one of those, or no URL of ours.
+    """
+    if "@" in (database_url(url).host or ""):
+        raise InvalidValue("url", "holds an @ too many: in a name or a password write it as %40")
+    values.text("url", url, sys.maxsize)
 
 
 def shown(url: str) -> str:

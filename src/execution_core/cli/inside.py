@@ -58,7 +58,7 @@ def checkpoint(
     checkpoints = database.manager.get(id).checkpoints
     if key not in checkpoints:
         return NOT_SET
-    print(json.dumps(checkpoints[key]))
+    print(json.dumps(checkpoints[key], allow_nan=False))
     return 0
 
 
@@ -103,7 +103,7 @@ def _reported(
                 misused(f"EXECUTION_ATTEMPT is {number!r}, which is no number")
     with opened(options.url) as database:
         if options.id is not None:
-            with database.engine.connect() as connection:
+            with database.reader.connect() as connection:
                 id = reading.resolved(connection, id)
         return report(database, options, id, attempt)
 

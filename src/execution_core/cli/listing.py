@@ -1,8 +1,10 @@
 """`list`: executions, newest first."""
 
 import argparse
+from datetime import datetime, timedelta
 from typing import Any
 
+from .. import values
 from ..execution import ExecutionStatus
 from . import output, reading
 from .arguments import Commands, add_json, add_url, duration, limit
@@ -54,11 +56,11 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """List a page."""
-    with opened(options.url) as database, database.engine.connect() as connection:
+    with opened(options.url) as database, database.reader.connect() as connection:
         now = reading.now(connection)
 
-        def ago(age: Any) -> Any:
-            return None if age is None else now - age
+        def ago(age: timedelta | None) -> datetime | None:
+            return None if age is None else now - values.delay("age", age)
 
         def full(id: str | None) -> str | None:
             return None if id is None else reading.resolved(connection, id)
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             connection,
             reading.page(
                 statuses=options.status,
-                type=options.type,
+                type=None if options.type is None else values.name("type", options.type),
                 parent_id=full(options.parent),
                 created=(ago(options.newer_than), ago(options.older_than)),
                 finished_since=ago(options.finished_within),

@@ -4,6 +4,7 @@ import argparse
 from typing import Final
 
 from ..execution import Execution, ExecutionStatus
+from ..manager import ExecutionManager
 from ..transitions import OVER
 from . import output, reading
 from .arguments import Commands, add_id, add_url, duration, json_value
@@ -127,12 +128,12 @@ def sweep(options: argparse.Namespace) -> int:
                 batch = inside.sweep(
                     stalled_after=options.stalled_after, type=options.type, limit=BATCH
                 )
-                for each in batch:
-                    if options.retry and each.attempts < each.max_attempts:
-                        each = inside.retry(each.id)  # noqa: PLW2901 - as it stands now
-                        retried += each.status is ExecutionStatus.RETRYING
-                    _tell(each)
+                if options.retry:
+                    batch = [_retried(inside, each) for each in batch]
+            for each in batch:  # not before it is committed
+                _tell(each)
             swept += len(batch)
+            retried += sum(each.status is ExecutionStatus.RETRYING for each in batch)
             if len(batch) < BATCH:
                 break
     output.say(f"{swept} timed out" + (f", {retried} of them to be retried" if retried else ""))
@@ -159,8 +160,12 @@ def prune(options: argparse.Namespace) -> int:
 
 
 def _id(database: Database, options: argparse.Namespace) -> str:
-    with database.engine.connect() as connection:
+    with database.reader.connect() as connection:
         return reading.resolved(connection, options.id)
+
+
+def _retried(manager: ExecutionManager, swept: Execution) -> Execution:
+    return manager.retry(swept.id) if swept.attempts < swept.max_attempts else swept
 
 
 def _tell(execution: Execution) -> None:

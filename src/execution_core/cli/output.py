@@ -4,6 +4,7 @@ Whatever was stored by somebody else is escaped: no text can move the cursor of 
 """
 
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,12 @@ COLOURS: Final = {
 }
 _HIDDEN: Final = ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")
 """Unicode's categories of what is not seen: controls, directions, line separators, surrogates."""
+_PASSWORD: Final = re.compile(r"(://[^\s:@/]*:)\S*(?=@)|([?&]password=)[^\s&'\"]*")
 NOTHING: Final = "-"
+WHOLE: Final = 12
+"""Characters of a cell that a terminal's table never folds."""
+FOLDED: Final = 6
+"""To how many it may fold longer ones."""
 
 Cell = object
 """What stands in a table: a text, a number, a time, a duration, or None."""
@@ -89,7 +95,7 @@ def compact(value: object) -> str:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document, in ASCII: nothing in it can reach the terminal as it is."""
-    print(json.dumps(document, indent=2, default=_as_json))
+    print(json.dumps(document, indent=2, default=_as_json, allow_nan=False))
 
 
 def _as_json(value: object) -> Any:
@@ -97,7 +103,7 @@ def _as_json(value: object) -> Any:
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(value, timedelta):
         return value.total_seconds()
-    raise TypeError(f"no JSON: {type(value).__name__}")
+    raise ValueError(f"{type(value).__name__} is no JSON")
 
 
 def console() -> "Console | None":
@@ -129,7 +135,12 @@ def print_table(
     if (terminal := console()) is not None:
         if title:
             terminal.print()
-        terminal.print(grid(headers, listed, title=title))
+        if (table := grid(headers, listed, terminal.width, title=title)) is not None:
+            terminal.print(table)
+            return
+        for row in listed:
+            print_facts(list(zip(headers, row, strict=True)))
+            print()
         return
     if title:
         print(f"\n{title}")
@@ -141,21 +152,27 @@ def print_table(
 
 
 def grid(
-    headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, title: str | None = None
-) -> "RenderableType":
-    """Return the same as a table of rich's."""
+    headers: Sequence[str], rows: Sequence[Sequence[Cell]], room: int, *, title: str | None = None
+) -> "RenderableType | None":
+    """Return the same as a table of rich's, or None where there is no room for all its columns."""
     from rich import box  # noqa: PLC0415
+    from rich.cells import cell_len  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(
-        box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
-    )
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold",
+        pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    needed = 2
     for number, header in enumerate(headers):
-        # The first column is what people copy.
-        table.add_column(header, overflow="fold", no_wrap=number == 0)
+        longest = max(cell_len(header), *(cell_len(spelt(row[number])) for row in rows))
+        whole = header == "ID" or longest <= WHOLE  # what people copy, and single words
+        least = longest if whole else max(cell_len(header), FOLDED)
+        table.add_column(header, overflow="fold", no_wrap=whole, min_width=least)
+        needed += least + 2
     for row in rows:
         table.add_row(*map(coloured, row))
-    return table
+    return table if needed <= room else None
 
 
 def print_facts(facts: Sequence[tuple[str, Cell]]) -> None:
@@ -182,5 +199,10 @@ def print_block(title: str, text: str, most: int | None) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the reader something beside the output itself."""
-    print(text, file=sys.stderr)
+    """Tell the reader something beside the output itself; what it quotes is escaped."""
+    print(escaped(without_passwords(text), lines=True), file=sys.stderr)
+
+
+def without_passwords(text: str) -> str:
+    """Return a text without the passwords of the URLs in it."""
+    return _PASSWORD.sub(r"\1\2***", text)

@@ -2,13 +2,23 @@
 
 import argparse
 from importlib.metadata import version
+from typing import NoReturn
 
 from . import doctor, inside, listing, migrate, moving, run, showing, stats, watch
+from .output import without_passwords
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that repeats no password of a URL that stands in the wrong place."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong, and exit."""
+        super().error(without_passwords(message))
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="execution-core", description="Operate the executions that a service tracks."
     )
     whole.add_argument("--version", action="version", version=version("execution-core"))

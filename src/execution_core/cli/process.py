@@ -3,11 +3,13 @@
 For POSIX. It knows nothing of executions.
 """
 
+import io
 import os
 import select
 import selectors
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -167,6 +169,21 @@ def keep_standard_descriptors() -> None:
     while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(opened, True)  # noqa: FBT003
     os.close(opened)
+
+
+def ready_standard_streams() -> None:
+    """Make standard output and error ready for all that may be printed, whatever they are.
+
+    What is closed goes nowhere: `print` would write what is meant for the one to the other. What
+    a stream's encoding has no character for is spelt.
+    """
+    keep_standard_descriptors()
+    for name, descriptor in (("stdout", STDOUT), ("stderr", STDERR)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def signal_name(number: int) -> str:

@@ -12,7 +12,6 @@ from ..backoff import Backoff
 from ..sql.engines import database_url
 from .arguments import Commands, add_url, duration
 from .database import opened
-from .process import keep_standard_descriptors
 from .run_execution import Run, Terms
 from .run_inbox import Inbox
 
@@ -91,16 +90,15 @@ def run(options: argparse.Namespace) -> int:
     if os.name != "posix":
         options.misused("run needs POSIX: process groups and signals")
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
-    if not words:
+    if not any(words[:1]):
         options.misused("there is no COMMAND: execution-core run [options] -- COMMAND")
     shown = [os.fsencode(word).decode(errors="replace") for word in words]
-    keep_standard_descriptors()
     inbox = Inbox()
     inbox.hear_signals()
     terms = Terms(
         command=words,
         url=_absolute(options.url),
-        type=Path(shown[0]).name if options.type is None else options.type,
+        type=_type(shown[0]) if options.type is None else options.type,
         payload={"command": shown},
         key=options.key,
         max_attempts=options.max_attempts,
@@ -116,7 +114,12 @@ def run(options: argparse.Namespace) -> int:
         return Run(database, terms, inbox).exit_code()
 
 
+def _type(program: str) -> str:
+    return (Path(program).name or program)[: values.MAX_NAME]
+
+
 def _backoff(initial: timedelta) -> Backoff:
+    values.duration("backoff", initial)
     return Backoff(initial, maximum=max(initial, timedelta(hours=1)))
 
 

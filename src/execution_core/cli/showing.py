@@ -41,7 +41,7 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show it."""
     with opened(options.url) as database:
-        with database.engine.connect() as connection:
+        with database.reader.connect() as connection:
             id = reading.resolved(connection, options.id)
             now = reading.now(connection)
             children = reading.page(parent_id=id, limit=options.limit)

@@ -29,7 +29,7 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the statistics."""
-    with opened(options.url) as database, database.engine.connect() as connection:
+    with opened(options.url) as database, database.reader.connect() as connection:
         counted = reading.rows(connection, reading.counts())
         finished = summary(reading.rows(connection, reading.finished(LAST)))
     if options.json:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from .. import values
 from ..errors import ExecutionNotFound
 from ..execution import ExecutionStatus
 from ..transitions import LIVE
@@ -42,7 +43,11 @@ def register(commands: Commands) -> None:
     add_url(command)
     add_json(command, "print what it would show now, as one JSON document, and end")
     command.add_argument(
-        "--every", metavar="TIME", type=duration, default=timedelta(seconds=1), help="default: 1s"
+        "--every",
+        metavar="TIME",
+        type=duration,
+        default=timedelta(seconds=1),
+        help="how often to look (default: 1s)",
     )
     command.add_argument("--limit", type=limit, default=20, help="how many at most (default: 20)")
     command.set_defaults(run=run)
@@ -96,17 +101,18 @@ class Pace:
 
 def run(options: argparse.Namespace) -> int:
     """Watch until there is nothing to see any more, or somebody presses Ctrl-C."""
+    values.duration("every", options.every)
     with opened(options.url) as database:
         id = None
         if options.id is not None:
-            with database.engine.connect() as connection:
+            with database.reader.connect() as connection:
                 id = reading.resolved(connection, options.id)
         if options.json:
-            frame = look(database.engine, id, options.limit, Pace())
+            frame = look(database.reader, id, options.limit, Pace())
             output.print_json({"counts": frame.counts, "executions": frame.executions})
             return 0
         try:
-            return _watch(options, database.engine, id)
+            return _watch(options, database.reader, id)
         except KeyboardInterrupt:
             return 0
 
@@ -192,6 +198,7 @@ def _draw(terminal: "Console", frames: Iterator[Frame]) -> Frame:
 def picture(frame: Frame, width: int) -> "RenderableType":
     """Return a frame as a table of rich's, with bars; as many columns as there is room for."""
     from rich import box  # noqa: PLC0415
+    from rich.cells import cell_len  # noqa: PLC0415
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -200,8 +207,8 @@ def picture(frame: Frame, width: int) -> "RenderableType":
     room = width - BAR - 4
     chosen = []
     for number, header in enumerate(HEADERS):
-        needed = max(len(header), *(len(row[number]) for row in words), 0) + 3
-        if needed <= room:
+        needed = max(len(header), *(cell_len(row[number]) for row in words), 0) + 3
+        if needed <= room or number == 0:
             chosen.append(number)
             room -= needed
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

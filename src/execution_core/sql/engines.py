@@ -30,6 +30,8 @@ def create_sync_engine(url: str | URL, *, own: bool = False) -> Engine:
     With `own`, nobody but this library uses it: for single statements alone.
     """
     parsed = database_url(url, sqlite="pysqlite")
+    if parsed.drivername == "postgresql+psycopg_async":
+        parsed = parsed.set(drivername="postgresql+psycopg")
     engine = _made(create_engine, parsed, **_settings(parsed, own=own))
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
