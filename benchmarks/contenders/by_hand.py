@@ -18,7 +18,7 @@ from . import PAYLOAD, RESULT
 COLUMNS: Final = (
     "id, type, status, payload, result, error, attempts, max_attempts, created_at, updated_at,"
     " started_at, completed_at, deadline_at, timeout_ms, idempotency_key, fingerprint, parent_id,"
-    " metadata, checkpoints, progress_current, progress_total, progress_percent,"
+    " replay_of, metadata, checkpoints, progress_current, progress_total, progress_percent,"
     " progress_message, worker, heartbeat_at, retry_at"
 )
 
@@ -44,6 +44,7 @@ class Row:
     idempotency_key: str | None
     fingerprint: str | None
     parent_id: UUID | str | None
+    replay_of: UUID | str | None
     metadata: Any
     checkpoints: Any
     progress_current: int | None

@@ -56,10 +56,9 @@ class StoreContract(Creating, Moving, Exactness, Listing, Claiming, Logs, Deleti
 
 
 class AsyncStoreContract(StoreContract):
-    """The same for an `AsyncExecutionStore`: `class TestMyStore(AsyncStoreContract)`.
+    """The same for an `AsyncExecutionStore`, in the one loop of the fixture `runner`.
 
-    What a store has to await when it is made or closed goes through the fixture `runner`:
-
+    class TestMyStore(AsyncStoreContract):
         @pytest.fixture
         def store(self, runner):
             store = MyStore()

@@ -1,18 +1,17 @@
 # ruff: noqa: S101 - asserts are what a contract is made of
 """Many at once: claims of what is due, sweeps of what nobody works on any more."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 from .. import transitions
 from ..execution import Execution
 from ..store import Batch, batch
 from .listing import listed
 from .situations import DAY, MOMENT, SITUATIONS, bring_to
-from .subject import Side, Subject, seen, slow
+from .subject import Subject, ask, seen
 
 CLAIM: Final = batch(transitions.claim("host"), None, 10_000)
 SWEEP: Final = batch(transitions.sweep(None), None, 10_000)
@@ -40,12 +39,8 @@ class Claiming:
         bring_all(subject)
         assert both(subject, batch(transitions.sweep(DAY), "work", 1)) != []
         assert both(subject, batch(transitions.sweep(DAY), None, 100)) == []
-        codes = [
-            x.error.code
-            for x in both(subject, batch(transitions.sweep(MOMENT), None, 100))
-            if x.error
-        ]
-        assert codes == ["stalled"] * 2
+        swept = both(subject, batch(transitions.sweep(MOMENT), None, 100))
+        assert [each.error for each in swept] == [transitions.STALLED_ERROR] * 2
 
     def test_a_type_is_asked_for(self, subject: Subject) -> None:
         """Of one type, however many of others are due."""
@@ -57,29 +52,24 @@ class Claiming:
 
     def test_the_longest_due_come_first(self, subject: Subject) -> None:
         """By `retry_at`, without one by `created_at`; answered by id, `limit` at a time."""
-        due = [subject.create(max_attempts=9, start_after=timedelta(0)).id for _ in range(3)]
-        last = subject.create(start_after=timedelta(milliseconds=30))
-        for id in (due[1], subject.create(start_after=DAY).id):
-            # What is retried with a delay comes behind what was due before that.
-            subject.later(listed(subject, limit=1)[0].updated_at)
-            again = transitions.fail("again", True, timedelta(0), None)  # noqa: FBT003 - retryable
+        ids = [subject.create(start_after=timedelta(0)).id for _ in range(3)]
+        ids.append(subject.create(start_after=timedelta(milliseconds=30)).id)
+        ids.append(subject.create(start_after=DAY).id)
+        again = transitions.fail("again", True, timedelta(0), None)  # noqa: FBT003 - retryable
+        for id in (ids[1], ids[4]):  # what is retried comes behind what was due before
+            subject.later(subject.now())
             subject.moved(id, transitions.start(None), again)
-            due.append(id)
-        due = [id for number, id in enumerate(due) if id not in due[number + 1 :]]
-        assert last.retry_at is not None
-        subject.later(max(last.retry_at, subject.found(due[-1]).updated_at))
-        expected = sorted(
-            [*due, last.id], key=lambda id: (transitions.due_at(subject.found(id)), id)
-        )
+        due = {id: transitions.due_at(subject.found(id)) for id in ids}
+        subject.later(max(due.values()))
+        expected = sorted(ids, key=lambda id: (due[id], id))
         claimed = [[each.id for each in both(subject, replace(CLAIM, limit=2))] for _ in range(3)]
         assert claimed == [sorted(expected[n : n + 2]) for n in (0, 2, 4)]
 
     def test_each_is_claimed_once(self, subject: Subject) -> None:
         """Callers at once never get the same one, and in the end they have got them all."""
         ids = [subject.create().id for _ in range(40)]
-        claims = subject.race([many(replace(CLAIM, limit=3))] * RIVAL_CLAIMS)
-        while rest := subject.store.update_many(CLAIM):  # what was in others' hands meanwhile
-            claims.append(rest)
+        claims = subject.race([ask("update_many", replace(CLAIM, limit=3))] * RIVAL_CLAIMS)
+        claims.append(subject.store.update_many(CLAIM))  # what was in others' hands meanwhile
         assert sorted(each.id for claim in claims for each in claim) == ids
         assert all(len(claim) <= 3 for claim in claims[:RIVAL_CLAIMS])
         assert {each.attempts for each in listed(subject)} == {1}
@@ -87,13 +77,9 @@ class Claiming:
     def test_a_claim_and_a_start_agree(self, subject: Subject) -> None:
         """Whether one asks for it or for any, an attempt begins once."""
         ids = [subject.create(max_attempts=1).id for _ in range(30)]
-        start = slow(transitions.start("by hand"))
-        calls: list[Callable[[Side], Any]] = []
-        for id in ids:
-            calls += [
-                lambda side, id=id: side.store.update(id, start),
-                many(replace(CLAIM, limit=1)),
-            ]
+        claim = ask("update_many", replace(CLAIM, limit=1))
+        start = transitions.start("by hand")
+        calls = [call for id in ids for call in (ask("update", id, start), claim)]
         answers = subject.race(calls)
         by_hand = [each.id for each in answers[::2] if each is not None]
         claimed = [each.id for claim in answers[1::2] for each in claim]
@@ -107,11 +93,6 @@ def bring_all(subject: Subject) -> None:
     subject.later(last.updated_at)
 
 
-def many(batch: Batch) -> Callable[[Side], Any]:
-    """Return a call that asks for a batch, which gives way to others meanwhile."""
-    return lambda side: side.store.update_many(slow(batch))
-
-
 def both(subject: Subject, batch: Batch) -> list[Execution]:
     """Move a batch, and compare everything there is with the pure function."""
     before = {each.id: each for each in listed(subject)}
@@ -122,7 +103,5 @@ def both(subject: Subject, batch: Batch) -> list[Execution]:
     for each in moved:
         assert seen(each) == seen(batch.transition.apply(before[each.id], each.updated_at))
     after = before | {each.id: each for each in moved}
-    assert {each.id: seen(each) for each in listed(subject)} == {
-        id: seen(each) for id, each in after.items()
-    }
+    assert {each.id: each for each in listed(subject)} == after
     return sorted(moved, key=attrgetter("id"))

@@ -6,12 +6,10 @@ from typing import Any, Final
 
 import pytest
 
-from ..creation import Creation
 from ..errors import IdempotencyConflict, InvalidValue
-from ..manager import ExecutionManager
 from ..values import new_id
 from .situations import DAY, SITUATIONS, bring_to
-from .subject import RIVALS, Side, Subject, new, seen, slow
+from .subject import RIVALS, Side, Subject, ask, new, seen
 
 KEYS: Final = [
     *("a", "A", "a ", " a", "aa", "ü", "u\u0308", "a:b", "a*b", "a%", "a_", "a'b", 'a"b', "a\\b"),
@@ -74,7 +72,7 @@ class Creating:
         """One key, many callers: one execution, and one who is told that it is its own."""
         keys = [f"key-{number}" for number in range(10)]
         creations = [new(payload=n, idempotency_key=key) for key in keys for n in range(RIVALS)]
-        answers = subject.race([partial(create, creation=each) for each in creations])
+        answers = subject.race([ask("create", each) for each in creations])
         for number, key in enumerate(keys):
             created = [each for each in answers[number * RIVALS :][:RIVALS] if each is not None]
             assert len(created) == 1
@@ -114,21 +112,21 @@ class Creating:
         assert repeat.id == child.id
 
     def test_a_bad_value_is_not_stored(self, subject: Subject) -> None:
-        """The manager refuses it before the store hears of it."""
+        """The manager refuses it; nothing of it is there afterwards."""
         id = subject.create().id
         before = seen(subject.found(id))
-        manager = ExecutionManager(Deaf())  # type: ignore[arg-type]
+        manager = subject.manager
+        bad: Any
         for bad in (float("nan"), {1: 2}, b"", "\0", "\ud800", {"a": {1, 2}}):
             for call in (
-                lambda manager, bad=bad: manager.create("a", bad),
-                lambda manager, bad=bad: manager.create("a", metadata={"k": bad}),
-                lambda manager, bad=bad: manager.complete(id, bad),
-                lambda manager, bad=bad: manager.checkpoint(id, "k", bad),
-                lambda manager, bad=bad: manager.log(id, "m", data=bad),
+                partial(manager.create, "a", bad),
+                partial(manager.create, "a", metadata={"k": bad}),
+                partial(manager.complete, id, bad),
+                partial(manager.checkpoint, id, "k", bad),
+                partial(manager.log, id, "m", data=bad),
             ):
-                for each in (manager, subject.manager):
-                    with pytest.raises(InvalidValue):
-                        call(each)
+                with pytest.raises(InvalidValue):
+                    call()
         assert [seen(each) for each in subject.manager.list()] == [before]
 
     def test_a_whole_life(self, subject: Subject) -> None:
@@ -148,12 +146,3 @@ class Creating:
         assert done.progress.percent == 100
         assert [line.message for line in manager.logs(job.id)] == ["begun"]
         assert manager.replay(job.id).replay_of == job.id
-
-
-class Deaf:
-    """A store that must not be asked for anything."""
-
-
-def create(side: Side, creation: Creation) -> Any:
-    """Ask one side's store for an execution, which gives way to others meanwhile."""
-    return side.store.create(slow(creation))

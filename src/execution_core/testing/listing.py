@@ -8,19 +8,19 @@ from .. import transitions
 from ..execution import Execution, ExecutionStatus
 from ..store import Page, page
 from .situations import SITUATIONS, bring_to
-from .subject import RIVALS, Subject, new, seen
+from .subject import RIVALS, Subject, ask, new, seen
 
 
 def listed(subject: Subject, **conditions: Any) -> list[Execution]:
     """Return a page; of everything where nothing else is said."""
     usual = {"status": None, "type": None, "parent_id": None, "limit": 10_000, "before": None}
-    return subject.store.list(page(**usual | conditions))  # type: ignore[arg-type]
+    return subject.store.list(page(**usual | conditions))
 
 
 class Listing:
     """`list`."""
 
-    def test_ids_give_the_order(self, subject: Subject) -> None:
+    def test_ids_order_the_list(self, subject: Subject) -> None:
         """Not the time of storing, nor of the last change: who pages sees each exactly once."""
         creations = [new() for _ in range(25)]
         for creation in creations[::2] + creations[1::2][::-1]:
@@ -42,7 +42,13 @@ class Listing:
             subject.create(type=f"type-{number % 2}", parent_id=parent.id)
         everyone = listed(subject)
         assert len(everyone) == 2 * len(SITUATIONS) + 1
-        statuses = ([], "pending", ["failed", "running"], list(ExecutionStatus), None)
+        statuses: tuple[Any, ...] = (
+            [],
+            "pending",
+            ["failed", "running"],
+            list(ExecutionStatus),
+            None,
+        )
         types = ("type-1", "work", "none", None)
         parents, limits = (parent.id, everyone[0].id, None), (1, 5, 10_000)
         befores = (everyone[0].id, everyone[7].id, parent.id, None)
@@ -63,16 +69,15 @@ class Listing:
         """What stood there before and was not deleted is on every page that asks for it."""
         ids = [subject.create().id for _ in range(20)]
         wanted = Page(statuses=None, type="work", parent_id=None, limit=10_000, before=None)
-
-        def read(side: Any) -> Any:
-            return side.store.list(wanted)
-
-        def write(side: Any) -> Any:
-            return side.store.create(new("other"))
-
-        def beat(side: Any) -> Any:
-            return side.store.update(ids[0], transitions.update_progress(1, 2, None, None, None))
-
-        answers = subject.race([read, write, beat] * RIVALS)
-        for found in answers[::3]:
+        progress = transitions.update_progress(1, 2, None, None, None)
+        calls = [
+            call
+            for _ in range(RIVALS)
+            for call in (
+                ask("list", wanted),
+                ask("create", new("other")),
+                ask("update", ids[0], progress),
+            )
+        ]
+        for found in subject.race(calls)[::3]:
             assert [each.id for each in found] == ids[::-1]

@@ -1,16 +1,15 @@
 # ruff: noqa: S101 - asserts are what a contract is made of
 """Lines beside an execution: added by whoever may, read newest first, and gone with it."""
 
-from functools import partial
 from typing import Any
 
 import pytest
 
-from ..execution import LogLevel
+from ..execution import LogEntry, LogLevel
 from ..logs import Line, line
 from ..values import MAX_JSON_BYTES, new_id
 from .situations import SITUATIONS, bring_to
-from .subject import RIVALS, Side, Subject, seen, slow
+from .subject import RIVALS, Subject, ask, seen
 
 
 def new_line(id: str, message: str = "m", attempt: int | None = None, **options: Any) -> Line:
@@ -27,25 +26,25 @@ class Logs:
         """As `line.apply` says: by anybody, or by the attempt that is running."""
         before = bring_to(subject, situation)
         subject.later(before.updated_at)
-        entries = []
+        entries: list[LogEntry] = []
         for attempt in (None, before.attempts, before.attempts + 1, max(0, before.attempts - 1)):
             new = new_line(before.id, "ü" * 10_000, attempt, level="error", data={"n": attempt})
             entry = subject.store.log(new)
-            assert seen(entry) == seen(
-                new.apply(before, entry.logged_at if entry else before.updated_at)
-            )
+            expected = new.apply(before, entry.logged_at if entry else before.updated_at)
+            assert seen(entry) == seen(expected)
             entries += [entry] if entry else []
-        assert list(map(seen, subject.store.logs(before.id, 100, None))) == list(
-            map(seen, entries[::-1])
-        )
+        found = subject.store.logs(before.id, 100, None)
+        assert [seen(each) for each in found] == [seen(each) for each in entries[::-1]]
         assert seen(subject.found(before.id)) == seen(before)  # nobody was alive, nothing moved
 
     def test_what_is_not_there_has_no_log(self, subject: Subject) -> None:
-        """A line is None, and stays so when the execution is there."""
-        assert subject.store.log(new_line(new_id())) is None
-        assert subject.store.logs(new_id(), 100, None) == []
+        """A line is None, and is not kept for later."""
+        id = new_id()
+        assert subject.store.logs(id, 100, None) == []
+        assert subject.store.log(new_line(id)) is None
+        assert subject.store.logs(id, 100, None) == []
 
-    def test_ids_give_the_order(self, subject: Subject) -> None:
+    def test_ids_order_the_log(self, subject: Subject) -> None:
         """Not the time of storing: who pages sees each exactly once, and nobody else's."""
         id, other = subject.create().id, subject.create().id
         lines = [new_line(id, str(number)) for number in range(25)]
@@ -73,12 +72,7 @@ class Logs:
         """However many log at once, and while the execution moves."""
         execution = bring_to(subject, "running")
         lines = [new_line(execution.id, str(n), 1) for n in range(RIVALS * 10)]
-        answers = subject.race([partial(log, line=each) for each in lines])
+        answers = subject.race([ask("log", each) for each in lines])
         assert [answer and answer.id for answer in answers] == [each.id for each in lines]
         found = subject.store.logs(execution.id, 1000, None)
         assert sorted(each.message for each in found) == sorted(each.message for each in lines)
-
-
-def log(side: Side, line: Line) -> Any:
-    """Ask one side's store for a line, which gives way to others meanwhile."""
-    return side.store.log(slow(line))

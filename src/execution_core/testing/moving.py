@@ -1,42 +1,22 @@
 # ruff: noqa: S101 - asserts are what a contract is made of
 """Guards, fences and races: no illegal move, and no lost update."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import pytest
 
 from .. import transitions
-from ..execution import Execution, ExecutionStatus
-from ..transitions import Transition
+from ..execution import ExecutionStatus
 from ..values import new_id
-from .situations import DAY, SITUATIONS, bring_to, every_transition, fenced
-from .subject import RIVALS, Side, Subject, new, seen, slow
+from .logs import new_line
+from .situations import SITUATIONS, bring_to, every_transition, fenced
+from .subject import RIVALS, Subject, ask, new, seen
 
 METHODS: Final = ("update", "write")
 ROUNDS: Final = 10
 
 every_situation = pytest.mark.parametrize("situation", SITUATIONS)
 either_method = pytest.mark.parametrize("method", METHODS)
-
-
-def make(side: Side, id: str, transition: Transition, method: str = "update") -> Any:
-    """Ask one side's store for a transition, which gives way to others meanwhile."""
-    return getattr(side.store, method)(id, slow(transition))
-
-
-def assert_moved(
-    before: Execution, answer: object, after: Execution, transition: Transition
-) -> None:
-    """Compare with the pure function: what is stored, and what was answered."""
-    expected = transition.apply(before, after.updated_at)
-    assert expected is not None, f"{transition.rule.verb} is not allowed from {before.status}"
-    assert seen(after) == seen(expected)
-    if isinstance(answer, Execution):
-        assert seen(answer) == seen(after)
-    else:
-        assert answer is expected.status  # an ExecutionStatus, and nothing but that
 
 
 class Moving:
@@ -53,7 +33,13 @@ class Moving:
         subject.later(before[-1].updated_at if before else now)
         for each, transition in zip(before, allowed, strict=True):
             answer = getattr(subject.store, method)(each.id, transition)
-            assert_moved(each, answer, subject.found(each.id), transition)
+            after = subject.found(each.id)
+            expected = transition.apply(each, after.updated_at)
+            assert seen(after) == seen(expected)
+            if method == "update":
+                assert seen(answer) == seen(after)
+            else:
+                assert answer is after.status  # an ExecutionStatus, and nothing but that
 
     @every_situation
     @either_method
@@ -90,11 +76,7 @@ class Moving:
         """Of all callers one moves the execution, and the others are told that they did not."""
         ids = [subject.create().id for _ in range(ROUNDS)]
         answers = subject.race(
-            [
-                partial(make, id=id, transition=transitions.start(f"w{n}"), method=method)
-                for id in ids
-                for n in range(RIVALS)
-            ]
+            [ask(method, id, transitions.start(f"w{n}")) for id in ids for n in range(RIVALS)]
         )
         for number, id in enumerate(ids):
             won = winners(answers[number * RIVALS :][:RIVALS])
@@ -111,7 +93,7 @@ class Moving:
             transitions.cancel("enough"),
         ] * (RIVALS // 4)
         ids = [bring_to(subject, "running").id for _ in range(ROUNDS)]
-        answers = subject.race([partial(make, id=id, transition=end) for id in ids for end in ends])
+        answers = subject.race([ask("update", id, end) for id in ids for end in ends])
         for number, id in enumerate(ids):
             mine = answers[number * RIVALS :][:RIVALS]
             (winner,) = winners(mine)
@@ -122,7 +104,7 @@ class Moving:
         id = subject.create(max_attempts=1000).id
         again = transitions.fail("again", True, None, None)  # noqa: FBT003 - retryable
         moves = [transitions.start(None), again] * (ROUNDS * RIVALS // 2)
-        answers = subject.race([partial(make, id=id, transition=move) for move in moves])
+        answers = subject.race([ask("update", id, move) for move in moves])
         started = [
             answer.attempts
             for answer in answers
@@ -135,22 +117,20 @@ class Moving:
         """Writers of different keys never lose each other's, nor a progress or a sign of life."""
         id = bring_to(subject, "running").id
         keys = [f'{number}."{number}"' for number in range(ROUNDS * RIVALS)]
-        calls: list[Callable[[Side], Any]] = []
+        progress = transitions.update_progress(1, 2, None, None, 1)
+        calls = [ask("update", id, progress)] * RIVALS
         for number, key in enumerate(keys):
             checkpoint = transitions.checkpoint(key, {"n": number}, 1)
-            calls.append(partial(make, id=id, transition=checkpoint, method=METHODS[number % 2]))
-            if number % RIVALS == 0:
-                progress = transitions.update_progress(number, 100, None, None, 1)
-                calls.append(partial(make, id=id, transition=progress))
+            calls.append(ask(METHODS[number % 2], id, checkpoint))
         assert None not in subject.race(calls)
         expected = {key: {"n": number} for number, key in enumerate(keys)}
         assert subject.found(id).checkpoints == expected | {"last": {"n": 1}}
 
     def test_the_last_of_many_checkpoints_stands(self, subject: Subject) -> None:
-        """Of many values for one key there is one, whole, and the answer was true when it was given."""
+        """Of many values for one key there is one, whole; and every answer has its own."""
         id = subject.create().id
         calls = [
-            partial(make, id=id, transition=transitions.checkpoint("k", {str(n): n}, None))
+            ask("update", id, transitions.checkpoint("k", {str(n): n}, None))
             for n in range(RIVALS * 2)
         ]
         answers = subject.race(calls)
@@ -159,31 +139,22 @@ class Moving:
         ]
         assert subject.found(id).checkpoints in [each.checkpoints for each in answers]
 
-    def test_times_never_go_back(self, subject: Subject) -> None:
-        """One clock for both stores: whatever happens next happens no earlier."""
-        last = subject.create().created_at
+    def test_time_never_goes_back(self, subject: Subject) -> None:
+        """One clock for both stores and all that they write: what is later is not earlier."""
+        times: list[Any] = []
         for number in range(20):
             sides = (subject.store, subject.other)
             here, there = sides if number % 2 else sides[::-1]
             created = here.create(new())
             assert created is not None
             started = there.update(created.id, transitions.start(None))
-            done = here.update(created.id, transitions.complete(None, 1))
+            logged = here.log(new_line(created.id))
+            done = there.update(created.id, transitions.complete(None, 1))
             assert started is not None
+            assert logged is not None
             assert done is not None
-            assert started.started_at is not None
-            assert done.completed_at is not None
-            assert last <= created.created_at <= started.started_at <= done.completed_at
-            last = done.completed_at
-
-    def test_times_are_of_the_stores_clock(self, subject: Subject) -> None:
-        """A deadline counts from the start, a delay from the failure; to the millisecond."""
-        id = subject.create(timeout=DAY).id
-        started = subject.moved(id, transitions.start(None))
-        assert started.started_at is not None
-        assert started.deadline_at == started.started_at + DAY
-        failed = subject.moved(id, transitions.fail("no", True, DAY, 1))  # noqa: FBT003
-        assert failed.retry_at == failed.updated_at + DAY
+            times += [created.created_at, started.started_at, logged.logged_at, done.completed_at]
+        assert times == sorted(times)
 
 
 def winners(answers: list[Any]) -> list[int]:

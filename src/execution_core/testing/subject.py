@@ -1,3 +1,4 @@
+# ruff: noqa: S101 - asserts are what a contract is made of
 """A store under test, in whatever colour, and what its scenarios need."""
 
 import asyncio
@@ -7,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pydantic import BaseModel
 
@@ -15,11 +16,11 @@ from ..async_manager import AsyncExecutionManager
 from ..creation import Creation, creation
 from ..execution import Execution
 from ..manager import ExecutionManager
-from ..store import ExecutionStore
 from ..transitions import Transition
 from ..values import MAX_JSON_BYTES
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ..store import ExecutionStore
 
 RIVALS: Final = 8
 """How many callers there are at once."""
@@ -80,16 +81,19 @@ class Subject:
         assert found is not None, f"execution {id} is not found"
         return found
 
+    def now(self) -> datetime:
+        """Return what time it is to the store."""
+        probe = self.create(type="clock")
+        self.store.delete(probe.id)
+        return probe.created_at
+
     def later(self, than: datetime) -> datetime:
-        """Wait until the store's clock has moved; return what it says."""
+        """Wait until the store's clock has moved on by more than its unit; return its time."""
         limit = time.monotonic() + PATIENCE
-        while time.monotonic() < limit:
-            probe = self.create(type="clock")
-            self.store.delete(probe.id)
-            if probe.created_at >= than + timedelta(milliseconds=5):
-                return probe.created_at
+        while (now := self.now()) < than + timedelta(milliseconds=5):
+            assert time.monotonic() < limit, f"the store's clock stands still: {now}"
             time.sleep(0.001)
-        raise AssertionError(f"the store's clock stands still: {probe.created_at}")
+        return now
 
 
 class _Blocking:
@@ -130,13 +134,18 @@ def new(type: str = "work", payload: object = None, **options: Any) -> Creation:
     return creation(type, payload, **usual | options)
 
 
-def slow(plan: T) -> T:
-    """Return the same plan, whose `apply` gives way to others before it answers.
+def ask(method: str, *args: Any) -> Callable[[Side], Any]:
+    """Return a call of a race: `ask("update", id, transition)`.
 
-    A store that reads before it and writes after it, with nothing to guard the time between, then
-    loses the race every time instead of once in a thousand.
+    What it asks for gives way to others between what a store reads and what it writes. Where
+    nothing guards the time between, the race is then lost every time, not once in a thousand.
     """
-    kind: Any = type(plan)
+    slowed = [_slow(arg) if hasattr(arg, "apply") else arg for arg in args]
+    return lambda side: getattr(side.store, method)(*slowed)
+
+
+def _slow(plan: Any) -> Any:
+    kind = type(plan)
 
     def apply(self: Any, *args: Any) -> Any:
         answer = kind.apply(self, *args)
@@ -144,7 +153,7 @@ def slow(plan: T) -> T:
         return answer
 
     slowed = type(kind.__name__, (kind,), {"__slots__": (), "apply": apply})
-    return cast("T", slowed(*(getattr(plan, field.name) for field in fields(kind))))
+    return slowed(*(getattr(plan, field.name) for field in fields(kind)))
 
 
 def seen(data: BaseModel | None) -> str | None:
