@@ -68,6 +68,8 @@ class Pruning:
     def apply(self, executions: Iterable[Execution], now: datetime) -> list[Execution]:
         """Return those that are to be deleted, of all there are.
 
+        Of those that came to rest at the same time a limit may take any.
+
         What a store without SQL does under its own lock: `gone = pruning.apply(all, now)`.
         """
         everyone = list(executions)

@@ -161,7 +161,7 @@ def number(argument: str, value: object, least: float, most: float) -> float:
         raise InvalidValue(argument, f"must be a number, not {_type(value)}")
     if not least <= value <= most:
         raise InvalidValue(argument, f"must be from {least} to {most}")
-    return float(value)
+    return float(value) + 0.0  # SQLite keeps no negative zero
 
 
 def statuses(value: object, argument: str = "status") -> tuple[ExecutionStatus, ...]:
