@@ -6,14 +6,13 @@ from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from . import transitions, values
+from . import logs, transitions, values
 from .async_attempt import AsyncAttempt
 from .async_tracked import tracked
 from .backoff import Backoff
 from .creation import TRIES, creation, replay, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus, LogEntry, LogLevel
-from .logs import line
 from .ownership import Exceptions, terms
 from .store import AsyncExecutionStore, batch, joined, page, pruning
 from .tracking import Tracking
@@ -127,7 +126,7 @@ class AsyncExecutionManager:
         attempt: int | None = None,
     ) -> LogEntry:
         """Add a line to the log: `await manager.log(id, "skipped a row", level="warning")`."""
-        new = line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
+        new = logs.line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
         if entry := await self._store.log(new):
             return entry
         found = await self._store.find_by_id(new.execution_id)
@@ -137,10 +136,7 @@ class AsyncExecutionManager:
         self, id: str, *, limit: int = 100, before: str | None = None
     ) -> builtins.list[LogEntry]:
         """Return the log of an execution, newest first: `await manager.logs(id)`."""
-        id = values.execution_id(id)
-        limit = values.integer("limit", limit, 1, values.MAX_PAGE)
-        before = None if before is None else values.execution_id(before)
-        found = await self._store.logs(id, limit, before)
+        found = await self._store.logs(*logs.page(id, limit, before))
         if not found:
             await self.get(id)
         return found

@@ -37,6 +37,15 @@ class Line:
         )
 
 
+def page(id: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
+    """Check what a caller asks to read of a log."""
+    return (
+        values.execution_id(id),
+        values.integer("limit", limit, 1, values.MAX_PAGE),
+        None if before is None else values.execution_id(before),
+    )
+
+
 def line(
     id: str, message: str, level: str, data: object, *, attempt: int | None, max_bytes: int
 ) -> Line:

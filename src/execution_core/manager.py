@@ -6,13 +6,12 @@ from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from . import transitions, values
+from . import logs, transitions, values
 from .attempt import Attempt
 from .backoff import Backoff
 from .creation import TRIES, creation, replay, same_work
 from .errors import ConcurrentUpdate, ExecutionNotFound
 from .execution import Execution, ExecutionError, ExecutionStatus, LogEntry, LogLevel
-from .logs import line
 from .ownership import Exceptions, terms
 from .store import ExecutionStore, batch, joined, page, pruning
 from .tracked import tracked
@@ -210,7 +209,7 @@ class ExecutionManager:
             StaleAttempt: another attempt owns it; `InvalidStateTransition` when none does.
             InvalidValue: an argument cannot be stored.
         """
-        new = line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
+        new = logs.line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
         if entry := self._store.log(new):
             return entry
         found = self._store.find_by_id(new.execution_id)
@@ -229,10 +228,7 @@ class ExecutionManager:
         Raises:
             ExecutionNotFound: there is no such execution, or `before` is no UUID.
         """
-        id = values.execution_id(id)
-        limit = values.integer("limit", limit, 1, values.MAX_PAGE)
-        before = None if before is None else values.execution_id(before)
-        found = self._store.logs(id, limit, before)
+        found = self._store.logs(*logs.page(id, limit, before))
         if not found:
             self.get(id)
         return found
