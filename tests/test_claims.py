@@ -19,6 +19,7 @@ from execution_core import (
     StaleAttempt,
     connect,
     transitions,
+    values,
 )
 from execution_core.sql import statements
 from execution_core.sql.engines import create_sync_engine
@@ -479,7 +480,7 @@ def test_what_has_finished_costs_nothing(
     sweep reads what runs: by its deadline, or in SQLite by its status.
     """
     transition, type, index = BATCHES[name]
-    query = statements.change_many(batch(transition, type, 5), None)
+    query = statements.change_many(batch(transition, type, 5), values.new_id(), None)
 
     def look(finished: int, known: str = "") -> int:
         plan, rows = explained(database, query)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, inspect, text
-from sqlalchemy.exc import OperationalError
 
-from execution_core import ExecutionManager, SqlExecutionStore, migrate
+from execution_core import ConcurrentUpdate, ExecutionManager, SqlExecutionStore, migrate
 
 from .conftest import Database
 
@@ -122,9 +121,7 @@ def test_a_wide_search_path_is_a_trap(postgres_database: Database) -> None:
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_stricter_transaction_is_told_by_postgresql(
-    postgres_database: Database, level: str
-) -> None:
+def test_a_stricter_transaction_is_told(postgres_database: Database, level: str) -> None:
     """What the page on reliability does not promise; and a call outside knows nothing of it."""
     engine = create_engine(postgres_database.url, isolation_level=level)
     manager = ExecutionManager(SqlExecutionStore(engine))
@@ -132,9 +129,9 @@ def test_a_stricter_transaction_is_told_by_postgresql(
     with engine.connect() as connection:
         manager.within(connection).get(id)
         manager.start(id)
-        with pytest.raises(OperationalError) as caught:
+        with pytest.raises(ConcurrentUpdate) as caught:
             manager.within(connection).cancel(id)
-    assert getattr(caught.value.orig, "sqlstate", None) == "40001"
+    assert getattr(caught.value.__cause__, "orig").sqlstate == "40001"  # noqa: B009
     assert manager.cancel(id).status == "cancelled"
     engine.dispose()
 

@@ -242,7 +242,7 @@ def test_a_child_committed_after_the_statement_began_keeps_its_parent(database: 
     pruned: list[int] = []
 
     def prune() -> None:
-        statement, parameters = statements.prune(pruning(NOW, None, None, None, 10), None)
+        statement, parameters, *_ = statements.prune(pruning(NOW, None, None, None, 10), None)
         with database.engine.begin() as connection:
             compiled: Any = statement.compile(dialect=database.engine.dialect)
             spelt = compiled.string.replace(

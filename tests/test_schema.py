@@ -163,9 +163,7 @@ EARLIER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "revision", ["execution_core_0001", "execution_core_0002", "execution_core_0003"]
-)
+@pytest.mark.parametrize("revision", [f"execution_core_{n:04}" for n in range(1, 5)])
 def test_what_earlier_migrations_filled(empty_url: str, revision: str) -> None:
     """Every row is as it was, works as any other, and goes the way back as well."""
     alembic, engine = config(empty_url), create_sync_engine(empty_url)
@@ -256,7 +254,7 @@ def test_postgresql_says_what_everything_is(empty_postgres: Callable[[str], str]
 
 
 TABLES = ("executions", "execution_history", "execution_attempts", "execution_timeline")
-NEW_COLUMNS = {"heartbeat_at": None, "retry_at": None, "replay_of": None}
+NEW_COLUMNS = dict.fromkeys(("heartbeat_at", "retry_at", "replay_of", "write_token"))
 
 
 @pytest.mark.parametrize("what", ["check constraint", "column", "index", "unique constraint"])
@@ -433,7 +431,7 @@ def test_a_host_can_list_our_versions_beside_its_own(empty_url: str, tmp_path: P
         command.upgrade(alembic, "heads")
     with engine.connect() as connection:
         versions = set(connection.scalars(text("SELECT version_num FROM alembic_version")))
-    assert versions == {"host_1", "execution_core_0004"}
+    assert versions == {"host_1", "execution_core_0005"}
     ExecutionManager(SqlExecutionStore(engine)).create("a")
     engine.dispose()
 
@@ -789,7 +787,7 @@ VIEWS = {
     "execution_stats": "type status count oldest_created_at average_seconds longest_seconds",
     "overdue_executions": "execution_id type attempt worker started_at deadline_at overdue_seconds",
     "execution_history": "execution_id seq from_status to_status attempt occurred_at worker reason"
-    " error",
+    " error write_token",
     "execution_logs": "execution_id id attempt logged_at level message data",
 }
 

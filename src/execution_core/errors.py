@@ -9,6 +9,7 @@ ExecutionProblem
 ├── AttemptLost              the attempt of this block no longer owns its execution
 ├── AlreadyRunning           a tracked function is being run under this key
 ├── ConcurrentUpdate         another writer came between; safe to try again
+├── ConnectionLost           the connection was lost, nothing was done; safe to try again
 └── InvalidValue             an argument that cannot be stored, or makes no sense
 """
 
@@ -30,6 +31,7 @@ class ExecutionProblemCode(StrEnum):
     ATTEMPT_LOST = "ATTEMPT_LOST"
     ALREADY_RUNNING = "ALREADY_RUNNING"
     CONCURRENT_UPDATE = "CONCURRENT_UPDATE"
+    CONNECTION_LOST = "CONNECTION_LOST"
     INVALID_VALUE = "INVALID_VALUE"
 
 
@@ -158,12 +160,37 @@ class AlreadyRunning(ExecutionProblem):
 
 @dataclass(eq=False)
 class ConcurrentUpdate(ExecutionProblem):
-    """Another writer came between. Nothing was changed, and it is safe to try again."""
+    """Another writer came between. Nothing was changed, and it is safe to try again.
+
+    Within a transaction of the caller's, a serialization failure or a deadlock, which PostgreSQL
+    has ended the transaction for: roll back, and run all of it again.
+    """
 
     code = ExecutionProblemCode.CONCURRENT_UPDATE
-    says = "Another writer came between during {0.verb} of execution {0.execution_id}: try again"
     verb: str
-    execution_id: str
+    execution_id: str | None
+    """None where the verb is for several."""
+
+    def __str__(self) -> str:
+        return f"Another writer came between during {_call(self)}: try again"
+
+
+@dataclass(eq=False)
+class ConnectionLost(ExecutionProblem):
+    """The connection was lost again and again. Nothing was changed, and it is safe to try again."""
+
+    code = ExecutionProblemCode.CONNECTION_LOST
+    verb: str
+    execution_id: str | None
+    """None where the verb is for several."""
+
+    def __str__(self) -> str:
+        return f"The connection was lost during {_call(self)}, which changed nothing: try again"
+
+
+def _call(problem: ConcurrentUpdate | ConnectionLost) -> str:
+    of = f" of execution {problem.execution_id}" if problem.execution_id else ""
+    return f"{problem.verb}{of}"
 
 
 @dataclass(eq=False)

@@ -31,7 +31,8 @@ class AsyncDirect(Direct):
         """Run a query and return all its rows.
 
         Raises:
-            DBAPIError: what the driver raised, as SQLAlchemy raises it.
+            Lost: the connection was lost, and it is unknown what the query has done.
+            DBAPIError: what else the driver raised, as SQLAlchemy raises it.
         """
         work = greenlet_spawn(self.rows, query)
         # psycopg ends a cancelled statement. SQLite's driver has a thread that knows of nothing: it
@@ -84,7 +85,7 @@ class OwnAsyncDirect(AsyncDirect):
         pooled = self._idle.pop()
         try:
             if pooled is None:
-                pooled = await greenlet_spawn(self.engine.raw_connection)
+                pooled = await greenlet_spawn(self._take)
             found = await _psycopg(pooled, text, values)
         except self._errors as error:
             raise await greenlet_spawn(self._failed, error, pooled, text, values) from error
@@ -97,7 +98,7 @@ class OwnAsyncDirect(AsyncDirect):
 
     def _failed(
         self, error: Any, pooled: PoolProxiedConnection | None, text: str, values: Values
-    ) -> BaseException:
+    ) -> Exception:
         wrapped = self._as_sqlalchemy(error, pooled, text, values)
         if pooled is not None:
             self._idle.push(pooled)

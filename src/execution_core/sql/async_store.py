@@ -4,9 +4,11 @@ import builtins
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any, Self
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -14,18 +16,20 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
 )
 
+from .. import values
 from ..creation import Creation
 from ..errors import InvalidValue
 from ..execution import Execution, ExecutionStatus, LogEntry
 from ..logs import Line
 from ..store import Batch, Page, Pruning
 from ..transitions import Transition
-from . import statements
+from . import outcome, statements
 from .async_direct import AsyncDirect
-from .direct import Values, ordinary
+from .direct import Values
+from .outcome import Inquire, Inquiry, Lost, Rows
 from .schema import executions
 from .statements import Query
-from .store import Clock, read
+from .store import Clock, joined, read
 
 
 class AsyncSqlExecutionStore:
@@ -62,7 +66,8 @@ class AsyncSqlExecutionStore:
 
     async def create(self, creation: Creation) -> Execution | None:
         """Make one INSERT."""
-        return await self._one(statements.create(creation, self._now()))
+        query = statements.create(creation, self._now())
+        return await self._one(query, partial(outcome.of_create, creation=creation))
 
     async def find_by_id(self, id: str) -> Execution | None:
         """Make one SELECT."""
@@ -74,29 +79,34 @@ class AsyncSqlExecutionStore:
 
     async def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
-        return await self._one(statements.change(id, transition, self._now()))
+        rows = await self._change(id, transition, whole=True)
+        return statements.execution(rows[0]) if rows else None
 
     async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
         """Make one conditional UPDATE."""
-        rows = await self._rows(statements.change(id, transition, self._now(), whole=False))
+        rows = await self._change(id, transition, whole=False)
         return ExecutionStatus(rows[0][0]) if rows else None
 
     async def update_many(self, batch: Batch) -> builtins.list[Execution]:
         """Make one conditional UPDATE."""
-        rows = await self._rows(statements.change_many(batch, self._now()))
+        token = self._token()
+        query = statements.change_many(batch, token, self._now())
+        rows = await self._rows(query, partial(outcome.of_batch, batch=batch, token=token))
         return sorted(map(statements.execution, rows), key=attrgetter("id"))
 
     async def delete(self, id: str) -> bool:
         """Make one DELETE."""
-        return bool(await self._rows(statements.remove(id)))
+        return bool(await self._rows(statements.remove(id), partial(outcome.of_delete, id=id)))
 
     async def prune(self, pruning: Pruning) -> int:
         """Make one DELETE."""
-        return len(await self._rows(statements.prune(pruning, self._now())))
+        query = statements.prune(pruning, self._now())
+        return len(await self._rows(query, outcome.of_prune))
 
     async def log(self, line: Line) -> LogEntry | None:
         """Make one INSERT."""
-        rows = await self._rows(statements.log(line, self._now()))
+        query = statements.log(line, self._now())
+        rows = await self._rows(query, partial(outcome.of_log, line=line))
         return statements.log_entry(rows[0]) if rows else None
 
     async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
@@ -108,18 +118,48 @@ class AsyncSqlExecutionStore:
         """Make one SELECT."""
         return [statements.execution(row) for row in await self._rows(statements.page(page))]
 
-    async def _one(self, query: Query) -> Execution | None:
-        rows = await self._rows(query)
+    async def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
+        token = self._token()
+        query = statements.change(id, transition, token, self._now(), whole=whole)
+        inquire = partial(outcome.of_change, id=id, transition=transition, token=token, whole=whole)
+        return await self._rows(query, inquire)
+
+    async def _one(self, query: Query, inquire: Inquire = outcome.of_read) -> Execution | None:
+        rows = await self._rows(query, inquire)
         return statements.execution(rows[0]) if rows else None
 
-    async def _rows(self, query: Query) -> Sequence[Values]:
+    async def _rows(self, query: Query, inquire: Inquire = outcome.of_read) -> Sequence[Values]:
         match self._bind:
             case AsyncDirect():
-                return await self._bind.rows_async(query)
+                try:
+                    return await self._bind.rows_async(query)
+                except (Lost, DBAPIError) as error:
+                    return await _asked(self._bind, outcome.known(error, query, inquire))
             case AsyncConnection():
-                return await self._bind.run_sync(ordinary, query)
+                return await self._bind.run_sync(joined, query)
             case _:
-                return await (await self._bind.connection()).run_sync(ordinary, query)
+                return await (await self._bind.connection()).run_sync(joined, query)
+
+    @staticmethod
+    def _token() -> str:
+        """Return what tells a write from all others."""
+        return values.new_id()
 
     def _now(self) -> datetime | None:
         return read(self._clock)
+
+
+async def _asked(direct: AsyncDirect, inquiry: Inquiry[Rows]) -> Rows:
+    """Run what an inquiry asks until it returns."""
+    try:
+        query = next(inquiry)
+        while True:
+            try:
+                rows = await direct.rows_async(query)
+            except Exception as error:  # noqa: BLE001 - the inquiry knows what to make of it
+                query = inquiry.throw(error)
+            else:
+                query = inquiry.send(rows)
+    except StopIteration as end:
+        answer: Rows = end.value
+        return answer

@@ -8,6 +8,7 @@ SQLAlchemy's. Only this module and its twin `async_direct` know how a driver is 
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from .engines import OWN_POOL, begin_sqlite, single_statements
+from .outcome import Lost
 from .statements import Query, Statement
 
 Values = Sequence[Any]
@@ -34,8 +36,7 @@ def ordinary(connection: Connection, query: Query) -> Sequence[Values]:
     """Run a query on SQLAlchemy's own way, as part of whatever transaction there is."""
     # Whole, also where the host's engine streams.
     options = {"stream_results": False, "yield_per": None}
-    statement, parameters = query
-    return connection.execute(statement, parameters, execution_options=options).all()
+    return connection.execute(query.statement, query.parameters, execution_options=options).all()
 
 
 class Spelled(NamedTuple):
@@ -69,22 +70,33 @@ class Direct:
         kind: Callable[..., Dialect] = type(engine.dialect)
         self._dialect = kind(paramstyle="qmark" if self._is_sqlite else "format")
         self._spelled: dict[Statement, Spelled] = {}
+        self._backends: deque[int] = deque(maxlen=1000)
 
     def rows(self, query: Query) -> Sequence[Values]:
         """Run a query and return all its rows.
 
         Raises:
-            DBAPIError: what the driver raised, as SQLAlchemy raises it.
+            Lost: the connection was lost, and it is unknown what the query has done.
+            DBAPIError: what else the driver raised, as SQLAlchemy raises it.
         """
         if self._is_ordinary():
-            with self._ordinary.begin() as connection:
-                return ordinary(connection, query)
+            return self._rows_ordinarily(query)
         spelled = self._spell(query)
         return read(spelled, self._execute(spelled.text, bound(spelled, query)))
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self.engine.dispose()
+
+    def _rows_ordinarily(self, query: Query) -> Sequence[Values]:
+        with self._ordinary.begin() as connection:
+            backend = self._meet(connection.connection)
+            try:
+                return ordinary(connection, query)
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise self._lost(error, backend) from error
+                raise
 
     def _is_ordinary(self) -> bool:
         """Tell whether a statement had better go SQLAlchemy's way.
@@ -146,7 +158,20 @@ class Direct:
                 self._give_back(pooled)
 
     def _take(self) -> PoolProxiedConnection:
-        return self.engine.raw_connection()
+        pooled = self.engine.raw_connection()
+        self._meet(pooled)
+        return pooled
+
+    def _meet(self, pooled: PoolProxiedConnection) -> int | None:
+        """Learn the server process of a connection: one that is lost can no longer tell."""
+        if not self._is_sqlite and BACKEND not in pooled.info:
+            driver: Any = pooled.driver_connection
+            pooled.info[BACKEND] = driver.info.backend_pid
+            self._backends.append(driver.info.backend_pid)
+        return pooled.info.get(BACKEND)
+
+    def _lost(self, error: DBAPIError, backend: int | None) -> Lost:
+        return Lost(error, backend, self._backends.__contains__)
 
     def _give_back(self, pooled: PoolProxiedConnection) -> None:
         pooled.close()
@@ -175,17 +200,18 @@ class Direct:
         pooled: PoolProxiedConnection | None,
         text: str,
         values: Values,
-    ) -> BaseException:
+    ) -> Exception:
         dialect = self.engine.dialect
         # A connection that was never made has no say in whether it was lost.
         lost = bool(dialect.is_disconnect(error, pooled and pooled.dbapi_connection, None))
+        backend = None if pooled is None else pooled.info.get(BACKEND)
         if pooled is not None:
             if lost:
                 # Drop it, and whatever was connected before it, as SQLAlchemy does.
                 self.engine.pool._invalidate(pooled, error)  # noqa: SLF001 - there is no public way
             else:
                 pooled.rollback()
-        wrapped: BaseException = DBAPIError.instance(
+        wrapped: Any = DBAPIError.instance(
             None if pooled is None else text,
             None if pooled is None else tuple(values),
             error,
@@ -194,7 +220,7 @@ class Direct:
             connection_invalidated=lost,
             dialect=dialect,
         )
-        return wrapped
+        return self._lost(wrapped, backend) if lost else wrapped
 
 
 class OwnDirect(Direct):
@@ -255,7 +281,8 @@ class Idle:
             pooled.close()
 
 
-_CURSOR: Final = "execution_core.cursor"
+CURSOR: Final = "execution_core.cursor"
+BACKEND: Final = "execution_core.backend"
 
 
 def kept_cursor(pooled: PoolProxiedConnection) -> Any:
@@ -264,7 +291,7 @@ def kept_cursor(pooled: PoolProxiedConnection) -> Any:
     A new one looks up anew how to read each column, and is garbage for the collector afterwards.
     """
     driver: Any = pooled.driver_connection
-    return pooled.info.pop(_CURSOR, None) or driver.cursor()
+    return pooled.info.pop(CURSOR, None) or driver.cursor()
 
 
 def keep_cursor(
@@ -274,7 +301,7 @@ def keep_cursor(
     if len(found) < 2:
         moved = [*values, *found[0]] if found else values
         if sum(len(value) for value in moved if type(value) is str) < 2**16:
-            pooled.info[_CURSOR] = cursor
+            pooled.info[CURSOR] = cursor
 
 
 def bound(spelled: Spelled, query: Query) -> Values:

@@ -72,6 +72,7 @@ executions = Table(
     Column("worker", Text),
     Column("heartbeat_at", Timestamp),
     Column("retry_at", Timestamp),
+    Column("write_token", Id),
     UniqueConstraint("idempotency_key"),
     *(CheckConstraint("…", name=name) for name in CHECKS),
     *(CheckConstraint("…", name=name, info={"only": "sqlite"}) for name in CHECKS_OF_SQLITE),
@@ -89,6 +90,7 @@ execution_history = Table(
     Column("worker", Text),
     Column("reason", Text),
     Column("error", JsonText),
+    Column("write_token", Id),
 )
 
 CHECKS_OF_LOGS = ("level_known", "attempt_counted")

@@ -69,16 +69,13 @@ _PROGRESS = [
     columns.progress_message,
 ]
 # A row: a column for each field of an execution, in the fields' order, and the rest of `progress`.
-_FIELDS = tuple(Execution.model_fields)
-_ROW = [
-    *(
-        columns[{"timeout": "timeout_ms", "progress": "progress_current"}.get(f, f)]
-        for f in _FIELDS
-    ),
+FIELDS = tuple(Execution.model_fields)
+ROW = [
+    *(columns[{"timeout": "timeout_ms", "progress": "progress_current"}.get(f, f)] for f in FIELDS),
     *_PROGRESS[1:],
 ]
-_LOG_FIELDS = tuple(LogEntry.model_fields)
-_LOG_ROW = [execution_logs.c[field] for field in _LOG_FIELDS]
+LOG_FIELDS = tuple(LogEntry.model_fields)
+LOG_ROW = [execution_logs.c[field] for field in LOG_FIELDS]
 _NAMES = frozenset(column.name for column in columns)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -87,10 +84,12 @@ Statement = Select[Any] | ReturningInsert[Any] | ReturningUpdate[Any] | Returnin
 
 
 class Query(NamedTuple):
-    """A statement and its parameters."""
+    """A statement and its parameters, and what it is for."""
 
     statement: Statement
     parameters: dict[str, Any]
+    verb: str
+    execution_id: str | None = None
 
 
 def create(creation: Creation, now: datetime | None) -> Query:
@@ -114,13 +113,18 @@ def create(creation: Creation, now: datetime | None) -> Query:
             "start_after_ms": _milliseconds(creation.start_after),
             "now": now,
         },
+        "create",
+        creation.id,
     )
 
 
-def change(id: str, transition: Transition, now: datetime | None, *, whole: bool = True) -> Query:
+def change(
+    id: str, transition: Transition, token: str, now: datetime | None, *, whole: bool = True
+) -> Query:
     """One conditional UPDATE, which returns no row when the transition does not apply.
 
-    Else it returns the row, or, where it need not be whole, the status alone.
+    Else it returns the row, or, where it need not be whole, the status alone. The token tells this
+    write from all others.
     """
     statement = _update(
         transition.rule,
@@ -128,17 +132,28 @@ def change(id: str, transition: Transition, now: datetime | None, *, whole: bool
         clocked=now is not None,
         whole=whole,
     )
-    parameters = {"old_id": id, "old_attempt": transition.attempt, "now": now}
-    return Query(statement, parameters | _given(transition))
+    parameters = {
+        "old_id": id,
+        "old_attempt": transition.attempt,
+        "new_write_token": token,
+        "now": now,
+    }
+    return Query(statement, parameters | _given(transition), transition.rule.verb, id)
 
 
-def change_many(batch: Batch, now: datetime | None) -> Query:
+def change_many(batch: Batch, token: str, now: datetime | None) -> Query:
     """One UPDATE of the executions that allow a transition and are in nobody else's hands."""
     statement = _update_many(
         batch.transition.rule, typed=batch.type is not None, clocked=now is not None
     )
-    parameters = {"old_type": batch.type, "limit": batch.limit, "now": now}
-    return Query(statement, parameters | _given(batch.transition))
+    parameters = {
+        "old_type": batch.type,
+        "limit": batch.limit,
+        "new_write_token": token,
+        "now": now,
+    }
+    rule = batch.transition.rule
+    return Query(statement, parameters | _given(batch.transition), rule.verb)
 
 
 def _given(transition: Transition) -> dict[str, Any]:
@@ -157,12 +172,12 @@ def _given(transition: Transition) -> dict[str, Any]:
 
 def find(column: Column[Any], value: str) -> Query:
     """The execution whose id or idempotency key this is."""
-    return Query(_select(column), {"value": value})
+    return Query(_select(column), {"value": value}, "get")
 
 
 def remove(id: str) -> Query:
     """One DELETE, which returns the row that was there."""
-    return Query(_delete(), {"old_id": id})
+    return Query(_delete(), {"old_id": id}, "delete", id)
 
 
 def prune(pruning: Pruning, now: datetime | None) -> Query:
@@ -176,7 +191,7 @@ def prune(pruning: Pruning, now: datetime | None) -> Query:
         "limit": pruning.limit,
         "now": now,
     }
-    return Query(statement, parameters)
+    return Query(statement, parameters, "prune")
 
 
 def log(line: Line, now: datetime | None) -> Query:
@@ -194,18 +209,20 @@ def log(line: Line, now: datetime | None) -> Query:
     return Query(
         _log(transition.rule, fenced=transition.attempt is not None, clocked=now is not None),
         parameters,
+        "log",
+        line.execution_id,
     )
 
 
 def logs(id: str, limit: int, before: str | None) -> Query:
     """The log of an execution, newest first."""
     statement = _logs(from_the_end=before is None)
-    return Query(statement, {"old_id": id, "before": before, "limit": limit})
+    return Query(statement, {"old_id": id, "before": before, "limit": limit}, "logs", id)
 
 
 def log_entry(row: Sequence[Any]) -> LogEntry:
     """Build an entry from a row; the schema has checked what a model would check again."""
-    fields = dict(zip(_LOG_FIELDS, row, strict=True))
+    fields = dict(zip(LOG_FIELDS, row, strict=True))
     fields["level"] = LogLevel(fields["level"])
     return LogEntry.model_construct(**fields)
 
@@ -217,12 +234,12 @@ def page(page: Page) -> Query:
     statuses = page.statuses
     if statuses is not None:  # in one order, whatever the caller's: one statement
         statuses = tuple(status for status in ExecutionStatus if status in statuses)
-    return Query(_page(statuses, conditions), {**given, "limit": page.limit})
+    return Query(_page(statuses, conditions), {**given, "limit": page.limit}, "list")
 
 
 def execution(row: Sequence[Any]) -> Execution:
     """Build an execution from a row; the schema has checked what a model would check again."""
-    fields = dict(zip(_FIELDS, row, strict=False))
+    fields = dict(zip(FIELDS, row, strict=False))
     if (current := fields["progress"]) is not None:
         total, percent, message = row[-3:]
         fields["progress"] = ProgressInfo.model_construct(
@@ -243,7 +260,7 @@ def execution(row: Sequence[Any]) -> Execution:
     read.__setstate__(
         {
             "__dict__": fields,
-            "__pydantic_fields_set__": set(_FIELDS),
+            "__pydantic_fields_set__": set(FIELDS),
             "__pydantic_extra__": None,
             "__pydantic_private__": None,
         }
@@ -286,7 +303,7 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
     else:
         statement = statement.values(new)
     return statement.on_conflict_do_nothing(index_elements=[columns.idempotency_key]).returning(
-        *_ROW
+        *ROW
     )
 
 
@@ -294,8 +311,8 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
 def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> ReturningUpdate[Any]:
     now, not_before = _times(clocked=clocked)
     guard = _guard(rule, now, fenced=fenced)
-    changes = _first_allowed(rule.moves, now, not_before)
-    answer = _ROW if whole else [columns.status]
+    changes = _written(rule.moves, now, not_before)
+    answer = ROW if whole else [columns.status]
     return update(executions).where(*guard).values(changes).returning(*answer)
 
 
@@ -321,14 +338,14 @@ def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[A
     return (
         update(executions)
         .where(one_of(columns.id, chosen))
-        .values(_first_allowed(rule.moves, now, not_before))
-        .returning(*_ROW)
+        .values(_written(rule.moves, now, not_before))
+        .returning(*ROW)
     )
 
 
 @cache
 def _select(column: Column[Any]) -> Select[Any]:
-    return select(*_ROW).where(column == bindparam("value", type_=column.type))
+    return select(*ROW).where(column == bindparam("value", type_=column.type))
 
 
 @cache
@@ -347,12 +364,12 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
     ]
     if statuses is None:
         if conditions <= {"before"}:
-            return found(*_ROW, where=where)
+            return found(*ROW, where=where)
         statuses = tuple(ExecutionStatus)
     if not statuses:
-        return found(*_ROW, where=[false()])
+        return found(*ROW, where=[false()])
     if len(statuses) == 1:
-        return found(*_ROW, where=[columns.status == _status(statuses[0]), *where])
+        return found(*ROW, where=[columns.status == _status(statuses[0]), *where])
     # A page of each status by its index, then the newest of those. All at once would have to be
     # sorted, however much of it is finished.
     pages = [
@@ -360,7 +377,7 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
         for status in statuses
     ]
     ids = union_all(*(select(page.c.id) for page in pages)).subquery()
-    return found(*_ROW, where=[columns.id.in_(select(ids.c.id))])
+    return found(*ROW, where=[columns.id.in_(select(ids.c.id))])
 
 
 @cache
@@ -417,7 +434,7 @@ def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
     return (
         insert(execution_logs)
         .from_select(list(new), found, include_defaults=False)
-        .returning(*_LOG_ROW)
+        .returning(*LOG_ROW)
     )
 
 
@@ -428,7 +445,7 @@ def _logs(*, from_the_end: bool) -> Select[Any]:
     if not from_the_end:
         where.append(logged.id < bindparam("before", type_=logged.id.type))
     limit = bindparam("limit", type_=Integer)
-    return select(*_LOG_ROW).where(*where).order_by(logged.id.desc()).limit(limit)
+    return select(*LOG_ROW).where(*where).order_by(logged.id.desc()).limit(limit)
 
 
 @cache
@@ -476,6 +493,14 @@ def met(condition: Condition | None, now: ColumnElement[datetime]) -> list[Colum
 
 def _due_at() -> ColumnElement[datetime]:
     return func.coalesce(columns.retry_at, columns.created_at)
+
+
+def _written(
+    moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
+) -> dict[Column[Any], ColumnElement[Any]]:
+    """Assign what the first allowed move does, and the write's token."""
+    token = {columns.write_token: _new(columns.write_token)}
+    return _first_allowed(moves, now, not_before) | token
 
 
 def _first_allowed(

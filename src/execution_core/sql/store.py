@@ -4,19 +4,23 @@ import builtins
 from collections.abc import Callable, Sequence
 from copy import copy
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
+from .. import values
 from ..creation import Creation
 from ..errors import InvalidValue
 from ..execution import Execution, ExecutionStatus, LogEntry
 from ..logs import Line
 from ..store import Batch, Page, Pruning
 from ..transitions import Transition
-from . import statements
+from . import outcome, statements
 from .direct import Direct, Values, ordinary
+from .outcome import Inquire, Inquiry, Lost, Rows
 from .schema import executions
 from .statements import Query
 
@@ -64,7 +68,8 @@ class SqlExecutionStore:
 
     def create(self, creation: Creation) -> Execution | None:
         """Make one INSERT."""
-        return self._one(statements.create(creation, self._now()))
+        query = statements.create(creation, self._now())
+        return self._one(query, partial(outcome.of_create, creation=creation))
 
     def find_by_id(self, id: str) -> Execution | None:
         """Make one SELECT."""
@@ -76,29 +81,33 @@ class SqlExecutionStore:
 
     def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
-        return self._one(statements.change(id, transition, self._now()))
+        rows = self._change(id, transition, whole=True)
+        return statements.execution(rows[0]) if rows else None
 
     def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
         """Make one conditional UPDATE."""
-        rows = self._rows(statements.change(id, transition, self._now(), whole=False))
+        rows = self._change(id, transition, whole=False)
         return ExecutionStatus(rows[0][0]) if rows else None
 
     def update_many(self, batch: Batch) -> builtins.list[Execution]:
         """Make one conditional UPDATE."""
-        rows = self._rows(statements.change_many(batch, self._now()))
+        token = self._token()
+        query = statements.change_many(batch, token, self._now())
+        rows = self._rows(query, partial(outcome.of_batch, batch=batch, token=token))
         return sorted(map(statements.execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:
         """Make one DELETE."""
-        return bool(self._rows(statements.remove(id)))
+        return bool(self._rows(statements.remove(id), partial(outcome.of_delete, id=id)))
 
     def prune(self, pruning: Pruning) -> int:
         """Make one DELETE."""
-        return len(self._rows(statements.prune(pruning, self._now())))
+        return len(self._rows(statements.prune(pruning, self._now()), outcome.of_prune))
 
     def log(self, line: Line) -> LogEntry | None:
         """Make one INSERT."""
-        rows = self._rows(statements.log(line, self._now()))
+        query = statements.log(line, self._now())
+        rows = self._rows(query, partial(outcome.of_log, line=line))
         return statements.log_entry(rows[0]) if rows else None
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
@@ -110,21 +119,61 @@ class SqlExecutionStore:
         """Make one SELECT."""
         return [statements.execution(row) for row in self._rows(statements.page(page))]
 
-    def _one(self, query: Query) -> Execution | None:
-        rows = self._rows(query)
+    def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
+        token = self._token()
+        query = statements.change(id, transition, token, self._now(), whole=whole)
+        inquire = partial(outcome.of_change, id=id, transition=transition, token=token, whole=whole)
+        return self._rows(query, inquire)
+
+    def _one(self, query: Query, inquire: Inquire = outcome.of_read) -> Execution | None:
+        rows = self._rows(query, inquire)
         return statements.execution(rows[0]) if rows else None
 
-    def _rows(self, query: Query) -> Sequence[Values]:
+    def _rows(self, query: Query, inquire: Inquire = outcome.of_read) -> Sequence[Values]:
         match self._bind:
             case Direct():
-                return self._bind.rows(query)
+                try:
+                    return self._bind.rows(query)
+                except (Lost, DBAPIError) as error:
+                    return _asked(self._bind, outcome.known(error, query, inquire))
             case Connection():
-                return ordinary(self._bind, query)
+                return joined(self._bind, query)
             case _:
-                return ordinary(self._bind.connection(), query)
+                return joined(self._bind.connection(), query)
+
+    @staticmethod
+    def _token() -> str:
+        """Return what tells a write from all others."""
+        return values.new_id()
 
     def _now(self) -> datetime | None:
         return read(self._clock)
+
+
+def _asked(direct: Direct, inquiry: Inquiry[Rows]) -> Rows:
+    """Run what an inquiry asks until it returns."""
+    try:
+        query = next(inquiry)
+        while True:
+            try:
+                rows = direct.rows(query)
+            except Exception as error:  # noqa: BLE001 - the inquiry knows what to make of it
+                query = inquiry.throw(error)
+            else:
+                query = inquiry.send(rows)
+    except StopIteration as end:
+        answer: Rows = end.value
+        return answer
+
+
+def joined(connection: Connection, query: Query) -> Sequence[Values]:
+    """Run a query as part of the caller's transaction."""
+    try:
+        return ordinary(connection, query)
+    except DBAPIError as error:
+        if problem := outcome.conflict(error, query):
+            raise problem from error
+        raise
 
 
 def read(clock: Clock | None) -> datetime | None:

@@ -1,0 +1,110 @@
+"""What a write leaves in the database, looked for when its answer was lost: for `outcome`."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import Integer, Select, and_, bindparam, column, func, literal_column, select, table
+
+from ..execution import ExecutionStatus
+from .schema import execution_history, execution_logs, executions
+from .statements import FIELDS, LOG_ROW, ROW, Query
+
+PATIENCE_MS: Final = 5000
+"""How long a server process may take to end."""
+
+# What the history knows of a row as a move left it.
+_KNOWN = {
+    "status": "to_status",
+    "attempts": "attempt",
+    "updated_at": "occurred_at",
+    "worker": "worker",
+    "error": "error",
+}
+
+
+def written(id: str, token: str) -> Query:
+    """An execution, and the trace of a write to it: for `as_written`."""
+    return Query(_written(), {"id": id, "token": token}, "get", id)
+
+
+def as_written(row: Sequence[Any], token: str) -> tuple[Sequence[Any], bool]:
+    """Return the row of an execution, and whether a trace of the write is there.
+
+    When others have moved it on since, the row is as the write left it, so far as that is known.
+    """
+    now, last, *then = [*row[: len(ROW)]], *row[len(ROW) :]
+    moved = then[0] is not None
+    if moved and last != token:
+        for field, value in zip(_KNOWN, then, strict=True):
+            now[FIELDS.index(field)] = value
+    return now, moved or last == token
+
+
+def status_alone(row: Sequence[Any]) -> Sequence[Any]:
+    """Return what is answered of a row that need not be whole."""
+    return [row[FIELDS.index("status")]]
+
+
+def written_together(targets: Iterable[ExecutionStatus | None], token: str) -> Query:
+    """The executions in these statuses to which one write of several was the last."""
+    statuses = tuple(status for status in ExecutionStatus if status in targets)
+    return Query(_written_together(statuses), {"token": token}, "get")
+
+
+def logged(id: str, line: str) -> Query:
+    """The line of a log that has this id."""
+    return Query(_logged(), {"id": id, "line": line}, "get", id)
+
+
+def end_backend(number: int) -> Query:
+    """One SELECT that ends a server process of our own which nobody talks to any more.
+
+    It returns the number of the process that answers it, and whether the other one has ended: None
+    when there is no such process.
+    """
+    return Query(_end_backend(), {"number": number}, "get")
+
+
+@cache
+def _written() -> Select[Any]:
+    history = execution_history.c
+    id = bindparam("id", type_=executions.c.id.type)
+    token = bindparam("token", type_=history.write_token.type)
+    move = and_(history.execution_id == executions.c.id, history.write_token == token)
+    return (
+        select(*ROW, executions.c.write_token, *(history[name] for name in _KNOWN.values()))
+        .select_from(executions.outerjoin(execution_history, move))
+        .where(executions.c.id == id)
+    )
+
+
+@cache
+def _written_together(statuses: tuple[ExecutionStatus, ...]) -> Select[Any]:
+    last = executions.c.write_token
+    among = executions.c.status.in_([literal_column(f"'{status}'") for status in statuses])
+    return select(*ROW).where(among, last == bindparam("token", type_=last.type))
+
+
+@cache
+def _logged() -> Select[Any]:
+    logged = execution_logs.c
+    id, line = (bindparam(name, type_=logged.id.type) for name in ("id", "line"))
+    return select(*LOG_ROW).where(logged.execution_id == id, logged.id == line)
+
+
+@cache
+def _end_backend() -> Select[Any]:
+    names = ("pid", "usesysid", "datid", "backend_start")
+    activity = table("pg_stat_activity", *(column(name) for name in names))
+    own, other = activity.alias("own"), activity.alias("other")
+    same = [own.c[name] == other.c[name] for name in ("usesysid", "datid")]
+    # One that began later only happens to have got the number.
+    older = other.c.backend_start < own.c.backend_start
+    number = other.c.pid == bindparam("number", type_=Integer)
+    patience = literal_column(str(PATIENCE_MS), Integer)
+    return (
+        select(own.c.pid, func.pg_terminate_backend(other.c.pid, patience))
+        .select_from(own.outerjoin(other, and_(number, *same, older)))
+        .where(own.c.pid == func.pg_backend_pid())
+    )
