@@ -1,48 +1,190 @@
-"""A TCP proxy on loopback that counts what goes through it."""
+"""A TCP proxy on loopback before a PostgreSQL: it counts what goes through, and cuts it off."""
 
+import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from typing import Final
 
 from sqlalchemy import make_url
 
+READY: Final = re.compile(rb"Z\0\0\0\x05[ITE]\Z")
+WRITES: Final = (b"INSERT", b"UPDATE", b"DELETE")
+CHANGED: Final = re.compile(rb"C\0\0\0.(INSERT 0|UPDATE|DELETE) [1-9]", re.DOTALL)
+"""What the server says of a statement that has changed a row, and committed."""
 
-@contextmanager
-def counting(url: str) -> Iterator[tuple[str, Callable[[], int]]]:
-    """Yield the URL of a PostgreSQL behind a proxy, and what has gone either way in bytes."""
-    parsed = make_url(url)
-    server = (parsed.host or "127.0.0.1", parsed.port or 5432)
-    bytes_seen = [0]
-    listener = socket.create_server(("127.0.0.1", 0))
-    sockets = [listener]
 
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65_536):
-                bytes_seen[0] += len(data)
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+class Cut(StrEnum):
+    """When a connection is cut."""
 
-    def accept() -> None:
+    BEFORE = "before the server gets a write"
+    AFTER = "after a write has committed, before its client is told"
+    RACING = "as soon as a write is on its way to the server"
+    READING = "before the server gets a read"
+
+
+class Proxy:
+    """Where clients connect to: `proxy.url`. `proxy.cut(Cut.AFTER)` cuts at the next such write."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        self._server = (parsed.host or "127.0.0.1", parsed.port or 5432)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        port = self._listener.getsockname()[1]
+        self.url = parsed.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+        self.bytes_seen = self.writes = 0
+        self.cuts: Counter[Cut] = Counter()
+        self._wanted: dict[bool, deque[Cut]] = {True: deque(), False: deque()}
+        self._open: set[socket.socket] = set()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def cut(self, when: Cut) -> None:
+        """Cut the connection of whoever is next to write, or to read."""
+        self._wanted[when is not Cut.READING].append(when)
+
+    @property
+    def waiting(self) -> int:
+        """How many cuts were asked for and not made yet."""
+        return sum(map(len, self._wanted.values()))
+
+    def close(self) -> None:
+        """Cut all connections, and take no more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
+        for each in list(self._open):
+            shut(each)
+
+    def _accept(self) -> None:
         while True:
             try:
-                client, _ = listener.accept()
+                client, _ = self._listener.accept()
             except OSError:
                 return
-            upstream = socket.create_connection(server)
-            sockets.extend((client, upstream))
-            for ends in ((client, upstream), (upstream, client)):
-                threading.Thread(target=pump, args=ends, daemon=True).start()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    threading.Thread(target=accept, daemon=True).start()
-    port = listener.getsockname()[1]
-    proxied = parsed.set(host="127.0.0.1", port=port)
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            try:
+                server = socket.create_connection(self._server)
+            except OSError:
+                return
+            ends = {client, server}
+            self._open |= ends
+            with server:
+                connection = Connection(self, client, server)
+                back = threading.Thread(target=connection.answers, daemon=True)
+                back.start()
+                connection.questions()
+                back.join()
+            self._open -= ends
+
+    def take(self, statement: bytes) -> Cut | None:
+        """Return what is to be done to a connection that sends this statement."""
+        writes = statement.startswith(WRITES)
+        self.writes += writes
+        try:
+            return self._wanted[writes].popleft()
+        except IndexError:
+            return None
+
+    def put_back(self, when: Cut) -> None:
+        """Have the next one cut in the place of one that changed nothing."""
+        self._wanted[True].appendleft(when)
+
+
+class Connection:
+    """A client's connection, and its other half to the server."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        self.proxy, self.client, self.server = proxy, client, server
+        self.prepared: dict[bytes, bytes] = {}
+        self.held: bytes | None = None  # an answer that the client is not to get
+
+    def questions(self) -> None:
+        """Pass on what the client sends."""
+        try:
+            while data := self.client.recv(65_536):
+                self.proxy.bytes_seen += len(data)
+                statement = executed(data, self.prepared)
+                when = self.proxy.take(statement) if statement else None
+                if when is Cut.AFTER:
+                    self.held = b""
+                elif when is not Cut.RACING and when is not None:
+                    self._cut(when)
+                    return
+                self.server.sendall(data)
+                if when is Cut.RACING:
+                    self.proxy.cuts[when] += 1
+                    shut(self.client)
+                    break
+            self.server.shutdown(socket.SHUT_WR)  # it ends by itself, once it is done
+        except OSError:
+            shut(self.server)
+
+    def answers(self) -> None:
+        """Pass on what the server sends."""
+        try:
+            while data := self.server.recv(65_536):
+                self.proxy.bytes_seen += len(data)
+                if self.held is not None:
+                    self.held += data
+                    if not READY.search(self.held):
+                        continue
+                    if CHANGED.search(self.held):
+                        self._cut(Cut.AFTER)
+                        return
+                    data, self.held = self.held, None
+                    self.proxy.put_back(Cut.AFTER)
+                self.client.sendall(data)
+        except OSError:
+            pass
+        finally:
+            shut(self.client)
+            if self.held is not None and not CHANGED.search(self.held):
+                self.proxy.put_back(Cut.AFTER)
+
+    def _cut(self, when: Cut) -> None:
+        self.proxy.cuts[when] += 1
+        shut(self.client)
+        shut(self.server)
+
+
+def executed(data: bytes, prepared: dict[bytes, bytes]) -> bytes:
+    """Return the SQL that a client has executed by a message; empty when by none.
+
+    Statements are prepared by name, and then only their names are sent.
+    """
+    statement, at = b"", 0
+    while len(data) >= at + 5 and data[at]:  # what opens a connection begins with a zero
+        kind, end = data[at], at + 1 + int.from_bytes(data[at + 1 : at + 5])
+        body = data[at + 5 : end]
+        if kind == ord("P"):
+            name, sql, _ = body.split(b"\0", 2)
+            prepared[name] = sql
+        elif kind == ord("B"):
+            statement = prepared.get(body.split(b"\0", 2)[1], b"")
+        elif kind == ord("Q"):
+            statement = body
+        at = end
+    return statement
+
+
+def shut(end: socket.socket) -> None:
+    """Break off a connection: whoever waits for it is told."""
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def proxied(url: str) -> Iterator[Proxy]:
+    """Put a proxy before the PostgreSQL of a URL."""
+    proxy = Proxy(url)
     try:
-        yield proxied.render_as_string(hide_password=False), lambda: bytes_seen[0]
+        yield proxy
     finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        for each in sockets:
-            each.close()
+        proxy.close()

@@ -993,10 +993,14 @@ def test_a_write_brings_no_payload_back(
     tell: Callable[[str], None],
 ) -> None:
     """On PostgreSQL, counted by a proxy; SQLite has no wire."""
-    from .proxy import counting
+    from .proxy import proxied
 
     url = postgres_database.url
-    with counting(url) as (proxied, count), open_manager(proxied, colour, runner) as manager:
+    with proxied(url) as proxy, open_manager(proxy.url, colour, runner) as manager:
+
+        def count() -> int:
+            return proxy.bytes_seen
+
         job = manager.create("a", "x" * 5_000_000)
         with manager.attempt(job.id) as attempt:
             for _ in range(8):  # prepared, from the sixth on

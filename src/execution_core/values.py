@@ -27,7 +27,7 @@ from .execution import MAX_MESSAGE, ExecutionStatus, ProgressInfo
 if sys.version_info >= (3, 14):
     from uuid import uuid7
 else:
-    from uuid_utils.compat import uuid7
+    from uuid_utils import uuid7
 
 MAX_NAME = 255
 """Characters in a type, an idempotency key, a checkpoint key or a worker's name."""

@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import Final
 
-from ..errors import ConcurrentUpdate, ExecutionProblem
+from ..errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
 from ..execution import Execution, storable
 from ..manager import ExecutionManager
 from .process import DRAIN_SECONDS, Child, Output, say
@@ -50,7 +50,7 @@ class Heart:
         while not self._stopped.wait(self._seconds):
             try:
                 self._manager.heartbeat(self._started.id, attempt=self._started.attempts)
-            except ConcurrentUpdate:
+            except (ConcurrentUpdate, ConnectionLost):
                 pass
             except ExecutionProblem:
                 self._inbox.post(self)

@@ -17,6 +17,7 @@ from ..errors import (
     AlreadyRunning,
     AttemptLost,
     ConcurrentUpdate,
+    ConnectionLost,
     ExecutionProblem,
     InvalidStateTransition,
 )
@@ -30,6 +31,8 @@ from .run_command import Command, Heart, reason
 from .run_inbox import Inbox, Interrupted
 from .run_outcome import REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
 
+AGAIN: Final = (ConcurrentUpdate, ConnectionLost)
+"""After these nothing was changed, and it may be tried again."""
 START_SECONDS: Final = 60.0
 """How long the database may take over a start, which must not be left half way."""
 FIRST_REST: Final = 0.1
@@ -102,7 +105,7 @@ class Run:
             return RUNNING_ELSEWHERE
         try:
             started = self._started(execution)
-        except (InvalidStateTransition, ConcurrentUpdate):  # somebody was quicker
+        except (InvalidStateTransition, *AGAIN):  # somebody was quicker
             found = self._inbox.ask(lambda: self._manager.get(execution.id))
             if found.status is CANCELLED:
                 raise
@@ -155,7 +158,7 @@ class Run:
                 return REFUSED
             execution = lost.execution
             self._log(started, outcome)
-        except (SQLAlchemyError, TimeoutError, ConcurrentUpdate) as error:
+        except (SQLAlchemyError, TimeoutError, *AGAIN) as error:
             say(f"NOT RECORDED: {name}: {outcome.says}. {reason(error)}")
             return REFUSED
         else:
@@ -181,7 +184,7 @@ class Run:
         while True:
             try:
                 return self._inbox.ask(lambda: outcome.record(self._manager, started, delay), limit)
-            except (SQLAlchemyError, ConcurrentUpdate) as error:
+            except (SQLAlchemyError, *AGAIN) as error:
                 left = limit - time.monotonic()
                 if left <= 0:
                     raise
