@@ -517,6 +517,9 @@ def test_progress_stays_on_its_page(empty_postgres: Callable[[str], str]) -> Non
     """On PostgreSQL; SQLite keeps no versions of a row."""
     url = empty_postgres("hot")
     migrate.upgrade(url)
+    engine = create_engine(url)
+    with engine.begin() as connection:  # an ANALYZE at work keeps what it might still read
+        connection.execute(text("ALTER TABLE executions SET (autovacuum_enabled = off)"))
     with connect(url) as manager:
         ids = [manager.create("a", "x" * 1500).id for _ in range(40)]
         for id in ids:
@@ -527,7 +530,6 @@ def test_progress_stays_on_its_page(empty_postgres: Callable[[str], str]) -> Non
                 manager.checkpoint(id, "last", n)
                 manager.advance(id, n, 30, "last", n)
                 manager.heartbeat(id)
-    engine = create_engine(url)
     counted = (
         "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'executions'"
     )
@@ -538,7 +540,7 @@ def test_progress_stays_on_its_page(empty_postgres: Callable[[str], str]) -> Non
             total, hot = connection.execute(text(counted)).one()
     engine.dispose()
     assert total == 40 * 121
-    assert hot >= 0.9 * total  # 0.99 and more, but for what autovacuum happens to look at
+    assert hot >= 0.98 * total
 
 
 def test_a_large_payload_is_not_written_again(postgres_database: Database) -> None:

@@ -17,8 +17,8 @@ from sqlalchemy import (
     union,
 )
 
+from ..sql.moves import allowed, met
 from ..sql.schema import execution_history, executions
-from ..sql.statements import allowed, met
 from ..sql.types import database_now, later, one_of
 from ..transitions import CLAIM, LIVE, SWEEP, Move
 from .finding import Checks, Finding, moment, verdict

@@ -27,6 +27,7 @@ from . import outcome, statements
 from .async_direct import AsyncDirect
 from .direct import Values
 from .outcome import Inquire, Inquiry, Lost, Rows
+from .rows import execution, log_entry
 from .schema import executions
 from .statements import Query
 from .store import Clock, joined, read
@@ -80,7 +81,7 @@ class AsyncSqlExecutionStore:
     async def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
         rows = await self._change(id, transition, whole=True)
-        return statements.execution(rows[0]) if rows else None
+        return execution(rows[0]) if rows else None
 
     async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
         """Make one conditional UPDATE."""
@@ -92,7 +93,7 @@ class AsyncSqlExecutionStore:
         token = self._token()
         query = statements.change_many(batch, token, self._now())
         rows = await self._rows(query, partial(outcome.of_batch, batch=batch, token=token))
-        return sorted(map(statements.execution, rows), key=attrgetter("id"))
+        return sorted(map(execution, rows), key=attrgetter("id"))
 
     async def delete(self, id: str) -> bool:
         """Make one DELETE."""
@@ -107,16 +108,16 @@ class AsyncSqlExecutionStore:
         """Make one INSERT."""
         query = statements.log(line, self._now())
         rows = await self._rows(query, partial(outcome.of_log, line=line))
-        return statements.log_entry(rows[0]) if rows else None
+        return log_entry(rows[0]) if rows else None
 
     async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
         """Make one SELECT."""
         rows = await self._rows(statements.logs(id, limit, before))
-        return [statements.log_entry(row) for row in rows]
+        return [log_entry(row) for row in rows]
 
     async def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""
-        return [statements.execution(row) for row in await self._rows(statements.page(page))]
+        return [execution(row) for row in await self._rows(statements.page(page))]
 
     async def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
         token = self._token()
@@ -126,7 +127,7 @@ class AsyncSqlExecutionStore:
 
     async def _one(self, query: Query, inquire: Inquire = outcome.of_read) -> Execution | None:
         rows = await self._rows(query, inquire)
-        return statements.execution(rows[0]) if rows else None
+        return execution(rows[0]) if rows else None
 
     async def _rows(self, query: Query, inquire: Inquire = outcome.of_read) -> Sequence[Values]:
         match self._bind:

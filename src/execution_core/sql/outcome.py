@@ -22,6 +22,7 @@ from ..store import Batch
 from ..transitions import Transition
 from ..values import Entry
 from . import statements, traces
+from .rows import execution
 from .schema import executions
 from .statements import Query
 
@@ -141,7 +142,7 @@ def of_change(
     if not found:
         return []
     row, made = traces.as_written(found[0], token)
-    if not (made or _stands(transition, statements.execution(row))):
+    if not (made or _stands(transition, execution(row))):
         return None
     return [row if whole else traces.status_alone(row)]
 
@@ -166,11 +167,11 @@ def _ended(lost: Lost) -> Inquiry[None]:
     raise Unknown
 
 
-def _stands(transition: Transition, execution: Execution) -> bool:
+def _stands(transition: Transition, found: Execution) -> bool:
     """Tell whether what a transition sets without a move is so."""
     progress, entry = (transition.given.get(name) for name in ("progress", "checkpoints"))
-    if progress is not None and execution.progress != progress:
+    if progress is not None and found.progress != progress:
         return False
     if isinstance(entry, Entry):
-        return bool(execution.checkpoints.get(entry.key, ...) == entry.value.value)
+        return bool(found.checkpoints.get(entry.key, ...) == entry.value.value)
     return progress is not None

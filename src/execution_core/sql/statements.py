@@ -1,4 +1,4 @@
-"""Pure translations: what a store is asked → one SQLAlchemy statement; a row → an `Execution`.
+"""Pure translations: what a store is asked → one SQLAlchemy statement.
 
 Statements that change anything are built once per rule; what varies from call to call is bound.
 """
@@ -9,24 +9,18 @@ from functools import cache
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
-    BigInteger,
-    BindParameter,
     Column,
     ColumnElement,
     FromClause,
     Integer,
     Select,
     Text,
-    and_,
     bindparam,
     case,
     delete,
     false,
-    func,
     insert,
-    literal_column,
     not_,
-    null,
     or_,
     select,
     true,
@@ -36,46 +30,28 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ..creation import Creation
-from ..execution import (
-    Execution,
-    ExecutionError,
-    ExecutionStatus,
-    LogEntry,
-    LogLevel,
-    ProgressInfo,
-)
+from ..execution import ExecutionStatus, ProgressInfo
 from ..logs import Line
 from ..store import Batch, Page, Pruning
-from ..transitions import Change, Condition, Move, Rule, Transition
+from ..transitions import Condition, Rule, Transition
 from ..values import Entry
-from .schema import execution_logs, executions
-from .types import (
-    Timestamp,
-    database_now,
-    in_use,
-    later,
-    latest,
-    merged,
-    now_not_before,
-    one_of,
-    unindexed,
+from .moves import (
+    allowed,
+    due_at,
+    duration,
+    guarded,
+    id_given,
+    injected,
+    new_value,
+    spelt,
+    times,
+    written,
 )
+from .rows import LOG_ROW, ROW
+from .schema import execution_logs, executions
+from .types import database_now, in_use, later, one_of, unindexed
 
 columns = executions.c
-_PROGRESS = [
-    columns.progress_current,
-    columns.progress_total,
-    columns.progress_percent,
-    columns.progress_message,
-]
-# A row: a column for each field of an execution, in the fields' order, and the rest of `progress`.
-FIELDS = tuple(Execution.model_fields)
-ROW = [
-    *(columns[{"timeout": "timeout_ms", "progress": "progress_current"}.get(f, f)] for f in FIELDS),
-    *_PROGRESS[1:],
-]
-LOG_FIELDS = tuple(LogEntry.model_fields)
-LOG_ROW = [execution_logs.c[field] for field in LOG_FIELDS]
 _NAMES = frozenset(column.name for column in columns)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -220,13 +196,6 @@ def logs(id: str, limit: int, before: str | None) -> Query:
     return Query(statement, {"old_id": id, "before": before, "limit": limit}, "logs", id)
 
 
-def log_entry(row: Sequence[Any]) -> LogEntry:
-    """Build an entry from a row; the schema has checked what a model would check again."""
-    fields = dict(zip(LOG_FIELDS, row, strict=True))
-    fields["level"] = LogLevel(fields["level"])
-    return LogEntry.model_construct(**fields)
-
-
 def page(page: Page) -> Query:
     """The executions that a page includes."""
     given = {"type": page.type, "parent_id": page.parent_id, "before": page.before}
@@ -235,37 +204,6 @@ def page(page: Page) -> Query:
     if statuses is not None:  # in one order, whatever the caller's: one statement
         statuses = tuple(status for status in ExecutionStatus if status in statuses)
     return Query(_page(statuses, conditions), {**given, "limit": page.limit}, "list")
-
-
-def execution(row: Sequence[Any]) -> Execution:
-    """Build an execution from a row; the schema has checked what a model would check again."""
-    fields = dict(zip(FIELDS, row, strict=False))
-    if (current := fields["progress"]) is not None:
-        total, percent, message = row[-3:]
-        fields["progress"] = ProgressInfo.model_construct(
-            current=current, total=total, percent=float(percent), message=message
-        )
-    if (timeout_ms := fields["timeout"]) is not None:
-        fields["timeout"] = timeout_ms * _MILLISECOND
-    if (error := fields["error"]) is not None:
-        fields["error"] = ExecutionError.model_construct(
-            message=error["message"],
-            code=error.get("code"),
-            stack=error.get("stack"),
-            retryable=error.get("retryable") is True,
-        )
-    fields["status"] = ExecutionStatus(fields["status"])
-    # As unpickling does: model_construct takes longer than all of the above.
-    read = Execution.__new__(Execution)
-    read.__setstate__(
-        {
-            "__dict__": fields,
-            "__pydantic_fields_set__": set(FIELDS),
-            "__pydantic_extra__": None,
-            "__pydantic_private__": None,
-        }
-    )
-    return read
 
 
 @cache
@@ -277,10 +215,10 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
         *(columns.id, columns.type, columns.payload, columns.max_attempts, columns.timeout_ms),
         *(columns.idempotency_key, columns.fingerprint, columns.metadata),
     )
-    new: dict[Column[Any], ColumnElement[Any]] = {column: _new(column) for column in given}
-    now = _injected() if clocked else database_now()
+    new: dict[Column[Any], ColumnElement[Any]] = {column: new_value(column) for column in given}
+    now = injected() if clocked else database_now()
     new |= {columns.created_at: now, columns.updated_at: now}
-    new[columns.retry_at] = later(now, _duration("start_after"))
+    new[columns.retry_at] = later(now, duration("start_after"))
     statement = upsert(executions)
     links = [columns[name] for name in linked]
     if links:
@@ -295,7 +233,7 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
         found = (
             select(*new.values())
             .select_from(both)
-            .where(*(id == _new(link) for link, id in zip(links, named, strict=True)))
+            .where(*(id == new_value(link) for link, id in zip(links, named, strict=True)))
         )
         statement = statement.from_select(
             list(new), found.with_for_update(read=True, key_share=True), include_defaults=False
@@ -309,16 +247,16 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
 
 @cache
 def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> ReturningUpdate[Any]:
-    now, not_before = _times(clocked=clocked)
-    guard = _guard(rule, now, fenced=fenced)
-    changes = _written(rule.moves, now, not_before)
+    now, not_before = times(clocked=clocked)
+    guard = guarded(rule, now, fenced=fenced)
+    changes = written(rule.moves, now, not_before)
     answer = ROW if whole else [columns.status]
     return update(executions).where(*guard).values(changes).returning(*answer)
 
 
 @cache
 def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
-    now, not_before = _times(clocked=clocked)
+    now, not_before = times(clocked=clocked)
     guard = [or_(*(allowed(move, now) for move in rule.moves))]
     if typed:
         guard.append(columns.type == bindparam("old_type", type_=Text))
@@ -329,7 +267,7 @@ def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[A
     chosen = (
         select(columns.id)
         .where(*guard)
-        .order_by(*((_due_at(), columns.id) if waiting else ()))
+        .order_by(*((due_at(), columns.id) if waiting else ()))
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(key_share=True, skip_locked=True)
         .correlate(None)
@@ -338,7 +276,7 @@ def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[A
     return (
         update(executions)
         .where(one_of(columns.id, chosen))
-        .values(_written(rule.moves, now, not_before))
+        .values(written(rule.moves, now, not_before))
         .returning(*ROW)
     )
 
@@ -369,11 +307,11 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
     if not statuses:
         return found(*ROW, where=[false()])
     if len(statuses) == 1:
-        return found(*ROW, where=[columns.status == _status(statuses[0]), *where])
+        return found(*ROW, where=[columns.status == spelt(statuses[0]), *where])
     # A page of each status by its index, then the newest of those. All at once would have to be
     # sorted, however much of it is finished.
     pages = [
-        found(columns.id, where=[columns.status == _status(status), *where]).subquery()
+        found(columns.id, where=[columns.status == spelt(status), *where]).subquery()
         for status in statuses
     ]
     ids = union_all(*(select(page.c.id) for page in pages)).subquery()
@@ -384,14 +322,14 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
 def _prune(
     statuses: tuple[ExecutionStatus, ...], *, typed: bool, clocked: bool
 ) -> ReturningDelete[Any]:
-    now, _ = _times(clocked=clocked)
+    now, _ = times(clocked=clocked)
     plain, keyed, either = (
-        columns.completed_at <= later(now, -_duration(age))
+        columns.completed_at <= later(now, -duration(age))
         for age in ("older_than", "keys_older_than", "least")
     )
     guard = [
         either,  # by its index, which is in the order in which they came to rest
-        unindexed(columns.status, type_=Text()).in_([_status(status) for status in statuses])
+        unindexed(columns.status, type_=Text()).in_([spelt(status) for status in statuses])
         if statuses
         else false(),
         case((columns.idempotency_key.is_(None), plain), else_=keyed),
@@ -418,7 +356,7 @@ def _prune(
 
 @cache
 def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
-    now, _ = _times(clocked=clocked)
+    now, _ = times(clocked=clocked)
     new: dict[Column[Any], ColumnElement[Any]] = {
         execution_logs.c.execution_id: columns.id,
         execution_logs.c.attempt: columns.attempts,
@@ -429,7 +367,7 @@ def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
         new[column] = bindparam(f"log_{name}", type_=column.type)
     # Locked, lest it be deleted meanwhile: a foreign key that failed would abort the caller's
     # whole transaction.
-    guard = _guard(rule, now, fenced=fenced)
+    guard = guarded(rule, now, fenced=fenced)
     found = select(*new.values()).where(*guard).with_for_update(read=True, key_share=True)
     return (
         insert(execution_logs)
@@ -441,7 +379,7 @@ def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
 @cache
 def _logs(*, from_the_end: bool) -> Select[Any]:
     logged = execution_logs.c
-    where = [logged.execution_id == _id()]
+    where = [logged.execution_id == id_given()]
     if not from_the_end:
         where.append(logged.id < bindparam("before", type_=logged.id.type))
     limit = bindparam("limit", type_=Integer)
@@ -450,140 +388,8 @@ def _logs(*, from_the_end: bool) -> Select[Any]:
 
 @cache
 def _delete() -> ReturningDelete[Any]:
-    return delete(executions).where(columns.id == _id()).returning(columns.id)
-
-
-def _guard(rule: Rule, now: ColumnElement[datetime], *, fenced: bool) -> list[ColumnElement[bool]]:
-    guard = [columns.id == _id(), or_(*(allowed(move, now) for move in rule.moves))]
-    if fenced:
-        guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
-    return guard
-
-
-def allowed(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """Whether a move may be made of an execution."""
-    sources = [_status(source) for source in move.sources]
-    status: ColumnElement[str] = columns.status
-    if move.when is Condition.DUE:
-        # As the indexes have it, which are in the order of claims. By its status SQLite would read
-        # all that waits, and sort it.
-        status = unindexed(columns.status, type_=Text())
-    allowed = status.in_(sources) if len(sources) > 1 else status == sources[0]
-    return and_(allowed, *met(move.when, now))
-
-
-def met(condition: Condition | None, now: ColumnElement[datetime]) -> list[ColumnElement[bool]]:
-    """Whether what a move asks besides the status is so."""
-    match condition:
-        case None:
-            return []
-        case Condition.ATTEMPT_LEFT:
-            return [columns.attempts < columns.max_attempts]
-        case Condition.DUE:
-            return [_due_at() <= now]
-        case Condition.OVERDUE:
-            return [columns.deadline_at < now]
-        case Condition.STALLED:
-            # A start by hand leaves the heartbeat of the attempt before, or none.
-            beaten = columns.heartbeat_at >= columns.started_at
-            by_hand = latest(columns.started_at, columns.updated_at)
-            seen = case((beaten, columns.heartbeat_at), else_=by_hand)
-            return [seen < later(now, -_duration("stalled_after"))]
-
-
-def _due_at() -> ColumnElement[datetime]:
-    return func.coalesce(columns.retry_at, columns.created_at)
-
-
-def _written(
-    moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
-) -> dict[Column[Any], ColumnElement[Any]]:
-    """Assign what the first allowed move does, and the write's token."""
-    token = {columns.write_token: _new(columns.write_token)}
-    return _first_allowed(moves, now, not_before) | token
-
-
-def _first_allowed(
-    moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
-) -> dict[Column[Any], ColumnElement[Any]]:
-    """Assign what the first allowed move does; of several, the row itself decides.
-
-    For `fail` of a retryable error: `status = CASE WHEN (running, attempt left) THEN 'retrying'
-    ELSE 'failed' END`; what both moves assign alike, such as `error`, needs no CASE.
-    """
-    first, *others = moves
-    assigned = _assigned(first, not_before)
-    if others:
-        otherwise = _first_allowed(others, now, not_before)
-        for column in {**assigned, **otherwise}:
-            this, that = assigned.get(column, column), otherwise.get(column, column)
-            if not this.compare(that):
-                assigned[column] = case((allowed(first, now), this), else_=that)
-    return assigned
-
-
-def _assigned(move: Move, now: ColumnElement[datetime]) -> dict[Column[Any], ColumnElement[Any]]:
-    assigned: dict[Column[Any], ColumnElement[Any]] = {columns.updated_at: now}
-    if move.target is not None:
-        assigned[columns.status] = _status(move.target)
-    for field, how in move.changes.items():
-        for column in _PROGRESS if field == "progress" else [columns[field]]:
-            assigned[column] = _changed(column, how, now)
-    return assigned
-
-
-def _changed(
-    column: Column[Any], how: Change | ExecutionError, now: ColumnElement[datetime]
-) -> ColumnElement[Any]:
-    changed: ColumnElement[Any]
-    match how:
-        case ExecutionError():
-            changed = bindparam(None, how, type_=column.type, unique=True)
-        case Change.GIVEN:
-            changed = _new(column)
-        case Change.MERGED:
-            without = bindparam(f"null_{column.name}", type_=Text)
-            changed = merged(column, _new(column), without)
-        case Change.CLEARED:
-            changed = null()
-        case Change.NOW:
-            changed = now
-        case Change.DEADLINE:
-            changed = later(now, columns.timeout_ms)
-        case Change.DELAYED:
-            changed = later(now, _duration("retry_after"))
-        case Change.NEXT_ATTEMPT:
-            changed = columns.attempts + literal_column("1")
-    return changed
-
-
-def _status(status: ExecutionStatus) -> ColumnElement[str]:
-    # In the statement's own text: a partial index can only serve what the planner can read.
-    return literal_column(f"'{status.value}'", Text)
-
-
-def _times(*, clocked: bool) -> tuple[ColumnElement[datetime], ColumnElement[datetime]]:
-    """Return the time to compare with, by index, and the time to write, which never goes back."""
-    if clocked:
-        return _injected(), _injected()
-    return database_now(), now_not_before(columns.updated_at)
-
-
-def _injected() -> BindParameter[datetime]:
-    return bindparam("now", type_=Timestamp)
-
-
-def _duration(name: str) -> BindParameter[int]:
-    return bindparam(f"{name}_ms", type_=BigInteger)
+    return delete(executions).where(columns.id == id_given()).returning(columns.id)
 
 
 def _milliseconds(duration: timedelta | None) -> int | None:
     return None if duration is None else duration // _MILLISECOND
-
-
-def _new(column: Column[Any]) -> BindParameter[Any]:
-    return bindparam(f"new_{column.name}", type_=column.type)
-
-
-def _id() -> BindParameter[str]:
-    return bindparam("old_id", type_=columns.id.type)

@@ -21,6 +21,7 @@ from ..transitions import Transition
 from . import outcome, statements
 from .direct import Direct, Values, ordinary
 from .outcome import Inquire, Inquiry, Lost, Rows
+from .rows import execution, log_entry
 from .schema import executions
 from .statements import Query
 
@@ -82,7 +83,7 @@ class SqlExecutionStore:
     def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
         rows = self._change(id, transition, whole=True)
-        return statements.execution(rows[0]) if rows else None
+        return execution(rows[0]) if rows else None
 
     def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
         """Make one conditional UPDATE."""
@@ -94,7 +95,7 @@ class SqlExecutionStore:
         token = self._token()
         query = statements.change_many(batch, token, self._now())
         rows = self._rows(query, partial(outcome.of_batch, batch=batch, token=token))
-        return sorted(map(statements.execution, rows), key=attrgetter("id"))
+        return sorted(map(execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:
         """Make one DELETE."""
@@ -108,16 +109,16 @@ class SqlExecutionStore:
         """Make one INSERT."""
         query = statements.log(line, self._now())
         rows = self._rows(query, partial(outcome.of_log, line=line))
-        return statements.log_entry(rows[0]) if rows else None
+        return log_entry(rows[0]) if rows else None
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
         """Make one SELECT."""
         rows = self._rows(statements.logs(id, limit, before))
-        return [statements.log_entry(row) for row in rows]
+        return [log_entry(row) for row in rows]
 
     def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""
-        return [statements.execution(row) for row in self._rows(statements.page(page))]
+        return [execution(row) for row in self._rows(statements.page(page))]
 
     def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
         token = self._token()
@@ -127,7 +128,7 @@ class SqlExecutionStore:
 
     def _one(self, query: Query, inquire: Inquire = outcome.of_read) -> Execution | None:
         rows = self._rows(query, inquire)
-        return statements.execution(rows[0]) if rows else None
+        return execution(rows[0]) if rows else None
 
     def _rows(self, query: Query, inquire: Inquire = outcome.of_read) -> Sequence[Values]:
         match self._bind:

@@ -7,8 +7,10 @@ from typing import Any, Final
 from sqlalchemy import Integer, Select, and_, bindparam, column, func, literal_column, select, table
 
 from ..execution import ExecutionStatus
+from .moves import spelt
+from .rows import FIELDS, LOG_ROW, ROW
 from .schema import execution_history, execution_logs, executions
-from .statements import FIELDS, LOG_ROW, ROW, Query
+from .statements import Query
 
 PATIENCE_MS: Final = 5000
 """How long a server process may take to end."""
@@ -82,7 +84,7 @@ def _written() -> Select[Any]:
 @cache
 def _written_together(statuses: tuple[ExecutionStatus, ...]) -> Select[Any]:
     last = executions.c.write_token
-    among = executions.c.status.in_([literal_column(f"'{status}'") for status in statuses])
+    among = executions.c.status.in_([spelt(status) for status in statuses])
     return select(*ROW).where(among, last == bindparam("token", type_=last.type))
 
 
