@@ -24,7 +24,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 def test_migrate_the_default_database(tmp_path: Path) -> None:
     done = run("migrate", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "sqlite:///executions.db is at execution_core_0005\n"
+    assert done.stdout == "sqlite:///executions.db is at execution_core_0006\n"
     assert migrate.check(f"sqlite:///{tmp_path}/executions.db")
 
 

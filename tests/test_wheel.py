@@ -71,7 +71,7 @@ def run(*command: object, **options: object) -> str:
 
 def test_migrate_and_run(installed: Path, database: Database, tmp_path: Path) -> None:
     migrated = run(installed / "execution-core", "migrate", "--url", database.url, cwd=tmp_path)
-    assert "execution_core_0005" in migrated
+    assert "execution_core_0006" in migrated
     ran = run(installed / "python", "-W", "error", "-c", SCRIPT, database.url, ROOT, cwd=tmp_path)
     assert ran == "done\n"
 

@@ -29,7 +29,17 @@ Index(
     postgresql_where=_WAITING,
     sqlite_where=_WAITING,
 )
-Index("ix_executions_type_status_id", executions.c.type, executions.c.status, executions.c.id)
+_BY_TYPE = (executions.c.type, executions.c.status, executions.c.id)
+Index("ix_executions_type_status_id", *_BY_TYPE, info={"only": "postgresql"})
+# With the times, SQLite answers all of execution_stats from it.
+Index(
+    "ix_executions_type_status_id_times",
+    *_BY_TYPE,
+    executions.c.created_at,
+    executions.c.started_at,
+    executions.c.completed_at,
+    info={"only": "sqlite"},
+)
 Index(
     "ix_executions_parent_id_status_id",
     executions.c.parent_id,
