@@ -28,8 +28,8 @@ BEGIN = "<!-- figures: written by `python -m benchmarks.operations` -->"
 END = "<!-- end of figures -->"
 HOUR = timedelta(hours=1)
 EVER = "2020-01-01T00:00:00.000Z"
-TABLES = "executions|execution_history|execution_logs|began|ended|last|e|h"
-"""The tables, and what the views call them."""
+TABLES = "executions|execution_history|execution_logs|began|ended|last|e|h|l"
+"""The tables, and what the views and queries call them."""
 
 # Of the last day each attempt took up to a minute; `fill` gives all of one the same time.
 SPREAD = """
@@ -51,13 +51,11 @@ WORDS = {
     "postgresql": {
         "later": "started_at + random() * interval '1 minute'",
         "day_before": "max(completed_at) - interval '1 day'",
-        "hour_before": "to_char(max(completed_at) - interval '1 hour', 'YYYY-MM-DD HH24:MI:SSOF')",
     },
     "sqlite": {
         "later": "strftime('%Y-%m-%dT%H:%M:%fZ', started_at,"
         " (abs(random() % 60000) / 1000.0) || ' seconds')",
         "day_before": "strftime('%Y-%m-%dT%H:%M:%fZ', max(completed_at), '-1 day')",
-        "hour_before": "strftime('%Y-%m-%dT%H:%M:%fZ', max(completed_at), '-1 hour')",
     },
 }
 
@@ -85,7 +83,9 @@ def seed(url: str, rows: int) -> Seeded:
     kind = "postgresql" if url.startswith("postgresql") else "sqlite"
     for statement in (SPREAD, SPREAD_MOVES, WARNINGS):
         Databases.query(url, statement.format(**WORDS[kind]))
-    since = Databases.query(url, f"SELECT {WORDS[kind]['hour_before']} FROM executions")
+    since = Databases.query(
+        url, f"SELECT CAST({WORDS[kind]['day_before']} AS text) FROM executions"
+    )
     workflow, failed = live(url)
     # Whoever uses SQLite has hardly ever called ANALYZE.
     Databases.query(url, "VACUUM ANALYZE" if kind == "postgresql" else "DELETE FROM sqlite_stat1")

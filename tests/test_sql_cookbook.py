@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from benchmarks.operations import scans_of_sqlite
 
 from execution_core import ExecutionManager, SqlExecutionStore, migrate
 from execution_core.sql.engines import create_sync_engine
@@ -357,3 +358,18 @@ def test_the_answer_is_right(story: Story, question: str) -> None:
     expected = ANSWERS[question](story)
     shown = [{column: row[column] for column in expected[0]} for row in answer]
     assert shown == expected
+
+
+@pytest.mark.parametrize("story", ["sqlite"], indirect=True)
+def test_what_happened_since_is_found_by_index(story: Story) -> None:
+    """Not on PostgreSQL: of so few rows it rightly reads all."""
+    values = {"type": "mail", "id": story.ids["old"]}
+    scanning = []
+    with story.database.engine.connect() as connection:
+        for question, query in cookbook().items():
+            plan = ask(connection, f"EXPLAIN QUERY PLAN {query}", **values)
+            read = list(scans_of_sqlite(line["detail"] for line in plan))
+            assert read, question
+            if any(each.startswith("scan of ") for each in read):
+                scanning.append(question)
+    assert scanning == ["How many are there?"]
