@@ -29,12 +29,45 @@ class Unavailable(Exception):
     """This source has no PostgreSQL here."""
 
 
+class Postmaster:
+    """The first process of a server of our own; it can be killed, and started again."""
+
+    def __init__(
+        self, spawn: Callable[[], "subprocess.Popen[bytes]"], data: Path, log: Path
+    ) -> None:
+        self._spawn, self._data, self._log = spawn, data, log
+
+    def start(self) -> None:
+        self._process = self._spawn()
+        wait_until(lambda: ready(self._data, self._process), self._process, self._log)
+
+    def crash(self, how: signal.Signals) -> None:
+        """SIGQUIT ends all its processes at once; after SIGKILL they find out by themselves."""
+        self._process.send_signal(how)
+        self._process.wait(START_TIMEOUT)
+
+    def restart(self) -> None:
+        """Start again after a crash, which is refused while an old process still has the memory."""
+        limit = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                return self.start()
+            except Unavailable:
+                if time.monotonic() > limit:
+                    raise
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(START_TIMEOUT)
+
+
 @dataclass(frozen=True)
 class Server:
-    """A running server: a superuser's URL, and where it came from."""
+    """A running server: a superuser's URL, where it came from, and its process if it is our own."""
 
     url: str
     source: str
+    postmaster: Postmaster | None = None
 
     @property
     def version(self) -> str:
@@ -48,14 +81,16 @@ def dsn(url: str) -> str:
 
 
 @contextmanager
-def server(*, durable: bool = False) -> Iterator[Server]:
+def server(*, durable: bool = False, own: bool = False) -> Iterator[Server]:
     """Start a server, and stop it at the end; or raise Unavailable with all that was tried.
 
     A durable one survives a loss of power, as production's does; tests need not wait for the disk.
+    One of our own has a postmaster that can be killed.
     """
     tried = []
+    elsewhere = () if own else (from_environment, from_container)
     with ExitStack() as stack:
-        for source in (from_environment, from_container, from_local_binaries, from_wheel):
+        for source in (*elsewhere, from_local_binaries, from_wheel):
             try:
                 yield stack.enter_context(contextmanager(source)(durable))
             except Unavailable as reason:
@@ -166,17 +201,21 @@ def run_server(binaries: Path, source: str, durable: bool) -> Iterator[Server]:
             port = free_port()
             # Without fsync, but with synchronous_commit: what was acknowledged survives kill -9.
             hasty = () if durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
-            postgres = spawn(
-                f"{binaries}/postgres", "-D", str(data), "-p", str(port), "-k", "",
-                "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
-                *hasty,
+            postmaster = Postmaster(
+                lambda: spawn(
+                    f"{binaries}/postgres", "-D", str(data), "-p", str(port), "-k", "",
+                    "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
+                    *hasty,
+                ),
+                data,
+                Path(log.name),
             )  # fmt: skip
             try:
-                wait_until(lambda: ready(data / "postmaster.pid"), postgres, Path(log.name))
-                yield Server(f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres", source)
+                postmaster.start()
+                url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+                yield Server(url, source, postmaster)
             finally:
-                postgres.send_signal(signal.SIGINT)
-                postgres.wait(START_TIMEOUT)
+                postmaster.stop()
 
 
 def unprivileged_account() -> pwd.struct_passwd | None:
@@ -190,9 +229,10 @@ def unprivileged_account() -> pwd.struct_passwd | None:
     raise Unavailable("a server does not run as root, and there is no user postgres or nobody")
 
 
-def ready(pid_file: Path) -> bool:
+def ready(data: Path, process: "subprocess.Popen[bytes]") -> bool:
     try:
-        return pid_file.read_text().splitlines()[7].strip() == "ready"
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        return lines[0] == str(process.pid) and lines[7].strip() == "ready"
     except (OSError, IndexError):
         return False
 

@@ -81,6 +81,8 @@ class Proxy:
                 back.start()
                 connection.questions()
                 back.join()
+            if connection.cut:
+                self.put_back(connection.cut)
             self._open -= ends
 
     def take(self, statement: bytes) -> Cut | None:
@@ -93,8 +95,8 @@ class Proxy:
             return None
 
     def put_back(self, when: Cut) -> None:
-        """Have the next one cut in the place of one that changed nothing."""
-        self._wanted[True].appendleft(when)
+        """Have another connection cut instead: this one's server died, or had nothing to change."""
+        self._wanted[when is not Cut.READING].appendleft(when)
 
 
 class Connection:
@@ -103,55 +105,49 @@ class Connection:
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.client, self.server = proxy, client, server
         self.prepared: dict[bytes, bytes] = {}
-        self.held: bytes | None = None  # an answer that the client is not to get
+        self.cut: Cut | None = None  # what is to be done and has not been done yet
+        self.held = b""  # the answer that the client may not get
 
     def questions(self) -> None:
         """Pass on what the client sends."""
-        try:
+        with suppress(OSError):
             while data := self.client.recv(65_536):
                 self.proxy.bytes_seen += len(data)
-                statement = executed(data, self.prepared)
-                when = self.proxy.take(statement) if statement else None
-                if when is Cut.AFTER:
-                    self.held = b""
-                elif when is not Cut.RACING and when is not None:
-                    self._cut(when)
-                    return
-                self.server.sendall(data)
-                if when is Cut.RACING:
-                    self.proxy.cuts[when] += 1
-                    shut(self.client)
+                if statement := executed(data, self.prepared):
+                    self.cut = self.proxy.take(statement)
+                if self.cut in (Cut.BEFORE, Cut.READING):
+                    self._done()
                     break
-            self.server.shutdown(socket.SHUT_WR)  # it ends by itself, once it is done
-        except OSError:
-            shut(self.server)
+                self.server.sendall(data)
+                if self.cut is Cut.RACING:
+                    self._done()
+                    self.server.shutdown(socket.SHUT_WR)  # it ends by itself, once it is done
+                    return
+        shut(self.server)
 
     def answers(self) -> None:
         """Pass on what the server sends."""
-        try:
+        with suppress(OSError):
             while data := self.server.recv(65_536):
                 self.proxy.bytes_seen += len(data)
-                if self.held is not None:
+                if self.cut is Cut.AFTER:
                     self.held += data
                     if not READY.search(self.held):
                         continue
                     if CHANGED.search(self.held):
-                        self._cut(Cut.AFTER)
-                        return
-                    data, self.held = self.held, None
-                    self.proxy.put_back(Cut.AFTER)
+                        self._done()
+                        break
+                    self.proxy.put_back(self.cut)
+                    data, self.held, self.cut = self.held, b"", None
                 self.client.sendall(data)
-        except OSError:
-            pass
-        finally:
-            shut(self.client)
-            if self.held is not None and not CHANGED.search(self.held):
-                self.proxy.put_back(Cut.AFTER)
-
-    def _cut(self, when: Cut) -> None:
-        self.proxy.cuts[when] += 1
         shut(self.client)
         shut(self.server)
+
+    def _done(self) -> None:
+        if self.cut:
+            self.proxy.cuts[self.cut] += 1
+        self.cut = None
+        shut(self.client)
 
 
 def executed(data: bytes, prepared: dict[bytes, bytes]) -> bytes:
