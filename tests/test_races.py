@@ -26,7 +26,7 @@ PROCESSES = 8
 
 # Processes that share nothing with this one, from a server that has done the imports already.
 spawn = multiprocessing.get_context("forkserver")
-spawn.set_forkserver_preload(["tests.test_races"])
+spawn.set_forkserver_preload(["tests.test_races", "proof.chaos"])
 
 LEGAL = {
     (None, "pending"),

@@ -1,0 +1,1 @@
+"""Is it so, whoever races and whatever breaks? `make proof`."""
