@@ -20,15 +20,29 @@ class Violation(NamedTuple):
     says: str
 
 
-def check(operations: list[Operation], subjects: list[Subject]) -> list[Violation]:
-    """Return all that is wrong."""
+def check(
+    operations: list[Operation], subjects: list[Subject], expected: tuple[str, ...] = ()
+) -> list[Violation]:
+    """Return all that is wrong.
+
+    Args:
+        operations: what the journals tell.
+        subjects: the executions as they were found afterwards.
+        expected: the errors of SQLAlchemy's that faults explain.
+    """
     assign(operations, subjects)
     owners = {token: each for each in operations for token in each.tokens}
-    return [
+    wrong = [
         Violation(kind, subject.id, says)
         for subject in subjects
         for kind, part in CHECKS.items()
         for says in part(subject, owners)
+    ]
+    errors = ((each, each.problem.get("error", "")) for each in operations)
+    return wrong + [
+        Violation(ERRORS, each.arguments.get("id", ""), f"{each.verb} {each.name}: {error}")
+        for each, error in errors
+        if error and not error.startswith(expected)
     ]
 
 
@@ -115,3 +129,5 @@ CHECKS: Final[dict[str, Callable[[Subject, Owners], Iterator[str]]]] = {
     "attempts that are not the starts": _miscounted,
     "answers in no possible order": _unexplained,
 }
+ERRORS: Final = "errors that no fault explains"
+KINDS: Final = (*CHECKS, ERRORS)

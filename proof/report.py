@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .checker import CHECKS
+from .checker import KINDS
 from .deterministic import Tested
 from .journal import OUTCOMES
 from .targets import Fault
@@ -84,7 +84,7 @@ def _faults(trials: list[Trial]) -> Iterator[list[str]]:
 
 def _violations(trials: list[Trial]) -> Iterator[list[str]]:
     yield _row("violations", (len(trial.violations) for trial in trials))
-    for kind in CHECKS:
+    for kind in KINDS:
         yield _row(f"  {kind}", (trial.kinds[kind] for trial in trials))
 
 

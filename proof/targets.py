@@ -53,6 +53,8 @@ class Target:
 
     name = "SQLite"
     faults: tuple[Fault, ...] = (Fault.KILL,)
+    errors: tuple[str, ...] = ()
+    """Those of SQLAlchemy's that its faults explain."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -76,6 +78,7 @@ class PostgreSQL(Target):
 
     name = "PostgreSQL"
     faults = tuple(Fault)
+    errors = ("OperationalError", "InterfaceError")
 
     def __init__(self, url: str, postmaster: postgres.Postmaster, proxy: Proxy) -> None:
         super().__init__(url)

@@ -63,5 +63,5 @@ def trial(target: Target, plan: Plan, seed: int, folder: Path) -> Trial:
         outcomes=Counter(each.outcome for each in evidence.operations),
         executions=len(evidence.subjects),
         moves=sum(len(subject.history) for subject in evidence.subjects),
-        violations=checker.check(evidence.operations, evidence.subjects),
+        violations=checker.check(evidence.operations, evidence.subjects, target.errors),
     )

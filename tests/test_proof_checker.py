@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from proof import chaos, journal, worker
-from proof.checker import CHECKS, check
+from proof.checker import KINDS, check
 from proof.journal import DONE, NOT_DONE, REFUSED, UNKNOWN, Journal, Json, Operation
 from proof.stores import manager_of
 from proof.subject import Subject
@@ -97,7 +97,7 @@ def story(told: Story) -> Story:
     return deepcopy(told)
 
 
-ILLEGAL, LOST, UNDONE, STRANGE, MISCOUNTED, UNEXPLAINED = CHECKS
+ILLEGAL, LOST, UNDONE, STRANGE, MISCOUNTED, UNEXPLAINED, ERRORS = KINDS
 
 
 def test_what_happened_is_right(story: Story) -> None:
@@ -247,6 +247,11 @@ def settled_too_early(story: Story) -> None:
     story.op("retry").answers[0]["status"] = "failed"
 
 
+def an_error_of_the_database(story: Story) -> None:
+    unknown(story, story.op("start"))
+    story.op("start").problem = {"error": "IntegrityError: (sqlite3.IntegrityError) CHECK failed"}
+
+
 def unknown_but_seen_too_early(story: Story) -> None:
     """Whatever came of it, it cannot be seen before it began."""
     operation = story.op("update_progress", 1)
@@ -263,6 +268,7 @@ FALSEHOODS: list[tuple[Callable[[Story], None], str]] = [
     *((each, STRANGE) for each in (moved_by_a_heartbeat, moved_by_another_verb)),
     *((each, STRANGE) for each in (moved_after_its_end, move_that_was_not_told)),
     (move_that_was_not_found_out, STRANGE),
+    (an_error_of_the_database, ERRORS),
     *((each, MISCOUNTED) for each in (one_attempt_more, one_attempt_counted_twice)),
     *((each, UNEXPLAINED) for each in (lost_checkpoint, lost_at_the_end, written_twice)),
     *((each, UNEXPLAINED) for each in (read_from_the_past, another_result, another_worker)),
