@@ -47,10 +47,10 @@ def main() -> int:
     failures = list(report.failures(proof))
     if failures:
         print("\n".join(failures))
-        print(f"\nNOT PROVED, see above. The journals are in {folder}")
+        print(f"\nFAILED, see above. The journals are in {folder}")
         return 1
     shutil.rmtree(folder)
-    print("PROVED, so far as a run can: no illegal move and no lost update.")
+    print("PASSED: no illegal move and no lost update was found.")
     if arguments.write:
         report.update(PAGE, proof)
     return 0

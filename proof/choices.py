@@ -1,4 +1,4 @@
-"""What a worker does next: by its seed, and by what it was answered so far."""
+"""What a worker does next: by its seed, by whose turn it is, and by what it was answered so far."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from .journal import Json, Operation
 from .model import OVER
 
 TURN: Final = 0.1
-"""Seconds for which one execution is everybody's favourite."""
+"""Seconds for which one execution is everybody's favourite: it is its turn."""
 TIMED, SILENT = "timed", "silent"
 """Types: those of the one are swept by their deadlines, of the other by their silence."""
 VERBS: Final = {

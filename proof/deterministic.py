@@ -23,7 +23,7 @@ FILES: Final = (
 
 
 @dataclass(frozen=True)
-class Tested:
+class Counted:
     """What came of the tests of a file."""
 
     file: str
@@ -31,7 +31,7 @@ class Tested:
     problem: str = ""
 
 
-def run() -> list[Tested]:
+def run() -> list[Counted]:
     """Run all of them."""
     there = [file for file in FILES if (ROOT / file).exists()]
     with TemporaryDirectory() as folder:
@@ -43,10 +43,10 @@ def run() -> list[Tested]:
             check=False,
         )
         counts = outcomes(told)
-    return [tested(file, counts, ended.returncode) for file in FILES]
+    return [judged(file, counts, ended.returncode) for file in FILES]
 
 
-def tested(file: str, counts: Counter[tuple[str, str]], ended: int) -> Tested:
+def judged(file: str, counts: Counter[tuple[str, str]], ended: int) -> Counted:
     """Judge a file."""
     passed, failed = counts[file, "passed"], counts[file, "failed"]
     if not (ROOT / file).exists():
@@ -57,7 +57,7 @@ def tested(file: str, counts: Counter[tuple[str, str]], ended: int) -> Tested:
         problem = f"pytest ended with {ended}, see above"
     else:
         problem = ""
-    return Tested(file, passed, problem)
+    return Counted(file, passed, problem)
 
 
 def outcomes(told: Path) -> Counter[tuple[str, str]]:

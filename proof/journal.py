@@ -126,7 +126,7 @@ def _take(operations: dict[str, Operation], line: Json) -> None:
         return
     operation = operations[line["op"]]
     if "token" in line:
-        operation.tokens[line["token"]] = line["at"]
+        operation.tokens.setdefault(line["token"], line["at"])
         return
     if "cut" in line:
         operation.cut = True

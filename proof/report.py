@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from .checker import KINDS
-from .deterministic import Tested
+from .deterministic import Counted
 from .journal import OUTCOMES
 from .targets import Fault
 from .trial import Trial
@@ -27,7 +27,7 @@ class Proof:
     machine: str
     trials: Sequence[Trial]
     controls: Sequence[Trial]
-    tests: Sequence[Tested]
+    tests: Sequence[Counted]
 
 
 def failures(proof: Proof) -> Iterator[str]:

@@ -17,7 +17,7 @@ from tests.proxy import Cut, Proxy, proxied
 
 from execution_core import migrate
 
-PATIENCE: Final = 60
+PATIENCE: Final = 120
 """Seconds after which something that is waited for will not come any more."""
 BACKENDS: Final = """
 SELECT pid FROM pg_stat_activity

@@ -21,7 +21,8 @@ FAULTS: Final = {
     Fault.RACING: 210,
     Fault.READING: 60,
 }
-OPERATIONS: Final = 10_000
+OPERATIONS: Final = 5_000
+"""So many at least, however slow the machine is."""
 QUICK: Final = Plan(
     seconds=4, operations=1000, faults={fault: -(-n // 20) for fault, n in FAULTS.items()}
 )

@@ -4,14 +4,19 @@ Its checker is put to the test in test_proof_checker.py.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from proof import targets
 from proof.chaos import Plan, fresh
+from proof.checker import KINDS, Violation
+from proof.deterministic import ROOT, Counted
 from proof.journal import DONE, REFUSED
+from proof.report import BEGIN, END, Proof, failures, update
 from proof.targets import Fault
 from proof.trial import CONTROL, QUICK, Trial, trial
 
@@ -69,6 +74,34 @@ def test_only_what_may_be_crashed_is_crashed(tmp_path: Path) -> None:
         ),
     ):
         pass
+
+
+def test_what_fails_is_told() -> None:
+    missing: Counter[Fault] = Counter({Fault.CRASH: 2})
+    wrong = [Violation(kind, "id", f"it {n}") for n in range(12) for kind in KINDS[:1]]
+    good = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), Counter(), 1, 1, [])
+    bad = replace(good, missing=missing, violations=wrong)
+    tests = [Counted("tests/a.py", 3), Counted("tests/b.py", 0, "there is no such file")]
+    told = list(failures(Proof(1, "a machine", [good, bad], [good, bad], tests)))
+    assert [line.split(": ", 1)[1] for line in told] == [
+        *(f"{KINDS[0]}: it {n}" for n in range(10)),
+        "and 2 violations more",
+        f"2 fewer than were asked for: {Fault.CRASH}",
+        "the store that is wrong was not found out",
+        "there is no such file",
+    ]
+    assert list(failures(Proof(1, "a machine", [good], [bad], tests[:1]))) == []
+
+
+def test_the_figures_have_their_place(tmp_path: Path) -> None:
+    page = tmp_path / "reliability.md"
+    page.write_text((ROOT / "docs" / "reliability.md").read_text())
+    trial = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), Counter(), 1, 7654, [])
+    for _ in range(2):
+        update(page, Proof(1, "a machine", [trial], [trial], [Counted("tests/a.py", 3)]))
+    text = page.read_text()
+    assert text.count("7,654") == 2
+    assert max(map(len, text.split(BEGIN)[1].split(END)[0].splitlines())) < 100
 
 
 def test_a_fault_of_each_kind() -> None:
