@@ -340,7 +340,7 @@ def test_what_was_not_done_meets_what_others_did(
 def test_what_is_in_no_history_is_known_by_its_value(
     interrupted: Interrupted, postgres_database: Database
 ) -> None:
-    """Also when another write has come after it; what that has replaced may be set again."""
+    """Also when another write has come after it."""
     sent: list[str] = []
     with connect(postgres_database.url) as other:
         id = other.create("work").id
@@ -356,12 +356,46 @@ def test_what_is_in_no_history_is_known_by_its_value(
         assert writes(Cut.AFTER, beat, lambda m: m.update_progress(id, 1, 4)) == 1
         assert writes(Cut.AFTER, beat, lambda m: m.checkpoint(id, "k", [1, {"x": None}])) == 1
         assert writes(Cut.AFTER, beat, lambda m: m.advance(id, 2, 4, "k", None)) == 1
-        assert writes(Cut.BEFORE, beat, lambda m: m.checkpoint(id, "l", None)) == 2
-        assert writes(Cut.BEFORE, beat, lambda m: m.update_progress(id, 3, 4)) == 2
+        nobody = lambda: None  # noqa: E731
+        wait_for(lambda: unwritten(postgres_database))
+        assert writes(Cut.BEFORE, nobody, lambda m: m.checkpoint(id, "l", None)) == 2
+        wait_for(lambda: unwritten(postgres_database))
+        assert writes(Cut.BEFORE, nobody, lambda m: m.update_progress(id, 3, 4)) == 2
         found = other.get(id)
     assert found.checkpoints == {"k": None, "l": None}
     assert found.progress is not None
     assert found.progress.current == 3
+
+
+def unwritten(database: Database) -> bool:
+    """Whether nothing was written of late: what was cannot be told from what came after."""
+    late = "SELECT 1 FROM executions WHERE updated_at > statement_timestamp() - interval '50 ms'"
+    return not database.rows(late)
+
+
+@pytest.mark.parametrize("when", [Cut.AFTER, Cut.BEFORE])
+def test_what_others_may_have_written_over_is_unknown(
+    interrupted: Interrupted, postgres_database: Database, when: Cut
+) -> None:
+    """Made again, it would undo what came after it; or be refused, though it was made."""
+    with connect(postgres_database.url) as other:
+        id = other.create("work").id
+        other.start(id)
+
+        def writes() -> None:
+            other.update_progress(id, 2, 4)
+            other.checkpoint(id, "k", 2)
+
+        for call in (
+            lambda m: m.update_progress(id, 1, 4),
+            lambda m: m.checkpoint(id, "k", 1),
+            lambda m: m.advance(id, 1, 4, "k", 1),
+        ):
+            with pytest.raises(OperationalError):
+                interrupted.call(when, writes, call)
+            found = other.get(id)
+            assert found.progress is not None
+            assert (found.progress.current, found.checkpoints) == (2, {"k": 2})
 
 
 def blocked(database: Database) -> list[int]:

@@ -9,7 +9,9 @@ write would have answered, or None when nothing of it is there: then it is made 
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Generator, Sequence
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -31,6 +33,8 @@ Rows = Sequence[Sequence[Any]]
 Inquiry = Generator[Query, Rows, Answer]
 Inquire = Callable[["Lost"], Inquiry[Rows | None]]
 
+DRIFT: Final = 1.001
+"""How much faster the database's clock may go than this machine's."""
 CONFLICTS: Final = ("40001", "40P01")  # serialization failure, deadlock
 
 
@@ -130,19 +134,25 @@ def of_delete(lost: Lost, id: str) -> Inquiry[Rows | None]:
 
 
 def of_change(
-    lost: Lost, id: str, transition: Transition, token: str, *, whole: bool
+    lost: Lost, id: str, transition: Transition, token: str, *, whole: bool, began: float
 ) -> Inquiry[Rows | None]:
     """The token is in the row, or, when somebody has moved it on since, in the history.
 
-    Progress and checkpoints are in no history: when another write came after, they have been set if
-    they are as they were to be, and else may be set again. What was deleted has no row to answer.
+    Progress and checkpoints are in no history: they have been set if they are as they were to be.
+    If not, and the row was written since the call began, nobody can tell whether that was before or
+    after. What was deleted has no row to answer.
     """
     yield from _ended(lost)
     found = yield traces.written(id, token)
     if not found:
         return []
-    row, made = traces.as_written(found[0], token)
-    if not (made or _stands(transition, execution(row))):
+    row, made, at = traces.as_written(found[0], token)
+    current = execution(row)
+    if not (made or _stands(transition, current)):
+        # By the database's clock alone; and the time of a row never goes back.
+        since = at - timedelta(seconds=DRIFT * (time.monotonic() - began))
+        if current.updated_at >= since and _leaves_no_trace(transition):
+            raise Unknown
         return None
     return [row if whole else traces.status_alone(row)]
 
@@ -165,6 +175,11 @@ def _ended(lost: Lost) -> Inquiry[None]:
         if ended is not False:  # which also says that it was just about to end by itself
             return
     raise Unknown
+
+
+def _leaves_no_trace(transition: Transition) -> bool:
+    """Tell whether it sets something without a move: a heartbeat may as well be made again."""
+    return transition.given.keys() & {"progress", "checkpoints"} != set()
 
 
 def _stands(transition: Transition, found: Execution) -> bool:

@@ -1,6 +1,7 @@
 """Executions in PostgreSQL or SQLite."""
 
 import builtins
+import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from datetime import datetime
@@ -123,7 +124,14 @@ class SqlExecutionStore:
     def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
         token = self._token()
         query = statements.change(id, transition, token, self._now(), whole=whole)
-        inquire = partial(outcome.of_change, id=id, transition=transition, token=token, whole=whole)
+        inquire = partial(
+            outcome.of_change,
+            id=id,
+            transition=transition,
+            token=token,
+            whole=whole,
+            began=time.monotonic(),
+        )
         return self._rows(query, inquire)
 
     def _one(self, query: Query, inquire: Inquire = outcome.of_read) -> Execution | None:

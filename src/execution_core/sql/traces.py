@@ -1,16 +1,28 @@
 """What a write leaves in the database, looked for when its answer was lost: for `outcome`."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Integer, Select, and_, bindparam, column, func, literal_column, select, table
+from sqlalchemy import (
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+)
 
 from ..execution import ExecutionStatus
 from .moves import spelt
 from .rows import FIELDS, LOG_ROW, ROW
 from .schema import execution_history, execution_logs, executions
 from .statements import Query
+from .types import database_now
 
 PATIENCE_MS: Final = 5000
 """How long a server process may take to end."""
@@ -30,17 +42,17 @@ def written(id: str, token: str) -> Query:
     return Query(_written(), {"id": id, "token": token}, "get", id)
 
 
-def as_written(row: Sequence[Any], token: str) -> tuple[Sequence[Any], bool]:
-    """Return the row of an execution, and whether a trace of the write is there.
+def as_written(row: Sequence[Any], token: str) -> tuple[Sequence[Any], bool, datetime]:
+    """Return the row of an execution, whether a trace of the write is there, and the time.
 
     When others have moved it on since, the row is as the write left it, so far as that is known.
     """
-    now, last, *then = [*row[: len(ROW)]], *row[len(ROW) :]
+    now, at, last, *then = [*row[: len(ROW)]], *row[len(ROW) :]
     moved = then[0] is not None
     if moved and last != token:
         for field, value in zip(_KNOWN, then, strict=True):
             now[FIELDS.index(field)] = value
-    return now, moved or last == token
+    return now, moved or last == token, at
 
 
 def status_alone(row: Sequence[Any]) -> Sequence[Any]:
@@ -74,8 +86,9 @@ def _written() -> Select[Any]:
     id = bindparam("id", type_=executions.c.id.type)
     token = bindparam("token", type_=history.write_token.type)
     move = and_(history.execution_id == executions.c.id, history.write_token == token)
+    then = (history[name] for name in _KNOWN.values())
     return (
-        select(*ROW, executions.c.write_token, *(history[name] for name in _KNOWN.values()))
+        select(*ROW, database_now(), executions.c.write_token, *then)
         .select_from(executions.outerjoin(execution_history, move))
         .where(executions.c.id == id)
     )
