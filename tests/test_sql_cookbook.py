@@ -344,8 +344,10 @@ def test_every_question_has_its_answer_here() -> None:
 def test_every_question_was_measured() -> None:
     figures = dict(re.findall(r"^\| ([^|]+\?) \| ([\d.,]+ \| [\d.,]+) \|", PAGE.read_text(), re.M))
     assert list(figures) == list(ANSWERS)
-    taken = [float(each.replace(",", "")) for both in figures.values() for each in both.split("|")]
-    assert max(taken) < 1000, "milliseconds, as the page promises"
+    taken = re.findall(r"^\| [^|]+ \| ([\d.,]+) \| ([\d.,]+) \|", PAGE.read_text(), re.M)
+    assert len(taken) > len(figures), "the view and the commands as well"
+    for both in taken:
+        assert all(float(each.replace(",", "")) < 1000 for each in both), "milliseconds"
 
 
 @pytest.mark.parametrize("question", ANSWERS)
