@@ -97,6 +97,22 @@ def test_an_async_url_will_do(tmp_path: Path) -> None:
     assert (tmp_path / "a.db").exists()
 
 
+def test_a_file_with_options(tmp_path: Path) -> None:
+    """The command that `run` runs finds the same file from wherever it goes."""
+    run("migrate", cwd=tmp_path)
+    url = "sqlite:///file:executions.db?mode=rw&uri=true"
+    command = f"cd / && '{sys.executable}' -m execution_core log 'was here'"
+    done = run("run", "--url", url, "--key", "k", "--", "sh", "-c", command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "completed" in run("list", "--url", url, cwd=tmp_path).stdout
+    with sqlite3.connect(tmp_path / "executions.db") as raw:
+        assert raw.execute("SELECT message FROM execution_logs").fetchall() == [("was here",)]
+    raw.close()
+    memory = run("list", "--url", "sqlite:///file:x?mode=memory&uri=true", cwd=tmp_path)
+    assert memory.returncode == 1
+    assert "is in memory" in memory.stderr
+
+
 def test_version(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout.startswith("0.")
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 from sqlalchemy.exc import DBAPIError
 
 from .. import values
@@ -14,6 +16,9 @@ from ..errors import ExecutionProblem, InvalidValue
 from ..manager import ExecutionManager
 from ..sql.engines import create_sync_engine, database_url
 from ..sql.store import SqlExecutionStore
+
+_UNDEFINED: Final = ("42P01", "42703", "42883")
+"""PostgreSQL's codes for a table, a column and a function that is not there."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,10 @@ def opened(url: str) -> Iterator[Database]:
     """
     parsed = database_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
-    if embedded and parsed.database in (None, "", ":memory:"):
+    file = file_of(parsed) if embedded else None
+    if embedded and file is None:
         raise InvalidValue("url", "is in memory, where a command finds nothing: name a file")
-    if embedded and not Path(str(parsed.database)).exists():
+    if file is not None and not file.exists():
         raise InvalidValue(
             "url",
             f"names a file that does not exist, {shown(url)}: name another with --url or"
@@ -73,17 +79,49 @@ def shown(url: str) -> str:
     return parsed.set(drivername=driver).render_as_string(hide_password=True)
 
 
+def file_of(url: URL) -> Path | None:
+    """Return the file of a SQLite URL, which may be `file:` with options; None: it is in memory."""
+    name = url.database or ":memory:"
+    if name.startswith("file:"):
+        name = unquote(name.removeprefix("file:"))
+    return None if name == ":memory:" or url.query.get("mode") == "memory" else Path(name)
+
+
 def explained(error: DBAPIError, url: str) -> str:
     """Say what a database's error means, and what to do about it."""
-    says = f"{shown(url)}: {str(error.orig).strip()}"
+    says = f"{shown(url)}: {reason(error)}"
     password = database_url(url).password
     if password:
         says = says.replace(password, "***")
+    return says + (_advice(url) if _misses_something(error) else "")
+
+
+def reason(error: BaseException) -> str:
+    """Say in a line what is wrong, without the statement that met it."""
+    driver = getattr(error, "orig", None) or error
+    primary = getattr(getattr(driver, "diag", None), "message_primary", None)
+    return " ".join(str(primary or driver or type(error).__name__).split())
+
+
+def _misses_something(error: DBAPIError) -> bool:
+    says = str(error.orig)
+    return (
+        getattr(error.orig, "sqlstate", None) in _UNDEFINED
+        or says.startswith("no such")
+        or "has no column named" in says
+    )
+
+
+def _advice(url: str) -> str:
+    """Say what is to be done about a schema in which something is missing."""
     from .. import migrate  # noqa: PLC0415 - brings Alembic, a third of the time that a start takes
 
     try:
-        current = migrate.check(url)
+        at, known = migrate.current(url), migrate.revisions()
     except (DBAPIError, ExecutionProblem):
-        return says  # it cannot be reached at all
-    hint = "" if current else "\nIts schema is not up to date: run execution-core migrate"
-    return says + hint
+        return ""  # it cannot be reached any more
+    if at == known[0]:
+        return "\nSomething of its schema is missing: execution-core doctor says what"
+    if at is None or at in known:
+        return "\nIts schema is not up to date: run execution-core migrate"
+    return "\nA newer version of execution-core made its schema: install that version here as well"

@@ -4,6 +4,7 @@ import argparse
 import os
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import make_url
 
@@ -11,7 +12,7 @@ from .. import values
 from ..backoff import Backoff
 from ..sql.engines import database_url
 from .arguments import Commands, add_url, duration
-from .database import opened
+from .database import file_of, opened
 from .run_execution import Run, Terms
 from .run_inbox import Inbox
 
@@ -126,7 +127,10 @@ def _backoff(initial: timedelta) -> Backoff:
 def _absolute(url: str) -> str:
     """Return a URL that names the same database when the command changes its folder."""
     parsed = database_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    file = file_of(parsed) if parsed.get_backend_name() == "sqlite" else None
+    if file is None:
         return url
-    path = str(Path(parsed.database).absolute())
+    path = str(file.absolute())
+    if str(parsed.database).startswith("file:"):
+        path = f"file:{quote(path)}"
     return make_url(url).set(database=path).render_as_string(hide_password=False)

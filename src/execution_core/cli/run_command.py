@@ -11,6 +11,7 @@ from typing import Final
 from ..errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
 from ..execution import Execution, storable
 from ..manager import ExecutionManager
+from .database import reason
 from .process import DRAIN_SECONDS, Child, Output, say
 from .run_inbox import Inbox
 from .run_outcome import Outcome, ended, interrupted, not_run, taken, timed_out
@@ -136,8 +137,3 @@ class Command:
         if stop is Stop.LOST or child.status is None:
             return taken(output)
         return ended(child.status, output)
-
-
-def reason(error: BaseException) -> str:
-    """Say in a line what a database's error means."""
-    return " ".join(str(getattr(error, "orig", None) or error or type(error).__name__).split())

@@ -25,9 +25,9 @@ from ..execution import Execution
 from ..sql.store import SqlExecutionStore
 from ..tracking import pause
 from ..transitions import CANCELLED, COMPLETED, FAILED, RUNNING, TIMED_OUT
-from .database import Database
+from .database import Database, reason
 from .process import say
-from .run_command import Command, Heart, reason
+from .run_command import Command, Heart
 from .run_inbox import Inbox, Interrupted
 from .run_outcome import REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
 
