@@ -55,6 +55,7 @@ WAITING = text(
     "SELECT count(*) FROM pg_stat_activity AS held JOIN pg_stat_activity AS waiting"
     " ON held.pid = ANY (pg_blocking_pids(waiting.pid))"
     " WHERE held.application_name = :a AND waiting.application_name = :b"
+    " AND waiting.datname = current_database()"
 )
 LATE = text(
     "UPDATE executions SET deadline_at = '2000-01-01T00:00:00.000Z' WHERE status = 'running'"
