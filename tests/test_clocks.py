@@ -378,11 +378,8 @@ def run_command(url: str) -> int:
 @both_ways
 @pytest.mark.parametrize("work", [call_tracked, run_command])
 def test_a_backoff_is_waited_for(
-    database: Database, by: timedelta, work: Callable[[str], int], request: pytest.FixtureRequest
+    database: Database, by: timedelta, work: Callable[[str], int]
 ) -> None:
-    if work is run_command and by > timedelta(0):
-        why = "run asks its host's clock how much of a delay is left"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     assert on_host(by, work, database.url) in (0, 1)
     failed, began = (
         row["occurred_at"]

@@ -65,6 +65,7 @@ class Run:
         self._manager = database.manager
         self._terms = terms
         self._inbox = inbox
+        self._rest: float | None = None  # how long to wait after an attempt of our own
 
     def exit_code(self) -> int:
         """Carry it out, and return what `run` exits with."""
@@ -116,7 +117,8 @@ class Run:
         return self._attempt(started)
 
     def _started(self, execution: Execution) -> Execution:
-        self._wait(pause(execution))
+        rest, self._rest = self._rest, None
+        self._wait(pause(execution) if rest is None else rest)
         if execution.status in (FAILED, TIMED_OUT):
             self._inbox.ask(lambda: self._manager.retry(execution.id))
         self._inbox.heed()
@@ -162,6 +164,7 @@ class Run:
             say(f"NOT RECORDED: {name}: {outcome.says}. {reason(error)}")
             return REFUSED
         else:
+            self._rest = delay.total_seconds()  # this host's clock may be off
             if outcome.status is not COMPLETED:
                 say(f"{name}: {outcome.says}")
             if outcome.status is TIMED_OUT:
@@ -171,8 +174,6 @@ class Run:
             return SIGNAL_CODE + self._inbox.interrupted
         if code is not None:
             return code
-        if execution.status is TIMED_OUT:  # a failure keeps its delay in the row
-            self._wait(delay.total_seconds())
         return execution
 
     def _recorded(self, started: Execution, outcome: Outcome, delay: timedelta) -> Execution:
