@@ -499,6 +499,7 @@ def test_what_was_never_migrated(
             with pytest.raises(DBAPIError) as caught:
                 verb(manager, "0198a000-0000-7000-8000-000000000001")
             assert any(each in str(caught.value.orig) for each in MISSING)
+            assert "execution-core migrate" in caught.value.__notes__[0]
         for name in ("list", "stats", "sweep"):
             assert_a_line(said(own.url, name), MISSING, MIGRATE)
         assert "no table executions is visible" in problems(own.url)["migrated"]

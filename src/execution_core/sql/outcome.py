@@ -36,6 +36,7 @@ Inquire = Callable[["Lost"], Inquiry[Rows | None]]
 DRIFT: Final = 1.001
 """How much faster the database's clock may go than this machine's."""
 CONFLICTS: Final = ("40001", "40P01")  # serialization failure, deadlock
+UNDEFINED: Final = ("42P01", "42703", "42883")  # table, column, function
 
 
 class Lost(Exception):  # noqa: N818 - the error is SQLAlchemy's
@@ -83,7 +84,7 @@ def known(error: Lost | DBAPIError, query: Query, inquire: Inquire) -> Inquiry[R
         else:
             problem = conflict(error, query)
         if problem is None:
-            raise error
+            raise advised(error)
         if not left:
             raise problem from error
         try:
@@ -101,6 +102,20 @@ def conflict(error: DBAPIError, query: Query) -> ConcurrentUpdate | None:
     ):
         return ConcurrentUpdate(query.verb, query.execution_id)
     return None
+
+
+def advised(error: DBAPIError) -> DBAPIError:
+    """Return an error with a note on what to do, where something of the schema is missing."""
+    driver: Any = error.orig
+    if getattr(driver, "sqlstate", None) in UNDEFINED or (
+        isinstance(driver, sqlite3.OperationalError)
+        and any(said in str(driver) for said in ("no such", "no column named"))
+    ):
+        error.add_note(
+            "Is the schema up to date? migrate.check(engine) tells, and execution-core migrate or"
+            " migrate.upgrade(engine) brings it there."
+        )
+    return error
 
 
 def of_read(lost: Lost) -> Inquiry[Rows | None]:  # noqa: ARG001

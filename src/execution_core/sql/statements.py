@@ -356,11 +356,11 @@ def _prune(
 
 @cache
 def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
-    now, _ = times(clocked=clocked)
+    now, not_before = times(clocked=clocked)
     new: dict[Column[Any], ColumnElement[Any]] = {
         execution_logs.c.execution_id: columns.id,
         execution_logs.c.attempt: columns.attempts,
-        execution_logs.c.logged_at: now,
+        execution_logs.c.logged_at: not_before,
     }
     for name in ("id", "level", "message", "data"):
         column = execution_logs.c[name]

@@ -182,7 +182,7 @@ def joined(connection: Connection, query: Query) -> Sequence[Values]:
     except DBAPIError as error:
         if problem := outcome.conflict(error, query):
             raise problem from error
-        raise
+        raise outcome.advised(error)  # noqa: B904 - the same error
 
 
 def read(clock: Clock | None) -> datetime | None:
