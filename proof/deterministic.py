@@ -17,6 +17,7 @@ FILES: Final = (
     "tests/test_faults.py",
     "tests/test_clocks.py",
     "tests/test_injection.py",
+    "tests/test_signals.py",
     "tests/test_contract.py",
     "tests/test_model.py",
 )

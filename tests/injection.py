@@ -2,14 +2,16 @@
 
 import asyncio
 import gc
+import itertools
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import closing, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import URL, create_engine, event, make_url, select
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -32,58 +34,21 @@ from .conftest import Database
 from .memory import memory_store
 from .model import recorded
 from .situations import SITUATIONS
+from .verbs import SOON, Verb
 
-APPLICATION = "injected"
-SOON = timedelta(milliseconds=1)
+NAMES = map("injected {}".format, itertools.count())
+PATIENCE = 10.0
 
-Call = Callable[[Any, Execution], Any]
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A call, in either colour, on an execution that was brought into a situation."""
-
-    situation: str
-    call: Call
-    writes: bool = True
+Figures = Counter[str]
+Tell = Callable[[str], None]
 
 
-VERBS = {
-    "create": Verb("pending", lambda m, x: m.create("new", {"n": 2}, metadata={"m": 1})),
-    "create with a key": Verb("pending", lambda m, x: m.create("new", 2, idempotency_key="free")),
-    "create with a parent": Verb("running", lambda m, x: m.create("new", parent_id=x.id)),
-    "start": Verb("pending", lambda m, x: m.start(x.id, worker="w")),
-    "complete": Verb("running", lambda m, x: m.complete(x.id, {"r": 1}, attempt=1)),
-    "fail": Verb("running", lambda m, x: m.fail(x.id, "no", retryable=True, retry_after=SOON)),
-    "fail for good": Verb("retrying", lambda m, x: m.fail(x.id, "no")),
-    "timeout": Verb("running", lambda m, x: m.timeout(x.id)),
-    "cancel": Verb("running", lambda m, x: m.cancel(x.id, "why not")),
-    "retry": Verb("failed", lambda m, x: m.retry(x.id)),
-    "replay": Verb("failed", lambda m, x: m.replay(x.id)),
-    "heartbeat": Verb("running", lambda m, x: m.heartbeat(x.id)),
-    "update_progress": Verb("running", lambda m, x: m.update_progress(x.id, 1, 2, message="half")),
-    "checkpoint": Verb("running", lambda m, x: m.checkpoint(x.id, "k", [1])),
-    "advance": Verb("running", lambda m, x: m.advance(x.id, 1, 2, "k", 2)),
-    "claim": Verb("pending", lambda m, x: m.claim("work", limit=2, worker="w")),
-    "sweep": Verb("running", lambda m, x: m.sweep()),
-    "log": Verb("running", lambda m, x: m.log(x.id, "said", data=[1])),
-    "delete": Verb("running", lambda m, x: m.delete(x.id)),
-    "prune": Verb("completed", lambda m, x: m.prune(timedelta(0))),
-    "create again": Verb(
-        "running", lambda m, x: m.create("work", 1, idempotency_key="key-1"), writes=False
-    ),
-    "get": Verb("running", lambda m, x: m.get(x.id), writes=False),
-    "find_by_idempotency_key": Verb(
-        "running", lambda m, x: m.find_by_idempotency_key("key-1"), writes=False
-    ),
-    "list": Verb("running", lambda m, x: m.list(), writes=False),
-    "logs": Verb("running", lambda m, x: m.logs(x.id), writes=False),
-    "a refusal": Verb("completed", lambda m, x: m.start(x.id), writes=False),
-}
+def said(figures: Figures) -> str:
+    return ", ".join(f"{n} {end}" for end, n in sorted(figures.items()) if n)
 
 
 def until(condition: Callable[[], bool], said: Callable[[], object]) -> None:
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > limit:
             raise AssertionError(said())
@@ -178,6 +143,8 @@ class World:
             assert statuses[len(old) + 1 :] in self.paths(statuses[len(old)], row.status)
             if len(all) > len(old):
                 last = recorded(row, len(all), statuses[-2])
+                if row.status == "running":  # and then it may have been written to since
+                    del last["occurred_at"]
                 assert {name: all[-1][name] for name in last} == last
 
     def paths(self, was: str | None, status: str) -> list[list[str]]:
@@ -195,7 +162,7 @@ class BlockWorld(World):
         ends: dict[str, list[Any]] = {}
         manager = self.memory()
         store: Any = manager._store
-        write, log = store.write, store.log
+        update, log = store.update, store.log
         interruption = ExecutionError(message="", code="interrupted", retryable=True)
         fail = transitions.fail(interruption, None, None, None)
 
@@ -204,12 +171,11 @@ class BlockWorld(World):
             status = rows[self.target.id].status
             ends[f"{status}, {len(ends)}"] = self.found(manager)
             if status == "running":
-                write(self.target.id, fail)
+                update(self.target.id, fail)
                 ends[f"interrupted, {len(ends)}"] = self.found(manager)
                 store.rows = rows
             return answer
 
-        update = store.update
         store.update = lambda id, transition: seen(update(id, transition))
         store.log = lambda line: seen(log(line))
         self.verb.call(manager, self.target)
@@ -228,12 +194,17 @@ class Subject:
     On the engine of a host that listens, statements go SQLAlchemy's own way.
     """
 
+    patience = 0
+    """For how many seconds a lock of SQLite's may be left."""
+    most = 1
+    """How many connections there may be."""
+
     def __init__(self, database: Database, kind: str, colour: str) -> None:
         self.database, self.kind, self.colour = database, kind, colour
-        self.is_own = kind == "own"
+        self.is_own, self.name = kind == "own", next(NAMES)
         self.manager: Any = (self._own if self.is_own else self._over_an_engine)(self._url())
         self.engine = self.manager._store._bind.engine
-        self.drivers: dict[int, Any] = {}
+        self.drivers: WeakValueDictionary[int, Any] = WeakValueDictionary()
         if database.name == "postgresql":
             event.listen(self.engine.pool, "connect", self._connected)
         if kind == "listening":
@@ -242,7 +213,7 @@ class Subject:
     def _url(self) -> URL:
         url = make_url(self.database.url)
         if self.database.name == "postgresql":
-            return url.update_query_dict({"application_name": APPLICATION})
+            return url.update_query_dict({"application_name": self.name})
         driver = "pysqlite" if self.colour == "sync" or self.is_own else "aiosqlite"
         return url.set(drivername=f"sqlite+{driver}")
 
@@ -274,23 +245,43 @@ class Subject:
         """Nobody has a connection, and none is left in the database but the pool's."""
         assert self.in_use == 0
         if self.database.name == "sqlite":
-            with closing(sqlite3.connect(self.engine.url.database, timeout=0)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
+            with closing(sqlite3.connect(self.engine.url.database, timeout=self.patience)) as other:
+                other.execute("BEGIN IMMEDIATE")
         else:
-            until(self._is_quiet, lambda: (self.backends(), self.drivers))
+            until(
+                self._is_quiet, lambda: f"{self.backends()}, of which are known {[*self.drivers]}"
+            )
 
     def _is_quiet(self) -> bool:
-        self.drivers = {pid: each for pid, each in self.drivers.items() if not each.closed}
+        connected = {pid for pid, each in self.drivers.items() if not each.closed}
         backends = self.backends()
-        return backends.keys() <= self.drivers.keys() and {*backends.values()} <= {"idle"}
+        idle = {*backends.values()} <= {"idle"}
+        return idle and backends.keys() <= connected and len(connected) <= self.most
+
+    def sever(self) -> None:
+        """End the server's side of its connections."""
+        for pid in self.backends():
+            self.database.rows("SELECT pg_terminate_backend(:pid)", pid=pid)
+        until(lambda: not self.backends(), self.backends)
 
     def backends(self, waiting_for: str | None = None) -> dict[int, str]:
         rows = self.database.rows(
             "SELECT pid, state, wait_event_type AS waiting FROM pg_stat_activity"
             " WHERE application_name = :name AND datname = current_database()",
-            name=APPLICATION,
+            name=self.name,
         )
         return {row["pid"]: row["state"] for row in rows if waiting_for in (None, row["waiting"])}
+
+
+@contextmanager
+def little_garbage() -> Iterator[None]:
+    """Spare the collector what there is already."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def collect_garbage() -> None:

@@ -1,4 +1,4 @@
-"""Cancellations at chosen moments: of a task at each of its awaits."""
+"""Interruptions at chosen moments: of a task at each of its awaits."""
 
 import asyncio
 import types
@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 Work = Coroutine[Any, Any, Any]
-Way = Callable[[asyncio.Task[Any], Any], None]
+Way = Callable[[asyncio.Task[Any], Any], BaseException | None]
 
 
 def cancel_at_once(task: asyncio.Task[Any], awaited: Any) -> None:
@@ -26,7 +26,7 @@ def cancel_late(task: asyncio.Task[Any], awaited: Any) -> None:
 class Awaits:
     """Counts what is awaited in a task and in all tasks that it makes; interrupts at the n-th.
 
-    `await awaits.run(work, {3: cancel_at_once})`
+    `await awaits.run(work, {3: cancel_at_once})`. What a way returns is raised there.
     """
 
     def __init__(self) -> None:
@@ -49,6 +49,12 @@ class Awaits:
         ends = [asyncio.CancelledError() if t.cancelled() else t.exception() for t in begun]
         return ends[0]
 
+    async def here(self, work: Work, ways: dict[int, Way]) -> None:
+        """Do it in the caller's own task."""
+        self._watch(ways)
+        self._tasks += filter(None, [asyncio.current_task()])
+        await self._stepped(work)
+
     def _make(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
         task = asyncio.Task(self._watched(work), loop=loop, **options)
         self._tasks.append(task)
@@ -66,11 +72,12 @@ class Awaits:
             except StopIteration as end:
                 return end.value
             self.seen += 1
+            raised = None
             if way := self._ways.get(self.seen):
                 self.interrupted += 1
-                way(self._tasks[0], awaited)
-            step = partial(work.send, None)
+                raised = way(self._tasks[0], awaited)
             try:
                 yield awaited
             except BaseException as error:
-                step = partial(work.throw, error)
+                raised = raised or error
+            step = partial(work.throw, raised) if raised else partial(work.send, None)

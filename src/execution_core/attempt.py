@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from copy import copy
 from datetime import timedelta
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import ref
 
 from . import transitions
 from .execution import LogLevel, storable
@@ -42,20 +43,13 @@ class Attempt(Ownership):
 
     def __enter__(self) -> Self:
         self._enter()
-        id, start = self._terms.id, self._terms.start
-        execution = self._terms.started or self._store.update(id, start)
-        if execution is None:
-            raise transitions.refusal(start, id, self._store.find_by_id(id))
-        self._own(execution)
         try:
-            if self._terms.started:
-                self.heartbeat()  # it may have been taken since it was claimed
-            if self._terms.heartbeat is not None:
-                self._beating = _Beating(self, self._terms.heartbeat)
+            self._start()
+            self._begin_block()
         except BaseException as error:
-            self._record(error)
+            if self.started:  # and then a signal's handler raised, or it was lost
+                self.__exit__(type(error), error, None)
             raise
-        self._begin_block()
         return self
 
     def __exit__(
@@ -64,10 +58,8 @@ class Attempt(Ownership):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end_block()
-        if self._beating is not None:
-            self._beating.stop()
         try:
+            self._end_block()
             self._log_all()
             if error is None:
                 self._end()
@@ -80,7 +72,7 @@ class Attempt(Ownership):
             raise
         finally:
             if self._beating is not None:
-                self._beating.join()
+                self._beating.stop()
 
     def progress(self, current: int, total: int, message: str | None = None) -> None:
         """Replace the progress: `attempt.progress(50, 100, "half way")`; a total of 0 is unknown.
@@ -172,6 +164,17 @@ class Attempt(Ownership):
         if walk.finished_all():
             self.advance(*walk.position())
 
+    def _start(self) -> None:
+        id, start = self._terms.id, self._terms.start
+        execution = self._terms.started or self._store.update(id, start)
+        if execution is None:
+            raise transitions.refusal(start, id, self._store.find_by_id(id))
+        self._own(execution)
+        if self._terms.started:
+            self.heartbeat()  # it may have been taken since it was claimed
+        if self._terms.heartbeat is not None:
+            self._beating = _Beating(self, self._terms.heartbeat)
+
     def _write(self, transition: Transition) -> None:
         self._log_kept()
         if self._store.write(self._terms.id, transition) is None:
@@ -204,7 +207,7 @@ class Attempt(Ownership):
         with self._logging_lock:  # its threads may log at once
             if self._logging is None:
                 self._logging = _Logging(self)
-            self._logging.put(new)
+            self._dropped += not self._logging.put(new)
 
     def _log_all(self) -> None:
         if self._logging is not None:
@@ -246,7 +249,7 @@ class _Logging:
     """A thread that writes what `logging` brings, so that nobody waits for that."""
 
     def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
+        self._attempt = ref(attempt)  # as below
         self._lines: SimpleQueue[Line | None] = SimpleQueue()
         self._finishing = False
         self._thread = threading.Thread(
@@ -254,11 +257,12 @@ class _Logging:
         )
         self._thread.start()
 
-    def put(self, line: Line) -> None:
-        if self._lines.qsize() < MOST_LINES:
-            self._lines.put(line)
-        else:
-            self._attempt._dropped += 1  # noqa: SLF001
+    def put(self, line: Line) -> bool:
+        """Have a line written; False when too many wait already."""
+        if self._lines.qsize() >= MOST_LINES:
+            return False
+        self._lines.put(line)
+        return True
 
     def finish(self) -> None:
         """Write all that was put; but give up, if that fails."""
@@ -269,28 +273,45 @@ class _Logging:
     def _run(self) -> None:
         CURRENT.set(None)  # a thread may begin in its starter's context
         while (line := self._lines.get()) is not None:
-            if not self._attempt._log_one(line) and self._finishing:  # noqa: SLF001
+            if not self._write(line) and self._finishing:
                 return
+
+    def _write(self, line: Line) -> bool:
+        attempt = self._attempt()
+        return attempt is not None and attempt._log_one(line)  # noqa: SLF001
 
 
 class _Beating:
-    """A thread that beats for an attempt until it is stopped, or the attempt is lost."""
+    """A thread that beats for an attempt until it is stopped, or the attempt is lost.
+
+    It stops as well when nobody has the attempt any more: the handler of a signal may have raised
+    where the block was being left, and what nobody works at is to be found by a sweep.
+    """
 
     def __init__(self, attempt: Attempt, interval: timedelta) -> None:
-        self._attempt = attempt
+        self._attempt = ref(attempt)
         self._seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
-        self._stopped = threading.Event()
+        self._stopped: SimpleQueue[None] = SimpleQueue()  # a signal may leave an Event locked
         self._thread = threading.Thread(
             target=self._run, name=f"heartbeat-{attempt.execution.id}", daemon=True
         )
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopped.set()
-
-    def join(self) -> None:
+        self._stopped.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._seconds) and self._attempt._beat():  # noqa: SLF001
+        while not self._stopped_within() and self._beat():
             pass
+
+    def _stopped_within(self) -> bool:
+        try:
+            self._stopped.get(timeout=self._seconds)
+        except Empty:
+            return False
+        return True
+
+    def _beat(self) -> bool:
+        attempt = self._attempt()
+        return attempt is not None and attempt._beat()  # noqa: SLF001

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 from .execution import LogLevel
 
 if TYPE_CHECKING:
+    from weakref import ref
+
     from .ownership import Ownership
 
-CURRENT: "ContextVar[Ownership | None]" = ContextVar("execution_core.attempt", default=None)
-"""The attempt in whose block this thread or task is; or was, where it was left elsewhere."""
+CURRENT: "ContextVar[ref[Ownership] | None]" = ContextVar("execution_core.attempt", default=None)
+"""The attempt in whose block this thread or task is; or was, where it was left elsewhere.
+
+It is kept alive by its block alone.
+"""
 
 
 def current() -> "Ownership | None":
     """Return the attempt of the innermost block around this that has not been left."""
-    attempt = CURRENT.get()
+    innermost = CURRENT.get()
+    attempt = innermost() if innermost else None
     while attempt is not None and attempt._left:  # noqa: SLF001
         attempt = attempt._outer  # noqa: SLF001
     return attempt

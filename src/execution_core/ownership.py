@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Final
+from weakref import ref
 
 from . import transitions, values
 from .backoff import Backoff
@@ -144,13 +145,14 @@ class Ownership:
     def _begin_block(self) -> None:
         """Take what is logged from now on."""
         self._outer = current()
-        CURRENT.set(self)
+        CURRENT.set(ref(self))
 
     def _end_block(self) -> None:
         """Leave what is logged from now on to the block around this one."""
         self._left = True
-        if CURRENT.get() is self:  # else it was entered elsewhere, as in a generator
-            CURRENT.set(current())
+        if CURRENT.get() == ref(self):  # else it was entered elsewhere, as in a generator
+            outer = current()
+            CURRENT.set(ref(outer) if outer else None)
 
     def _line(self, message: str, level: LogLevel | str, data: object) -> Line:
         return line(

@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, PoolProxiedConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 try:
@@ -14,7 +15,7 @@ except ImportError:  # before SQLAlchemy 2.1
     from sqlalchemy.util import await_only as await_
 
 from ..cancellation import uninterrupted
-from .direct import Direct, Idle, Values, bound, keep_cursor, kept_cursor, read
+from .direct import Direct, Idle, Values, bound, is_at_rest, keep_cursor, kept_cursor, read
 from .engines import OWN_POOL
 from .statements import Query
 
@@ -34,10 +35,18 @@ class AsyncDirect(Direct):
             Lost: the connection was lost, and it is unknown what the query has done.
             DBAPIError: what else the driver raised, as SQLAlchemy raises it.
         """
-        work = greenlet_spawn(self.rows, query)
+        ordinary = self._is_ordinary()
+        work = self._rows_ordinarily_async(query) if ordinary else greenlet_spawn(self.rows, query)
         # psycopg ends a cancelled statement. SQLite's driver has a thread that knows of nothing: it
         # would keep its connection, and the lock on the whole database, until garbage is collected.
         return await (uninterrupted(work) if self._is_sqlite else work)
+
+    async def _rows_ordinarily_async(self, query: Query) -> Sequence[Values]:
+        connection = await AsyncEngine(self.engine).connect()
+        try:
+            return await connection.run_sync(self._run, query)
+        finally:  # half given back, its place in the pool would be lost
+            await uninterrupted(connection.close())
 
     async def close_async(self) -> None:
         """Close all connections of the engine."""
@@ -66,7 +75,7 @@ class OwnAsyncDirect(AsyncDirect):
         """Run a query and return all its rows, as soon as there is a connection to spare."""
         async with self._room():
             if self._is_ordinary():
-                return await super().rows_async(query)
+                return await self._rows_ordinarily_async(query)
             spelled = self._spell(query)
             return read(spelled, await self._execute_async(spelled.text, bound(spelled, query)))
 
@@ -120,7 +129,7 @@ async def _psycopg(pooled: PoolProxiedConnection, text: str, values: Values) -> 
         await cursor.execute(text, values)
         found: Sequence[Values] = await cursor.fetchall()
     finally:
-        if not (own or driver.closed):
+        if not own and is_at_rest(driver):
             await driver.set_autocommit(False)
     keep_cursor(pooled, cursor, values, found)
     return found

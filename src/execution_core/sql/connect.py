@@ -26,7 +26,7 @@ def connect(url: str | URL) -> ExecutionManager:
 class _OwningStore(SqlExecutionStore):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        if engine.dialect.name == "postgresql":
+        if not self.shares_connection:
             self._bind = OwnDirect(engine)
 
     def close(self) -> None:

@@ -7,10 +7,11 @@ SQLAlchemy's. Only this module and its twin `async_direct` know how a driver is 
 """
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
+from weakref import ref
 
 from sqlalchemy import (
     Connection,
@@ -59,7 +60,7 @@ class Direct:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._ordinary = single_statements(engine)
+        self._options = single_statements(engine).get_execution_options()
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
         self.shares_connection = isinstance(engine.pool, StaticPool | SingletonThreadPool)
@@ -89,7 +90,11 @@ class Direct:
         self.engine.dispose()
 
     def _rows_ordinarily(self, query: Query) -> Sequence[Values]:
-        with self._ordinary.begin() as connection:
+        with self.engine.connect() as connection:
+            return self._run(connection, query)
+
+    def _run(self, connection: Connection, query: Query) -> Sequence[Values]:
+        with connection.execution_options(**self._options).begin():
             backend = self._meet(connection.connection)
             try:
                 return ordinary(connection, query)
@@ -189,7 +194,7 @@ class Direct:
             cursor = kept_cursor(pooled)
             found = cursor.execute(text, values).fetchall()
         finally:
-            if not (own or driver.closed):
+            if not own and is_at_rest(driver):
                 driver.autocommit = False
         keep_cursor(pooled, cursor, values, found)
         return found
@@ -224,33 +229,50 @@ class Direct:
 
 
 class OwnDirect(Direct):
-    """`Direct` for PostgreSQL on an engine that nobody else uses: it keeps its connections.
+    """`Direct` on an engine that nobody else uses: it keeps its connections.
 
-    Its connections need no reset and no going through SQLAlchemy's pool, which takes as long as all
-    else that a call does.
+    They need no reset and no going through SQLAlchemy's pool, which takes as long as all else that
+    a call does, and which may lose a place to a signal whose handler raises.
     """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._idle = Idle()
-        self._room = threading.Semaphore(OWN_POOL)
+        self._permits: SimpleQueue[Permit] = SimpleQueue()
+        for _ in range(OWN_POOL):
+            self._permits.put(Permit(self._permits))
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self._idle.close()
         super().close()
 
-    def _take(self) -> PoolProxiedConnection:
-        self._room.acquire()
+    def _execute(self, text: str, values: Values) -> Sequence[Values]:
+        permit = self._permits.get()
         try:
-            return self._idle.pop() or super()._take()
-        except BaseException:
-            self._room.release()
-            raise
+            return super()._execute(text, values)
+        finally:
+            self._permits.put(permit)
+
+    def _take(self) -> PoolProxiedConnection:
+        return self._idle.pop() or super()._take()
 
     def _give_back(self, pooled: PoolProxiedConnection) -> None:
         self._idle.push(pooled)
-        self._room.release()
+
+
+class Permit:
+    """The right to use a connection. Another takes the place of one that is lost.
+
+    The handler of a signal may raise between any two steps: no `finally` is sure to be reached.
+    """
+
+    def __init__(self, permits: "SimpleQueue[Permit]") -> None:
+        self._permits = ref(permits)
+
+    def __del__(self) -> None:
+        if (permits := self._permits()) is not None:
+            permits.put(Permit(permits))
 
 
 class Idle:
@@ -283,6 +305,11 @@ class Idle:
 
 CURSOR: Final = "execution_core.cursor"
 BACKEND: Final = "execution_core.backend"
+
+
+def is_at_rest(driver: Any) -> bool:
+    """Tell whether one of psycopg's connections is neither closed nor, interrupted, still at it."""
+    return not driver.pgconn.transaction_status  # 0 is idle
 
 
 def kept_cursor(pooled: PoolProxiedConnection) -> Any:

@@ -53,7 +53,7 @@ def _settings(url: URL, *, own: bool) -> dict[str, Any]:
         settings |= {
             "isolation_level": "AUTOCOMMIT",
             "pool_size": OWN_POOL,
-            "max_overflow": OWN_POOL,
+            "max_overflow": -1,
         }
     return settings
 

@@ -1,0 +1,55 @@
+"""Every verb as a call on an execution, in either colour, that was brought into a situation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from execution_core import Execution
+
+SOON = timedelta(milliseconds=1)
+
+Call = Callable[[Any, Execution], Any]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A call, in either colour, on an execution that was brought into a situation."""
+
+    situation: str
+    call: Call
+    writes: bool = True
+
+
+VERBS = {
+    "create": Verb("pending", lambda m, x: m.create("new", {"n": 2}, metadata={"m": 1})),
+    "create with a key": Verb("pending", lambda m, x: m.create("new", 2, idempotency_key="free")),
+    "create with a parent": Verb("running", lambda m, x: m.create("new", parent_id=x.id)),
+    "start": Verb("pending", lambda m, x: m.start(x.id, worker="w")),
+    "complete": Verb("running", lambda m, x: m.complete(x.id, {"r": 1}, attempt=1)),
+    "fail": Verb("running", lambda m, x: m.fail(x.id, "no", retryable=True, retry_after=SOON)),
+    "fail for good": Verb("retrying", lambda m, x: m.fail(x.id, "no")),
+    "timeout": Verb("running", lambda m, x: m.timeout(x.id)),
+    "cancel": Verb("running", lambda m, x: m.cancel(x.id, "why not")),
+    "retry": Verb("failed", lambda m, x: m.retry(x.id)),
+    "replay": Verb("failed", lambda m, x: m.replay(x.id)),
+    "heartbeat": Verb("running", lambda m, x: m.heartbeat(x.id)),
+    "update_progress": Verb("running", lambda m, x: m.update_progress(x.id, 1, 2, message="half")),
+    "checkpoint": Verb("running", lambda m, x: m.checkpoint(x.id, "k", [1])),
+    "advance": Verb("running", lambda m, x: m.advance(x.id, 1, 2, "k", 2)),
+    "claim": Verb("pending", lambda m, x: m.claim("work", limit=2, worker="w")),
+    "sweep": Verb("running", lambda m, x: m.sweep()),
+    "log": Verb("running", lambda m, x: m.log(x.id, "said", data=[1])),
+    "delete": Verb("running", lambda m, x: m.delete(x.id)),
+    "prune": Verb("completed", lambda m, x: m.prune(timedelta(0))),
+    "create again": Verb(
+        "running", lambda m, x: m.create("work", 1, idempotency_key="key-1"), writes=False
+    ),
+    "get": Verb("running", lambda m, x: m.get(x.id), writes=False),
+    "find_by_idempotency_key": Verb(
+        "running", lambda m, x: m.find_by_idempotency_key("key-1"), writes=False
+    ),
+    "list": Verb("running", lambda m, x: m.list(), writes=False),
+    "logs": Verb("running", lambda m, x: m.logs(x.id), writes=False),
+    "a refusal": Verb("completed", lambda m, x: m.start(x.id), writes=False),
+}
