@@ -170,10 +170,9 @@ class Run:
             if outcome.status is TIMED_OUT:
                 self._log(started, outcome)
         code = outcome.code_after(started.attempts, execution)
-        if code is None and self._inbox.interrupted:
-            return SIGNAL_CODE + self._inbox.interrupted
         if code is not None:
             return code
+        self._inbox.heed()
         return execution
 
     def _recorded(self, started: Execution, outcome: Outcome, delay: timedelta) -> Execution:

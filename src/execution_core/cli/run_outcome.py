@@ -66,6 +66,8 @@ class Outcome:
             return RUNNING_ELSEWHERE
         if COMPLETED in (self.status, execution.status):
             return self.code if self.status is execution.status else REFUSED
+        if self.error is not None and self.error.code == INTERRUPTED:
+            return self.code
         left = execution.attempts < execution.max_attempts
         if execution.status is RETRYING or (execution.status is TIMED_OUT and left):
             return None
