@@ -4,17 +4,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from .. import values
 from ..errors import ExecutionProblem, InvalidValue
 from ..manager import ExecutionManager
-from ..sql.engines import create_sync_engine, database_url
+from ..sql.engines import create_sync_engine, database_url, file_of
 from ..sql.store import SqlExecutionStore
 
 _UNDEFINED: Final = ("42P01", "42703", "42883")
@@ -77,14 +75,6 @@ def shown(url: str) -> str:
     parsed = database_url(url).set(query={})
     driver = parsed.get_backend_name()
     return parsed.set(drivername=driver).render_as_string(hide_password=True)
-
-
-def file_of(url: URL) -> Path | None:
-    """Return the file of a SQLite URL, which may be `file:` with options; None: it is in memory."""
-    name = url.database or ":memory:"
-    if name.startswith("file:"):
-        name = unquote(name.removeprefix("file:"))
-    return None if name == ":memory:" or url.query.get("mode") == "memory" else Path(name)
 
 
 def explained(error: DBAPIError, url: str) -> str:

@@ -10,9 +10,9 @@ from sqlalchemy import make_url
 
 from .. import values
 from ..backoff import Backoff
-from ..sql.engines import database_url
+from ..sql.engines import database_url, file_of
 from .arguments import Commands, add_url, duration
-from .database import file_of, opened
+from .database import opened
 from .run_execution import Run, Terms
 from .run_inbox import Inbox
 

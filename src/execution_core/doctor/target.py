@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import InvalidValue
-from ..sql.engines import create_sync_engine, database_url, single_statements
+from ..sql.engines import create_sync_engine, database_url, file_of, single_statements
 from .finding import Finding
 
 
@@ -44,19 +44,17 @@ def opened(target: Engine | URL | str) -> Iterator[Engine]:
 
 def _as_it_is(url: URL) -> URL:
     """Return the URL that leaves a file as it is, and makes none."""
-    name = url.database or ":memory:"
-    if name.startswith("file:"):
-        name = unquote(name.removeprefix("file:"))
-    if name == ":memory:":
+    file = file_of(url)
+    if file is None:
         raise InvalidValue("target", "is in memory, and gone at once: pass an Engine")
-    if not Path(name).is_file():
+    if not file.is_file():
         raise InvalidValue(
-            "target", f"is a file that does not exist, {name}: execution-core migrate makes it"
+            "target", f"is a file that does not exist, {file}: execution-core migrate makes it"
         )
     # Who may not write leaves behind the files that WAL needs; who may removes them, and first
     # moves into the database what a crash has left there.
-    query = {"mode": "ro" if Path(f"{name}-wal").exists() else "rw", "uri": "true"}
-    return URL.create("sqlite+pysqlite", database=f"file:{quote(name)}", query=query)
+    query = {"mode": "ro" if Path(f"{file}-wal").exists() else "rw", "uri": "true"}
+    return URL.create("sqlite+pysqlite", database=f"file:{quote(str(file))}", query=query)
 
 
 @contextmanager

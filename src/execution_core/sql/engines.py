@@ -4,7 +4,9 @@ import sqlite3
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
@@ -157,6 +159,14 @@ def database_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
         "url",
         f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://",
     )
+
+
+def file_of(url: URL) -> Path | None:
+    """Return the file of a SQLite URL, which may be `file:` with options; None: it is in memory."""
+    name = url.database or ":memory:"
+    if name.startswith("file:"):
+        name = unquote(name.removeprefix("file:"))
+    return None if name == ":memory:" or url.query.get("mode") == "memory" else Path(name)
 
 
 def _made(create: Callable[..., AnyEngine], url: URL, **settings: Any) -> AnyEngine:
