@@ -26,10 +26,12 @@ from execution_core import (
     ExecutionNotFound,
     InvalidStateTransition,
     SqlExecutionStore,
+    StaleAttempt,
     connect,
     connect_async,
 )
 from execution_core.creation import TRIES
+from execution_core.sql import traces
 from execution_core.sql.outcome import Lost
 
 from .conftest import Blocking, Database
@@ -212,7 +214,9 @@ def test_what_is_cut_off_time_after_time_was_not_done(
         id = manager.create("work").id
         for _ in range(TRIES):
             proxy.cut(Cut.BEFORE)
-        with pytest.raises(ConnectionLost, match=f"during start of execution {id}, which changed"):
+        with pytest.raises(
+            ConnectionLost, match=f"again and again during start of execution {id}, which"
+        ):
             manager.start(id)
         assert proxy.waiting == 0
         assert manager.get(id).status == "pending"
@@ -234,6 +238,7 @@ def test_what_cannot_be_asked_is_unknown(proxy: Proxy, colour: str, runner: asyn
             manager.start(id)
         assert caught.value.connection_invalidated
         assert "UPDATE" in str(caught.value)
+        assert "Nobody can tell whether start was" in caught.value.__notes__[0]
         assert manager.get(id).status == "running"
 
 
@@ -337,6 +342,36 @@ def test_what_was_moved_on_since_is_answered_as_it_was(
             attempt.heartbeat()
 
 
+def test_what_ended_since_has_no_end_in_the_answer(
+    interrupted: Interrupted, postgres_database: Database
+) -> None:
+    """Be it ended by a verb or by hand."""
+    by_hand = "UPDATE executions SET status = 'cancelled', completed_at = updated_at WHERE id = :id"
+    with connect(postgres_database.url) as other:
+        for end in (other.cancel, lambda id: postgres_database.run(by_hand, id=id)):
+            id = other.create("work").id
+            started = interrupted.call(Cut.AFTER, lambda: end(id), lambda m: m.start(id))  # noqa: B023
+            assert (started.status, started.completed_at) == ("running", None)
+            assert other.get(id).status == "cancelled"
+            assert other.get(id).completed_at is not None
+
+
+def test_what_was_claimed_is_answered_though_others_wrote_to_it(
+    interrupted: Interrupted, postgres_database: Database
+) -> None:
+    with connect(postgres_database.url) as other:
+        ids = [other.create("work").id for _ in range(4)]
+
+        def writes() -> None:
+            other.checkpoint(ids[0], "note", "by another")
+            other.update_progress(ids[1], 1, 2)
+            other.complete(ids[2])  # and is no longer the caller's
+
+        claimed = interrupted.call(Cut.AFTER, writes, lambda m: m.claim(limit=3))
+        assert [each.id for each in claimed] == ids[:2]
+        assert other.get(ids[3]).status == "pending"
+
+
 def test_what_was_not_done_meets_what_others_did(
     interrupted: Interrupted, postgres_database: Database
 ) -> None:
@@ -377,6 +412,52 @@ def test_what_is_in_no_history_is_known_by_its_value(
     assert found.checkpoints == {"k": None, "l": None}
     assert found.progress is not None
     assert found.progress.current == 3
+
+
+def test_what_stands_already_is_refused_all_the_same(
+    interrupted: Interrupted, postgres_database: Database
+) -> None:
+    """A value that is there says nothing of whose it is, or of whether it may be set."""
+    nobody = lambda: None  # noqa: E731
+    with connect(postgres_database.url) as other:
+        for when, others in ((Cut.BEFORE, nobody), (Cut.AFTER, nobody)):
+            id = other.create("work", max_attempts=2).id
+            other.start(id)
+            other.advance(id, 1, 4, "k", 1)
+            other.fail(id, "no", retryable=True)
+            other.start(id)
+            age(postgres_database)
+            for call in (
+                lambda m: m.checkpoint(id, "k", 1, attempt=1),  # noqa: B023
+                lambda m: m.update_progress(id, 1, 4, attempt=1),  # noqa: B023
+            ):
+                with pytest.raises(StaleAttempt):
+                    interrupted.call(when, others, call)
+            other.cancel(id)
+            age(postgres_database)
+            with pytest.raises(InvalidStateTransition):
+                interrupted.call(when, others, lambda m: m.checkpoint(id, "k", 1))  # noqa: B023
+
+
+def test_what_is_alike_is_not_the_same(
+    interrupted: Interrupted, postgres_database: Database
+) -> None:
+    """In Python, where true is 1."""
+    with connect(postgres_database.url) as other:
+        id = other.create("work").id
+        other.start(id)
+        other.checkpoint(id, "k", [1])
+        with pytest.raises(OperationalError):
+            interrupted.call(
+                Cut.BEFORE, lambda: other.heartbeat(id), lambda m: m.checkpoint(id, "k", [True])
+            )
+        age(postgres_database)
+        before = other.get(id)
+        proxy = interrupted.proxy
+        proxy.cut(Cut.BEFORE)
+        after = interrupted.manager.checkpoint(id, "k", [True])
+    assert repr(after.checkpoints) == "{'k': [True]}"
+    assert after.heartbeat_at > before.heartbeat_at
 
 
 @pytest.mark.parametrize("when", [Cut.AFTER, Cut.BEFORE])
@@ -430,22 +511,73 @@ def held(database: Database, id: str) -> Iterator[Connection]:
         yield connection
 
 
+def started_though_held(
+    database: Database, proxy: Proxy, manager: ExecutionManager, id: str
+) -> Execution:
+    """Start what somebody holds, cut off while it waits: the first statement must not go on."""
+    answers: list[Execution] = []
+    before = proxy.writes
+    with held(database, id):
+        proxy.cut(Cut.RACING)
+        caller = threading.Thread(target=lambda: answers.append(manager.start(id, worker="me")))
+        caller.start()
+        # The first one may have been ended before it came so far; the second one waits.
+        wait_for(lambda: proxy.writes == before + 2 and len(blocked(database)) == 1)
+    caller.join(30)
+    (answer,) = answers
+    return answer
+
+
 def test_a_statement_that_waits_is_not_carried_out_later(
     postgres_database: Database, proxy: Proxy
 ) -> None:
     """The server does not look for its client while it waits for a lock: it is ended."""
-    answers: list[Execution] = []
     with connect(proxy.url) as manager:
         id = manager.create("work", max_attempts=3).id
-        with held(postgres_database, id):
-            proxy.cut(Cut.RACING)
-            caller = threading.Thread(target=lambda: answers.append(manager.start(id)))
-            caller.start()
-            # The first one may have been ended before it came so far; the second one waits.
-            wait_for(lambda: proxy.writes == 3 and len(blocked(postgres_database)) == 1)
-        caller.join(30)
-    assert [(each.status, each.attempts) for each in answers] == [("running", 1)]
+        started = started_though_held(postgres_database, proxy, manager, id)
+    assert (started.status, started.attempts) == ("running", 1)
     assert_legal(postgres_database)
+
+
+def test_only_a_process_of_the_lost_connection_is_ended(postgres_database: Database) -> None:
+    """Numbers come again, above all after the restart of a container."""
+    engine = postgres_database.engine
+    with engine.connect() as asking, engine.connect() as other:
+
+        def end(connection: Connection, age: timedelta) -> Any:
+            number = connection.scalar(text("SELECT pg_backend_pid()"))
+            query = traces.end_backend(number, age)
+            answer: Any = asking.execute(query.statement, query.parameters).one()
+            return answer[1]
+
+        assert end(other, DAY) is False  # it is younger than what was lost
+        assert end(asking, timedelta(0)) is None  # it has the number of what was lost
+        assert other.scalar(text("SELECT 1")) == 1
+        assert end(other, timedelta(0)) is True
+        other.invalidate()
+
+
+def test_an_older_connection_may_ask(postgres_database: Database, proxy: Proxy) -> None:
+    """As one of another thread's that was given back in between."""
+    with connect(proxy.url) as manager:
+        id = manager.create("work").id
+        store: Any = manager._store
+        direct = store._bind
+        older, newer = direct._take(), direct._take()
+        direct._give_back(newer)
+        rows = direct.rows
+
+        def quick(query: Any) -> Any:
+            try:
+                return rows(query)
+            except Lost:
+                direct.rows = rows
+                direct._give_back(older)
+                raise
+
+        direct.rows = quick
+        started = started_though_held(postgres_database, proxy, manager, id)
+    assert (started.status, started.attempts, started.worker) == ("running", 1, "me")
 
 
 def test_a_pooler_in_between_leaves_it_unknown(proxy: Proxy) -> None:

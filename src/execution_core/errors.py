@@ -172,7 +172,10 @@ class ConcurrentUpdate(ExecutionProblem):
     """None where the verb is for several."""
 
     def __str__(self) -> str:
-        return f"Another writer came between during {_call(self)}: try again"
+        return (
+            f"Another writer came between during {_call(self)}, which changed nothing: try again,"
+            " a transaction of your own from its beginning"
+        )
 
 
 @dataclass(eq=False)
@@ -185,7 +188,10 @@ class ConnectionLost(ExecutionProblem):
     """None where the verb is for several."""
 
     def __str__(self) -> str:
-        return f"The connection was lost during {_call(self)}, which changed nothing: try again"
+        return (
+            f"The connection was lost again and again during {_call(self)}, which changed nothing:"
+            " try again"
+        )
 
 
 def _call(problem: ConcurrentUpdate | ConnectionLost) -> str:

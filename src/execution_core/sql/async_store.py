@@ -1,7 +1,6 @@
 """Executions in PostgreSQL or SQLite, for asyncio: the twin of `store`."""
 
 import builtins
-import time
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
@@ -129,7 +128,7 @@ class AsyncSqlExecutionStore:
             transition=transition,
             token=token,
             whole=whole,
-            began=time.monotonic(),
+            began=outcome.clock(),
         )
         return await self._rows(query, inquire)
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from .engines import OWN_POOL, begin_sqlite, single_statements
-from .outcome import Lost
+from .outcome import Backend, Lost, clock
 from .statements import Query, Statement
 
 Values = Sequence[Any]
@@ -167,15 +167,16 @@ class Direct:
         self._meet(pooled)
         return pooled
 
-    def _meet(self, pooled: PoolProxiedConnection) -> int | None:
+    def _meet(self, pooled: PoolProxiedConnection) -> Backend | None:
         """Learn the server process of a connection: one that is lost can no longer tell."""
         if not self._is_sqlite and BACKEND not in pooled.info:
             driver: Any = pooled.driver_connection
-            pooled.info[BACKEND] = driver.info.backend_pid
-            self._backends.append(driver.info.backend_pid)
+            backend = Backend(driver.info.backend_pid, clock())
+            pooled.info[BACKEND] = backend
+            self._backends.append(backend.number)
         return pooled.info.get(BACKEND)
 
-    def _lost(self, error: DBAPIError, backend: int | None) -> Lost:
+    def _lost(self, error: DBAPIError, backend: Backend | None) -> Lost:
         return Lost(error, backend, self._backends.__contains__)
 
     def _give_back(self, pooled: PoolProxiedConnection) -> None:

@@ -8,11 +8,13 @@ An inquiry yields what to ask, and is sent the rows or thrown the error. What it
 write would have answered, or None when nothing of it is there: then it is made again.
 """
 
+import json
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from datetime import timedelta
-from typing import Any, Final, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -22,7 +24,6 @@ from ..execution import Execution
 from ..logs import Line
 from ..store import Batch
 from ..transitions import Transition
-from ..values import Entry
 from . import statements, traces
 from .rows import execution
 from .schema import executions
@@ -39,18 +40,32 @@ CONFLICTS: Final = ("40001", "40P01")  # serialization failure, deadlock
 UNDEFINED: Final = ("42P01", "42703", "42883")  # table, column, function
 
 
+def clock() -> float:
+    """Return seconds that pass by also while the machine is suspended, where it can tell."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+class Backend(NamedTuple):
+    """A server process: its number, and when it was there already, by our `clock`."""
+
+    number: int
+    met: float
+
+
 class Lost(Exception):  # noqa: N818 - the error is SQLAlchemy's
     """A connection was lost during a statement.
 
     Args:
         error: SQLAlchemy's error.
-        backend: the number of the server process that was at it; None without a server.
+        backend: the server process that was at it; None without a server.
         is_own: tells whether a number is that of a connection's server process, as it is unless
             there is a pooler in between.
     """
 
     def __init__(
-        self, error: DBAPIError, backend: int | None, is_own: Callable[[int], bool]
+        self, error: DBAPIError, backend: Backend | None, is_own: Callable[[int], bool]
     ) -> None:
         super().__init__(error)
         self.error = error
@@ -79,6 +94,10 @@ def known(error: Lost | DBAPIError, query: Query, inquire: Inquire) -> Inquiry[R
                 if (found := (yield from inquire(error))) is not None:
                     return found
             except (Unknown, Lost, SQLAlchemyError):
+                error.error.add_note(
+                    f"Nobody can tell whether {query.verb} was carried out before the connection"
+                    " was lost: look where the execution stands before you try again."
+                )
                 raise error.error from error.error.__cause__
             error, problem = error.error, ConnectionLost(query.verb, query.execution_id)
         else:
@@ -153,27 +172,29 @@ def of_change(
 ) -> Inquiry[Rows | None]:
     """The token is in the row, or, when somebody has moved it on since, in the history.
 
-    Progress and checkpoints are in no history: they have been set if they are as they were to be.
-    If not, and the row was written since the call began, nobody can tell whether that was before or
-    after. What was deleted has no row to answer.
+    Progress and checkpoints are in no history. Nobody can tell what became of them when the row was
+    written to since the call began, as that may have been before or after; unless they are as they
+    were to be, and might be set once more: then it makes no difference. What was deleted has no row
+    to answer.
     """
     yield from _ended(lost)
     found = yield traces.written(id, token)
     if not found:
         return []
     row, made, at = traces.as_written(found[0], token)
-    current = execution(row)
-    if not (made or _stands(transition, current)):
+    if not made:
+        current = execution(row)
         # By the database's clock alone; and the time of a row never goes back.
-        since = at - timedelta(seconds=DRIFT * (time.monotonic() - began))
-        if current.updated_at >= since and _leaves_no_trace(transition):
+        since = at - timedelta(seconds=DRIFT * (clock() - began))
+        if current.updated_at < since or not _leaves_no_trace(transition):
+            return None
+        if not _stands(transition, current, at):
             raise Unknown
-        return None
     return [row if whole else traces.status_alone(row)]
 
 
 def of_batch(lost: Lost, batch: Batch, token: str) -> Inquiry[Rows | None]:
-    """Those that have the token still; what somebody has moved on since is no longer a caller's."""
+    """Those that are as it left them; what somebody has moved on since is no longer a caller's."""
     yield from _ended(lost)
     targets = {move.target for move in batch.transition.rule.moves}
     return (yield traces.written_together(targets, token)) or None
@@ -184,7 +205,8 @@ def _ended(lost: Lost) -> Inquiry[None]:
     if lost.backend is None:
         return
     for _ in range(2):
-        ((own, ended),) = yield traces.end_backend(lost.backend)
+        age = timedelta(seconds=(clock() - lost.backend.met) / DRIFT)
+        ((own, ended),) = yield traces.end_backend(lost.backend.number, age)
         if not lost.is_own(own):
             break
         if ended is not False:  # which also says that it was just about to end by itself
@@ -197,11 +219,15 @@ def _leaves_no_trace(transition: Transition) -> bool:
     return transition.given.keys() & {"progress", "checkpoints"} != set()
 
 
-def _stands(transition: Transition, found: Execution) -> bool:
-    """Tell whether what a transition sets without a move is so."""
-    progress, entry = (transition.given.get(name) for name in ("progress", "checkpoints"))
-    if progress is not None and found.progress != progress:
-        return False
-    if isinstance(entry, Entry):
-        return bool(found.checkpoints.get(entry.key, ...) == entry.value.value)
-    return progress is not None
+def _stands(transition: Transition, found: Execution, now: datetime) -> bool:
+    """Tell whether a transition is allowed, and what it sets is so already."""
+    moved = transition.apply(found, now)
+    return (
+        moved is not None
+        and moved.progress == found.progress
+        and _text(moved.checkpoints) == _text(found.checkpoints)
+    )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)  # unlike Python's, its 1 is neither 1.0 nor true

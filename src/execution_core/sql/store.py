@@ -1,7 +1,6 @@
 """Executions in PostgreSQL or SQLite."""
 
 import builtins
-import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from datetime import datetime
@@ -130,7 +129,7 @@ class SqlExecutionStore:
             transition=transition,
             token=token,
             whole=whole,
-            began=time.monotonic(),
+            began=outcome.clock(),
         )
         return self._rows(query, inquire)
 

@@ -1,16 +1,19 @@
 """What a write leaves in the database, looked for when its answer was lost: for `outcome`."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
+    Double,
     Integer,
     Select,
     and_,
     bindparam,
+    case,
     column,
+    false,
     func,
     literal_column,
     select,
@@ -18,6 +21,7 @@ from sqlalchemy import (
 )
 
 from ..execution import ExecutionStatus
+from ..transitions import OVER
 from .moves import spelt
 from .rows import FIELDS, LOG_ROW, ROW
 from .schema import execution_history, execution_logs, executions
@@ -48,11 +52,14 @@ def as_written(row: Sequence[Any], token: str) -> tuple[Sequence[Any], bool, dat
     When others have moved it on since, the row is as the write left it, so far as that is known.
     """
     now, at, last, *then = [*row[: len(ROW)]], *row[len(ROW) :]
-    moved = then[0] is not None
-    if moved and last != token:
-        for field, value in zip(_KNOWN, then, strict=True):
-            now[FIELDS.index(field)] = value
-    return now, moved or last == token, at
+    if then[0] is None:
+        return now, last == token, at
+    fields = dict(zip(FIELDS, now, strict=False))
+    left = dict(zip(_KNOWN, then, strict=True))
+    if [fields["status"], fields["attempts"]] != [left["status"], left["attempts"]]:
+        left["completed_at"] = left["updated_at"] if left["status"] in OVER else None
+        now[: len(FIELDS)] = (fields | left).values()
+    return now, True, at
 
 
 def status_alone(row: Sequence[Any]) -> Sequence[Any]:
@@ -61,7 +68,7 @@ def status_alone(row: Sequence[Any]) -> Sequence[Any]:
 
 
 def written_together(targets: Iterable[ExecutionStatus | None], token: str) -> Query:
-    """The executions in these statuses to which one write of several was the last."""
+    """The executions that one write has moved to these statuses, where they still are."""
     statuses = tuple(status for status in ExecutionStatus if status in targets)
     return Query(_written_together(statuses), {"token": token}, "get")
 
@@ -71,13 +78,14 @@ def logged(id: str, line: str) -> Query:
     return Query(_logged(), {"id": id, "line": line}, "get", id)
 
 
-def end_backend(number: int) -> Query:
+def end_backend(number: int, age: timedelta) -> Query:
     """One SELECT that ends a server process of our own which nobody talks to any more.
 
     It returns the number of the process that answers it, and whether the other one has ended: None
-    when there is no such process.
+    when there is no such process. One that is younger only happens to have got the number, unless
+    the server's clock was set back: it is left alone, and said not to have ended.
     """
-    return Query(_end_backend(), {"number": number}, "get")
+    return Query(_end_backend(), {"number": number, "age": age.total_seconds()}, "get")
 
 
 @cache
@@ -96,9 +104,15 @@ def _written() -> Select[Any]:
 
 @cache
 def _written_together(statuses: tuple[ExecutionStatus, ...]) -> Select[Any]:
-    last = executions.c.write_token
+    history = execution_history.c
+    move = and_(
+        history.execution_id == executions.c.id,
+        history.write_token == bindparam("token", type_=history.write_token.type),
+        history.to_status == executions.c.status,
+        history.attempt == executions.c.attempts,
+    )
     among = executions.c.status.in_([spelt(status) for status in statuses])
-    return select(*ROW).where(among, last == bindparam("token", type_=last.type))
+    return select(*ROW).select_from(executions.join(execution_history, move)).where(among)
 
 
 @cache
@@ -114,12 +128,19 @@ def _end_backend() -> Select[Any]:
     activity = table("pg_stat_activity", *(column(name) for name in names))
     own, other = activity.alias("own"), activity.alias("other")
     same = [own.c[name] == other.c[name] for name in ("usesysid", "datid")]
-    # One that began later only happens to have got the number.
-    older = other.c.backend_start < own.c.backend_start
-    number = other.c.pid == bindparam("number", type_=Integer)
-    patience = literal_column(str(PATIENCE_MS), Integer)
+    # Not the asking one itself, which has got the number of one that is gone.
+    number = and_(other.c.pid == bindparam("number", type_=Integer), other.c.pid != own.c.pid)
+    age = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("age", type_=Double))
+    ended = case(
+        (other.c.pid.is_(None), None),
+        (
+            other.c.backend_start <= func.clock_timestamp() - age,
+            func.pg_terminate_backend(other.c.pid, literal_column(str(PATIENCE_MS), Integer)),
+        ),
+        else_=false(),
+    )
     return (
-        select(own.c.pid, func.pg_terminate_backend(other.c.pid, patience))
-        .select_from(own.outerjoin(other, and_(number, *same, older)))
+        select(own.c.pid, ended)
+        .select_from(own.outerjoin(other, and_(number, *same)))
         .where(own.c.pid == func.pg_backend_pid())
     )
