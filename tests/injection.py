@@ -236,6 +236,10 @@ class Subject:
         """Close its connections; in asyncio, return an awaitable that does."""
         return self.manager.close() if self.is_own else self.host.dispose()
 
+    def disconnect(self) -> None:
+        """Close the connections that are kept, but keep the pool."""
+        self.manager._store._bind._idle.close()
+
     @property
     def in_use(self) -> int:
         """How many connections of a host's pool somebody has, or had."""

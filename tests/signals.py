@@ -170,7 +170,7 @@ class Trial:
             self.subject.manager.list(limit=1)
         self.subject.assert_free()
         if self.connects:
-            self.subject.close()
+            self.subject.disconnect()
 
     def close(self) -> None:
         self.subject.close()

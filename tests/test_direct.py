@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from execution_core import (
     AsyncExecutionManager,
@@ -245,8 +245,23 @@ def test_a_connection_that_the_server_ended(
         asyncio.run(asynchronous())
 
 
+def connections(database: Database) -> int:
+    """How many there are to PostgreSQL."""
+    if database.name == "sqlite":
+        return 0
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    return int(database.rows(query)[0]["count"])
+
+
+def listen(manager: Any) -> None:
+    event.listen(manager._store._bind.engine, "commit", lambda _: None)
+
+
 def test_more_callers_than_connections(database: Database, colour: str) -> None:
-    """They wait for one another; nobody is turned away, and nobody is forgotten."""
+    """They wait for one another; nobody is turned away, and nobody is forgotten.
+
+    Also once somebody listens, and statements go SQLAlchemy's own way, by its own pool.
+    """
     callers, each = 3 * OWN_POOL, 8
     barrier = threading.Barrier(callers)
 
@@ -258,8 +273,10 @@ def test_more_callers_than_connections(database: Database, colour: str) -> None:
                 for _ in range(each):
                     manager.start(manager.create("a").id)
 
-            list(threads.map(work, range(callers)))
-            assert used() <= OWN_POOL + 1
+            for pools in (1, 2):
+                list(threads.map(work, range(callers)))
+                assert connections(database) <= pools * OWN_POOL + 1
+                listen(manager)
 
     async def asynchronous() -> None:
         async with connect_async(database.url) as manager:
@@ -268,17 +285,10 @@ def test_more_callers_than_connections(database: Database, colour: str) -> None:
                 for _ in range(each):
                     await manager.start((await manager.create("a")).id)
 
-            await asyncio.gather(*(work() for _ in range(callers)))
-            assert used() <= OWN_POOL + 1
-
-    def used() -> int:
-        if database.name == "sqlite":
-            return 0
-        return int(
-            database.rows(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            )[0]["count"]
-        )
+            for pools in (1, 2):
+                await asyncio.gather(*(work() for _ in range(callers)))
+                assert connections(database) <= pools * OWN_POOL + 1
+                listen(manager)
 
     database.engine.dispose()
     if colour == "sync":
@@ -286,8 +296,22 @@ def test_more_callers_than_connections(database: Database, colour: str) -> None:
     else:
         asyncio.run(asynchronous())
     assert database.rows("SELECT count(*) AS n FROM executions WHERE status = 'running'") == [
-        {"n": callers * each}
+        {"n": 2 * callers * each}
     ]
+
+
+def test_a_listened_to_call_leaves_the_hosts_engine_its_own(database: Database) -> None:
+    """In asyncio, where SQLAlchemy finds an AsyncEngine by what it stands for."""
+
+    async def run() -> None:
+        engine = create_async_engine(database.url.replace("sqlite:", "sqlite+aiosqlite:"))
+        event.listen(engine.sync_engine, "commit", lambda _: None)
+        await AsyncExecutionManager(AsyncSqlExecutionStore(engine)).create("a")
+        async with AsyncSession(engine) as session:
+            assert (await session.connection()).engine is engine
+        await engine.dispose()
+
+    asyncio.run(run())
 
 
 def test_one_event_loop_after_the_other(database: Database) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
+from contextvars import copy_context
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,26 @@ def test_records_go_to_the_attempt_around_them(database: Database, logger: loggi
         last = manager.logs(outer)[0]
         assert (last.level, last.attempt) == ("critical", 1)
         assert last.data == {"logger": "tests.service"}
+
+
+def test_an_inner_block_that_was_left_elsewhere_is_no_wall(
+    database: Database, logger: logging.Logger
+) -> None:
+    """What is logged then is the outer block's, whether or not there still is an inner attempt."""
+    with connect(database.url) as manager:
+        outer = manager.create("a").id
+        with manager.attempt(outer):
+            inner = manager.attempt(manager.create("a").id)
+            inner.__enter__()
+            context = copy_context()
+            leave = threading.Thread(target=inner.__exit__, args=(None, None, None))
+            leave.start()
+            leave.join()
+            logger.info("one")
+            del inner, leave
+            logger.info("two")
+            context.run(logger.info, "three")
+        assert messages(manager, outer) == ["one", "two", "three"]
 
 
 def test_records_of_a_block_that_fails_are_kept(database: Database, logger: logging.Logger) -> None:

@@ -640,9 +640,11 @@ def test_a_conflict_that_does_not_end_is_told(postgres_database: Database) -> No
             "CREATE TRIGGER rival BEFORE UPDATE ON executions FOR EACH ROW EXECUTE FUNCTION rival()"
         )
         try:
-            with pytest.raises(ConcurrentUpdate, match=f"during start of execution {id}: try"):
+            with pytest.raises(ConcurrentUpdate, match=f"during start of execution {id}, which"):
                 manager.start(id)
-            with pytest.raises(ConcurrentUpdate, match="during claim: try again"):
+            with pytest.raises(
+                ConcurrentUpdate, match="during claim, which changed nothing: try again"
+            ):
                 manager.claim()
         finally:
             database.run("DROP TRIGGER rival ON executions")

@@ -245,12 +245,20 @@ class Attempt(Ownership):
             return True
 
 
+def _abandoned_by(attempt: Attempt, queue: SimpleQueue[Any]) -> "ref[Attempt]":
+    """Refer to an attempt for a thread, which is told by None when nobody else has it any more.
+
+    The handler of a signal may raise just where a block is being left, and nothing else ends it.
+    """
+    return ref(attempt, lambda _: queue.put(None))
+
+
 class _Logging:
     """A thread that writes what `logging` brings, so that nobody waits for that."""
 
     def __init__(self, attempt: Attempt) -> None:
-        self._attempt = ref(attempt)  # as below
         self._lines: SimpleQueue[Line | None] = SimpleQueue()
+        self._attempt = _abandoned_by(attempt, self._lines)
         self._finishing = False
         self._thread = threading.Thread(
             target=self._run, name=f"log-{attempt.execution.id}", daemon=True
@@ -284,14 +292,13 @@ class _Logging:
 class _Beating:
     """A thread that beats for an attempt until it is stopped, or the attempt is lost.
 
-    It stops as well when nobody has the attempt any more: the handler of a signal may have raised
-    where the block was being left, and what nobody works at is to be found by a sweep.
+    It stops as well when nobody has the attempt any more: what nobody works at is to be swept.
     """
 
     def __init__(self, attempt: Attempt, interval: timedelta) -> None:
-        self._attempt = ref(attempt)
         self._seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
-        self._stopped: SimpleQueue[None] = SimpleQueue()  # a signal may leave an Event locked
+        self._stopped: SimpleQueue[Any] = SimpleQueue()  # a signal may leave an Event locked
+        self._attempt = _abandoned_by(attempt, self._stopped)
         self._thread = threading.Thread(
             target=self._run, name=f"heartbeat-{attempt.execution.id}", daemon=True
         )

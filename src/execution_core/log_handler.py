@@ -2,7 +2,7 @@
 
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .execution import LogLevel
 
@@ -11,20 +11,35 @@ if TYPE_CHECKING:
 
     from .ownership import Ownership
 
-CURRENT: "ContextVar[ref[Ownership] | None]" = ContextVar("execution_core.attempt", default=None)
-"""The attempt in whose block this thread or task is; or was, where it was left elsewhere.
 
-It is kept alive by its block alone.
-"""
+class Place(NamedTuple):
+    """Where a thread or task is: in the block of an attempt, within that of another.
+
+    The attempt is kept alive by its block alone, and may be gone where that was left elsewhere.
+    """
+
+    attempt: "ref[Ownership]"
+    outer: "Place | None"
+
+
+CURRENT: ContextVar[Place | None] = ContextVar("execution_core.attempt", default=None)
+
+
+def place() -> Place | None:
+    """Return the innermost block around this that has not been left."""
+    innermost = CURRENT.get()
+    while innermost is not None:
+        attempt = innermost.attempt()
+        if attempt is not None and not attempt._left:  # noqa: SLF001
+            break
+        innermost = innermost.outer
+    return innermost
 
 
 def current() -> "Ownership | None":
-    """Return the attempt of the innermost block around this that has not been left."""
-    innermost = CURRENT.get()
-    attempt = innermost() if innermost else None
-    while attempt is not None and attempt._left:  # noqa: SLF001
-        attempt = attempt._outer  # noqa: SLF001
-    return attempt
+    """Return the attempt of that block."""
+    innermost = place()
+    return innermost and innermost.attempt()
 
 
 class ExecutionLogHandler(logging.Handler):

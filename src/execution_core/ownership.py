@@ -13,7 +13,7 @@ from . import transitions, values
 from .backoff import Backoff
 from .errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
 from .execution import Execution, ExecutionError, ExecutionStatus, LogLevel
-from .log_handler import CURRENT, current
+from .log_handler import CURRENT, Place, place
 from .logs import Line, line
 from .transitions import RETRYING, RUNNING, Transition
 from .values import Entry
@@ -98,8 +98,8 @@ class Ownership:
     """How long the next attempt is to wait, once this one has failed and may be followed by one."""
     _left = False
     """Whether its block has been left."""
-    _outer: "Ownership | None" = None
-    """The attempt whose block is around this one's."""
+    _place: Place | None = None
+    """Its block, once it has begun."""
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
@@ -144,15 +144,14 @@ class Ownership:
 
     def _begin_block(self) -> None:
         """Take what is logged from now on."""
-        self._outer = current()
-        CURRENT.set(ref(self))
+        self._place = Place(ref(self), place())
+        CURRENT.set(self._place)
 
     def _end_block(self) -> None:
         """Leave what is logged from now on to the block around this one."""
         self._left = True
-        if CURRENT.get() == ref(self):  # else it was entered elsewhere, as in a generator
-            outer = current()
-            CURRENT.set(ref(outer) if outer else None)
+        if CURRENT.get() is self._place:  # else it was entered elsewhere, as in a generator
+            CURRENT.set(place())
 
     def _line(self, message: str, level: LogLevel | str, data: object) -> Line:
         return line(

@@ -21,7 +21,7 @@ class _AsyncOwningStore(AsyncSqlExecutionStore):
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
         if engine.dialect.name == "postgresql":
-            self._bind = OwnAsyncDirect(engine.sync_engine)
+            self._bind = OwnAsyncDirect(engine)
 
     async def close(self) -> None:
         if isinstance(self._bind, AsyncDirect):

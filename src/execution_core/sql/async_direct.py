@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Engine, PoolProxiedConnection
+from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
@@ -28,6 +28,11 @@ class AsyncDirect(Direct):
 
     _awaits = True
 
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine.sync_engine)
+        self._async_engine = engine
+        self._options = self._ordinary.get_execution_options()
+
     async def rows_async(self, query: Query) -> Sequence[Values]:
         """Run a query and return all its rows.
 
@@ -42,11 +47,16 @@ class AsyncDirect(Direct):
         return await (uninterrupted(work) if self._is_sqlite else work)
 
     async def _rows_ordinarily_async(self, query: Query) -> Sequence[Values]:
-        connection = await AsyncEngine(self.engine).connect()
+        connection = await self._async_engine.connect()
         try:
-            return await connection.run_sync(self._run, query)
+            return await connection.run_sync(self._run_with_options, query)
         finally:  # half given back, its place in the pool would be lost
             await uninterrupted(connection.close())
+
+    def _run_with_options(self, connection: Connection, query: Query) -> Sequence[Values]:
+        # An engine with these options awaits while it connects, and may be interrupted there.
+        with connection.execution_options(**self._options).begin():
+            return self._run(connection, query)
 
     async def close_async(self) -> None:
         """Close all connections of the engine."""
@@ -65,7 +75,7 @@ class OwnAsyncDirect(AsyncDirect):
     the rest of a call; here only who connects has to.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
         self._idle = Idle()
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]

@@ -44,7 +44,7 @@ class AsyncSqlExecutionStore:
         if not isinstance(engine, AsyncEngine):
             raise InvalidValue("engine", f"must be an AsyncEngine, not {type(engine).__name__}")
         self._bind: AsyncDirect | AsyncConnection | AsyncSession | async_scoped_session[Any]
-        self._bind = AsyncDirect(engine.sync_engine)
+        self._bind = AsyncDirect(engine)
         self._clock = clock
 
     @property

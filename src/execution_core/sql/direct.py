@@ -7,9 +7,10 @@ SQLAlchemy's. Only this module and its twin `async_direct` know how a driver is 
 """
 
 import logging
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 from weakref import ref
 
@@ -60,7 +61,7 @@ class Direct:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._options = single_statements(engine).get_execution_options()
+        self._ordinary = single_statements(engine)
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
         self.shares_connection = isinstance(engine.pool, StaticPool | SingletonThreadPool)
@@ -90,18 +91,17 @@ class Direct:
         self.engine.dispose()
 
     def _rows_ordinarily(self, query: Query) -> Sequence[Values]:
-        with self.engine.connect() as connection:
+        with self._ordinary.begin() as connection:
             return self._run(connection, query)
 
     def _run(self, connection: Connection, query: Query) -> Sequence[Values]:
-        with connection.execution_options(**self._options).begin():
-            backend = self._meet(connection.connection)
-            try:
-                return ordinary(connection, query)
-            except DBAPIError as error:
-                if error.connection_invalidated:
-                    raise self._lost(error, backend) from error
-                raise
+        backend = self._meet(connection.connection)
+        try:
+            return ordinary(connection, query)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise self._lost(error, backend) from error
+            raise
 
     def _is_ordinary(self) -> bool:
         """Tell whether a statement had better go SQLAlchemy's way.
@@ -239,21 +239,31 @@ class OwnDirect(Direct):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._idle = Idle()
-        self._permits: SimpleQueue[Permit] = SimpleQueue()
+        self._permits: Permits = SimpleQueue()
+        self._home = ref(self._permits)
         for _ in range(OWN_POOL):
-            self._permits.put(Permit(self._permits))
+            self._permits.put(Permit(self._home))
+
+    def rows(self, query: Query) -> Sequence[Values]:
+        """Run a query and return all its rows, as soon as there is a connection to spare."""
+        permit = self._permit()
+        try:
+            return super().rows(query)
+        finally:
+            self._permits.put(permit)
+            del permit  # which the traceback of an error would keep
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self._idle.close()
         super().close()
 
-    def _execute(self, text: str, values: Values) -> Sequence[Values]:
-        permit = self._permits.get()
-        try:
-            return super()._execute(text, values)
-        finally:
-            self._permits.put(permit)
+    def _permit(self) -> "Permit":
+        while True:
+            try:
+                return self._permits.get(timeout=0.2)
+            except Empty:  # a queue that waits looks for no signals
+                continue
 
     def _take(self) -> PoolProxiedConnection:
         return self._idle.pop() or super()._take()
@@ -268,12 +278,15 @@ class Permit:
     The handler of a signal may raise between any two steps: no `finally` is sure to be reached.
     """
 
-    def __init__(self, permits: "SimpleQueue[Permit]") -> None:
-        self._permits = ref(permits)
+    def __init__(self, home: "ref[Permits]") -> None:
+        self._home = home
 
     def __del__(self) -> None:
-        if (permits := self._permits()) is not None:
-            permits.put(Permit(permits))
+        if (permits := self._home()) is not None:
+            permits.put(Permit(self._home))
+
+
+Permits = SimpleQueue[Permit]
 
 
 class Idle:
@@ -292,10 +305,12 @@ class Idle:
     def push(self, pooled: PoolProxiedConnection) -> None:
         """Keep one; or drop it when it was lost, and the others, which most likely are as well."""
         if pooled.is_valid:
-            self._connections.append(pooled)
-        else:
-            pooled.close()
-            self.close()
+            if is_at_rest(pooled.driver_connection):
+                self._connections.append(pooled)
+                return
+            pooled.invalidate()
+        pooled.close()
+        self.close()
 
     def close(self) -> None:
         """Close them all."""
@@ -309,8 +324,10 @@ BACKEND: Final = "execution_core.backend"
 
 
 def is_at_rest(driver: Any) -> bool:
-    """Tell whether one of psycopg's connections is neither closed nor, interrupted, still at it."""
-    return not driver.pgconn.transaction_status  # 0 is idle
+    """Tell whether a connection of psycopg or sqlite3 is not, interrupted, in the middle of it."""
+    if isinstance(driver, sqlite3.Connection):
+        return not driver.in_transaction
+    return not driver.pgconn.transaction_status  # 0 is idle, and what is closed is unknown
 
 
 def kept_cursor(pooled: PoolProxiedConnection) -> Any:

@@ -23,6 +23,8 @@ PSYCOPG: Final = ("psycopg", "psycopg_async")
 DEFAULT_URL: Final = "sqlite:///executions.db"
 OWN_POOL: Final = 15
 """Connections of an engine of our own, at most: as many as SQLAlchemy's default, but all kept."""
+# Who uses such an engine keeps count: a pool that does loses a place when it is interrupted.
+_UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
 
 
@@ -34,7 +36,10 @@ def create_sync_engine(url: str | URL, *, own: bool = False) -> Engine:
     parsed = database_url(url, sqlite="pysqlite")
     if parsed.drivername == "postgresql+psycopg_async":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    engine = _made(create_engine, parsed, **_settings(parsed, own=own))
+    settings = _settings(parsed, own=own)
+    if own and parsed.get_backend_name() == "sqlite" and file_of(parsed):
+        settings |= _UNBOUNDED
+    engine = _made(create_engine, parsed, **settings)
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
@@ -52,11 +57,7 @@ def _settings(url: URL, *, own: bool) -> dict[str, Any]:
         return {}
     settings: dict[str, Any] = {"pool_reset_on_return": None}  # no transaction is ever left open
     if url.get_backend_name() == "postgresql":
-        settings |= {
-            "isolation_level": "AUTOCOMMIT",
-            "pool_size": OWN_POOL,
-            "max_overflow": -1,
-        }
+        settings |= {"isolation_level": "AUTOCOMMIT"} | _UNBOUNDED
     return settings
 
 
