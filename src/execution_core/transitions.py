@@ -93,6 +93,9 @@ class Rule:
         self.moves = moves
         self.settled = settled
 
+    def __repr__(self) -> str:
+        return f"Rule({self.verb!r})"
+
     @property
     def sources(self) -> tuple[ExecutionStatus, ...]:
         """Every status from which the verb may be called."""

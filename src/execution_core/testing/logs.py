@@ -31,7 +31,8 @@ class Logs:
             new = new_line(before.id, "ü" * 10_000, attempt, level="error", data={"n": attempt})
             entry = subject.store.log(new)
             expected = new.apply(before, entry.logged_at if entry else before.updated_at)
-            assert seen(entry) == seen(expected)
+            case = f"a line by attempt {attempt}, from {before.status} in attempt {before.attempts}"
+            assert seen(entry) == seen(expected), case
             entries += [entry] if entry else []
         found = subject.store.logs(before.id, 100, None)
         assert [seen(each) for each in found] == [seen(each) for each in entries[::-1]]

@@ -6,7 +6,8 @@ from typing import Any, Final
 import pytest
 
 from .. import transitions
-from ..execution import ExecutionStatus
+from ..execution import Execution, ExecutionStatus
+from ..transitions import Transition
 from ..values import new_id
 from .logs import new_line
 from .situations import SITUATIONS, bring_to, every_transition, fenced
@@ -35,11 +36,13 @@ class Moving:
             answer = getattr(subject.store, method)(each.id, transition)
             after = subject.found(each.id)
             expected = transition.apply(each, after.updated_at)
-            assert seen(after) == seen(expected)
+            case = told(transition, each)
+            assert answer is not None, f"{case} is allowed, and answered None"
+            assert seen(after) == seen(expected), case
             if method == "update":
-                assert seen(answer) == seen(after)
+                assert seen(answer) == seen(after), case
             else:
-                assert answer is after.status  # an ExecutionStatus, and nothing but that
+                assert answer is after.status, case  # an ExecutionStatus, and nothing but that
 
     @every_situation
     @either_method
@@ -52,23 +55,22 @@ class Moving:
         refused = [x for x in every_transition(before.attempts) if not x.apply(before, now)]
         assert refused
         for transition in refused:
-            assert getattr(subject.store, method)(before.id, transition) is None
-            assert seen(subject.found(before.id)) == seen(before)
+            refuses(subject, method, before, transition)
 
     @either_method
     def test_a_late_attempt_changes_nothing(self, subject: Subject, method: str) -> None:
         """What the first attempt still has to say is not for the second one to bear."""
         second = bring_to(subject, "running-last")
         for transition in fenced(second.attempts - 1):
-            assert getattr(subject.store, method)(second.id, transition) is None
-        assert seen(subject.found(second.id)) == seen(second)
+            refuses(subject, method, second, transition)
 
     @either_method
     def test_what_is_not_there_does_not_move(self, subject: Subject, method: str) -> None:
         """No transition makes an execution."""
         id = new_id()
         for transition in every_transition(0):
-            assert getattr(subject.store, method)(id, transition) is None
+            answer = getattr(subject.store, method)(id, transition)
+            assert answer is None, f"{transition.rule.verb} of what is not there was let through"
         assert subject.store.find_by_id(id) is None
 
     @either_method
@@ -155,6 +157,20 @@ class Moving:
             assert done is not None
             times += [created.created_at, started.started_at, logged.logged_at, done.completed_at]
         assert times == sorted(times)
+
+
+def refuses(subject: Subject, method: str, before: Execution, transition: Transition) -> None:
+    """Ask for a transition that is not allowed: None, and nothing has changed."""
+    case = told(transition, before)
+    answer = getattr(subject.store, method)(before.id, transition)
+    assert answer is None, f"{case} was let through"
+    assert seen(subject.found(before.id)) == seen(before), f"{case} was refused, and left a trace"
+
+
+def told(transition: Transition, before: Execution) -> str:
+    """Say which verb is asked for, by whom, and of what."""
+    fence = "" if transition.attempt is None else f" by attempt {transition.attempt}"
+    return f"{transition.rule.verb}{fence}, from {before.status} in attempt {before.attempts},"
 
 
 def winners(answers: list[Any]) -> list[int]:
