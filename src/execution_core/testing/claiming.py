@@ -1,21 +1,30 @@
 # ruff: noqa: S101 - asserts are what a contract is made of
 """Many at once: claims of what is due, sweeps of what nobody works on any more."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
+
+import pytest
 
 from .. import transitions
 from ..execution import Execution
-from ..store import Batch, batch
+from ..store import Batch, batch, pruning
+from ..transitions import Transition
 from .listing import listed
 from .situations import DAY, MOMENT, SITUATIONS, bring_to
-from .subject import Subject, ask, seen
+from .subject import Side, Subject, ask, new, seen
 
 CLAIM: Final = batch(transitions.claim("host"), None, 10_000)
 SWEEP: Final = batch(transitions.sweep(None), None, 10_000)
+STALLED: Final = transitions.sweep(MOMENT)
 RIVAL_CLAIMS: Final = 30
+DUELS: Final = 12
+BATCHES: Final = {"claim": (CLAIM, "pending"), "sweep": (SWEEP, "overdue")}
+
+either_batch = pytest.mark.parametrize("verb", BATCHES)
 
 
 class Claiming:
@@ -76,15 +85,72 @@ class Claiming:
 
     def test_a_claim_and_a_start_agree(self, subject: Subject) -> None:
         """Whether one asks for it or for any, an attempt begins once."""
-        ids = [subject.create(max_attempts=1).id for _ in range(30)]
-        claim = ask("update_many", replace(CLAIM, limit=1))
-        start = transitions.start("by hand")
-        calls = [call for id in ids for call in (ask("update", id, start), claim)]
-        answers = subject.race(calls)
-        by_hand = [each.id for each in answers[::2] if each is not None]
-        claimed = [each.id for claim in answers[1::2] for each in claim]
-        assert sorted(by_hand + claimed) == ids
-        assert {each.id for each in listed(subject) if each.worker == "by hand"} == {*by_hand}
+        one_of_both(subject, "claim", transitions.start("by hand"))
+
+    def test_a_sweep_and_an_end_agree(self, subject: Subject) -> None:
+        """What is completed is not timed out, and what is timed out is not completed."""
+        one_of_both(subject, "sweep", transitions.complete("done", 1))
+
+    @either_batch
+    def test_no_checkpoint_is_lost_to_many(self, subject: Subject, verb: str) -> None:
+        """What is set in the midst of a batch stands, and so does what the batch has made."""
+        set_one = transitions.checkpoint("k", 1, None)
+        answers, moved = amidst(subject, verb, lambda id: ask("update", id, set_one))
+        after = {each.id: each for each in listed(subject)}
+        for id, answer in answers.items():
+            assert answer is not None or after[id].status == "timed_out"
+            assert ("k" in after[id].checkpoints) == (answer is not None)
+        target = BATCHES[verb][0].transition.rule.moves[0].target
+        assert {id for id, each in after.items() if each.status == target} == {*moved}
+
+    @either_batch
+    def test_many_do_not_come_back(self, subject: Subject, verb: str) -> None:
+        """What is deleted in the midst of a batch stays so."""
+        answers, _ = amidst(subject, verb, lambda id: ask("delete", id))
+        assert {*answers.values()} == {True}
+        assert listed(subject) == []
+
+    def test_many_are_more_than_a_hundred(self, subject: Subject) -> None:
+        """A limit is the caller's, and no other is below it."""
+        subject.race([ask("create", new()) for _ in range(101)])
+        subject.later(subject.now())
+        assert len(listed(subject)) == 101
+        assert len(subject.store.update_many(CLAIM)) == 101
+        subject.later(subject.now())
+        assert len(subject.store.update_many(replace(SWEEP, transition=STALLED))) == 101
+        assert subject.store.prune(pruning(timedelta(0), None, None, None, 10_000)) == 101
+
+
+def amidst(
+    subject: Subject, verb: str, call: Callable[[str], Callable[[Side], Any]]
+) -> tuple[dict[str, Any], dict[str, Execution]]:
+    """Race, for each of some executions, a call with two batches that may move just that one.
+
+    Returns:
+        The answers to the calls, and the executions that the batches moved; both by id.
+    """
+    batch, situation = BATCHES[verb]
+    ids = {f"type-{n}": bring_to(subject, situation, f"type-{n}").id for n in range(DUELS)}
+    subject.later(subject.now())
+    calls = []
+    for type, id in ids.items():
+        many = ask("update_many", replace(batch, type=type))
+        calls += [many, call(id), many]
+    answers = subject.race(calls)
+    moved = [each for many in answers[::3] + answers[2::3] for each in many]
+    assert len(moved) == len({each.id for each in moved}), "a batch moved what another had moved"
+    return dict(zip(ids.values(), answers[1::3], strict=True)), {each.id: each for each in moved}
+
+
+def one_of_both(subject: Subject, verb: str, transition: Transition) -> None:
+    """Race a batch with a transition, only one of which is allowed."""
+    answers, moved = amidst(subject, verb, lambda id: ask("update", id, transition))
+    after = {each.id: each for each in listed(subject)}
+    for id, answer in answers.items():
+        assert (answer is None) == (id in moved), (
+            f"{verb} and {transition.rule.verb}: one of the two, and not both"
+        )
+        assert seen(after[id]) == seen(answer or moved[id])
 
 
 def bring_all(subject: Subject) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Final
 import pytest
 
 from .. import transitions
-from ..creation import Creation
 from ..execution import Execution
 from ..store import Pruning, pruning
 from ..values import new_id
@@ -20,6 +19,9 @@ from .subject import Side, Subject, ask, new, seen
 
 NOW: Final = timedelta(0)
 ALL: Final = pruning(NOW, None, None, None, 10_000)
+
+
+either_way = pytest.mark.parametrize("way", ["delete", "prune"])
 
 
 class Deleting:
@@ -38,15 +40,18 @@ class Deleting:
         assert [seen(each) for each in listed(subject)] == [seen(kept)]
         assert len(subject.store.logs(kept.id, 9, None)) == 1
 
-    def test_its_key_is_free(self, subject: Subject) -> None:
-        """And belongs to whoever is the next to ask for it."""
+    @either_way
+    def test_nothing_of_it_is_kept(self, subject: Subject, way: str) -> None:
+        """Its key belongs to whoever is the next to ask for it, and its log is gone."""
         first = subject.create(idempotency_key="k")
-        subject.store.delete(first.id)
+        assert subject.store.log(new_line(first.id)) is not None
+        remove(subject, way, subject.moved(first.id, transitions.cancel(None)))
         assert subject.store.find_by_idempotency_key("k") is None
+        assert subject.store.logs(first.id, 1, None) == []
         second = subject.create(idempotency_key="k")
         assert seen(subject.store.find_by_idempotency_key("k")) == seen(second)
 
-    @pytest.mark.parametrize("way", ["delete", "prune"])
+    @either_way
     def test_what_named_it_loses_the_link(self, subject: Subject, way: str) -> None:
         """Children lose their parent, replays what they replay, and nothing else changes."""
         gone = bring_to(subject, "completed")
@@ -55,24 +60,22 @@ class Deleting:
         replay = subject.create(replay_of=gone.id)
         stranger = subject.create(parent_id=replay.id)
         subject.later(stranger.updated_at)
-        if way == "delete":
-            assert subject.store.delete(gone.id)
-        else:
-            assert subject.store.prune(replace(ALL, statuses=(gone.status,))) == 1
+        remove(subject, way, gone)
         assert seen(subject.found(child.id)) == seen(child.model_copy(update={"parent_id": None}))
         assert seen(subject.found(replay.id)) == seen(replay.model_copy(update={"replay_of": None}))
         assert seen(subject.found(stranger.id)) == seen(stranger)
         assert listed(subject, parent_id=gone.id) == []
         assert subject.moved(replay.id, transitions.start(None)).replay_of is None
 
-    def test_nothing_names_what_is_gone(self, subject: Subject) -> None:
-        """Children that are created while their parent is deleted lose it, or are not there."""
-        parents = [subject.create(type="parent").id for _ in range(10)]
-        answers = subject.race(around_deletes(parents, lambda id: ask("create", child_of(id))))
-        assert answers[3::7] == [True] * len(parents)
+    @pytest.mark.parametrize("link", ["parent_id", "replay_of"])
+    def test_nothing_names_what_is_gone(self, subject: Subject, link: str) -> None:
+        """What is created while what it names is deleted loses the link, or is not there."""
+        ids = [subject.create().id for _ in range(10)]
+        answers = subject.race(around_deletes(ids, lambda id: ask("create", new(**{link: id}))))
+        assert answers[3::7] == [True] * len(ids)
         created = {each.id for each in answers if isinstance(each, Execution)}
         assert {each.id for each in listed(subject)} == created
-        assert {each.parent_id for each in listed(subject)} <= {None}
+        assert {getattr(each, link) for each in listed(subject)} <= {None}
 
     def test_no_line_outlives_its_execution(self, subject: Subject) -> None:
         """Lines that are added while it is deleted go with it, or are refused."""
@@ -133,16 +136,20 @@ class Deleting:
         parents = [bring_to(subject, "completed").id for _ in range(20)]
         subject.later(subject.found(parents[-1]).updated_at)
         prune = ask("prune", replace(ALL, limit=2))
-        calls = [call for id in parents for call in (ask("create", child_of(id)), prune)]
+        children = [new("child", parent_id=id) for id in parents]
+        calls = [call for child in children for call in (ask("create", child), prune)]
         created = {each.id: seen(each) for each in subject.race(calls)[::2] if each is not None}
-        children = listed(subject, type="child")
-        assert {each.id: seen(each) for each in children} == created
-        assert {each.parent_id for each in children} <= {each.id for each in listed(subject)}
+        left = listed(subject, type="child")
+        assert {each.id: seen(each) for each in left} == created
+        assert {each.parent_id for each in left} <= {each.id for each in listed(subject)}
 
 
-def child_of(id: str) -> Creation:
-    """Return a creation that names its parent."""
-    return new("child", parent_id=id)
+def remove(subject: Subject, way: str, gone: Execution) -> None:
+    """Delete or prune an execution that is over, the only one in its status."""
+    if way == "delete":
+        assert subject.store.delete(gone.id)
+    else:
+        assert subject.store.prune(replace(ALL, statuses=(gone.status,))) == 1
 
 
 def around_deletes(

@@ -10,6 +10,7 @@ import pytest
 from .. import transitions
 from ..execution import Execution, ExecutionError
 from ..logs import line
+from ..store import batch, pruning
 from ..values import MAX_DEPTH, MAX_JSON_BYTES, MAX_TIMEOUT
 from .listing import listed
 from .situations import MOMENT
@@ -134,12 +135,32 @@ class Exactness:
     @pytest.mark.parametrize("milliseconds", [1, 1_001, 86_399_999, MAX_TIMEOUT // MOMENT])
     def test_durations_come_back(self, subject: Subject, milliseconds: int) -> None:
         """In whole milliseconds; and what they are added to is exact as well."""
-        timeout = timedelta(milliseconds=milliseconds)
-        id = subject.create(timeout=timeout).id
-        found = subject.moved(id, transitions.start(None))
-        assert found.timeout == timeout
+        span = timedelta(milliseconds=milliseconds)
+        created = subject.found(subject.create(timeout=span, start_after=span).id)
+        assert (created.timeout, created.retry_at) == (span, created.created_at + span)
+        found = subject.moved(created.id, transitions.start(None))
         assert found.started_at is not None
-        assert found.deadline_at == found.started_at + timeout
+        assert found.deadline_at == found.started_at + span
+        again = transitions.fail("again", True, span, 1)  # noqa: FBT003 - retryable
+        found = subject.moved(created.id, again)
+        assert found.retry_at == found.updated_at + span
+
+    def test_nothing_comes_early(self, subject: Subject) -> None:
+        """A second and a half is not one: as a delay, a deadline, a silence or an age."""
+        span = timedelta(seconds=1.5)
+        first = subject.create(start_after=span).created_at
+        for timeout in (span, None):
+            subject.moved(subject.create(timeout=timeout).id, transitions.start(None))
+        subject.moved(subject.create().id, transitions.cancel(None))
+        subject.later(first + timedelta(seconds=1))
+        moved = [
+            seen(each)
+            for transition in (transitions.claim(None), transitions.sweep(span))
+            for each in subject.store.update_many(batch(transition, None, 10))
+        ]
+        pruned = subject.store.prune(pruning(span, None, None, None, 10))
+        late = subject.now() >= first + span  # a slow machine: they may have been due
+        assert late or (moved, pruned) == ([], 0)
 
     @pytest.mark.parametrize("percent", [0, 0.1, 33.33, 99.99, 100])
     def test_progress_comes_back(self, subject: Subject, percent: float) -> None:

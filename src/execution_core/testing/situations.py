@@ -41,10 +41,10 @@ SITUATIONS: Final[dict[str, tuple[dict[str, Any], tuple[Transition, ...]]]] = {
 }
 
 
-def bring_to(subject: Subject, situation: str) -> Execution:
+def bring_to(subject: Subject, situation: str, type: str = "work") -> Execution:
     """Return an execution in a situation."""
     options, steps = SITUATIONS[situation]
-    created = subject.create(payload={"n": 1}, metadata={"kept": True}, **options)
+    created = subject.create(type=type, payload={"n": 1}, metadata={"kept": True}, **options)
     return subject.moved(created.id, *steps)
 
 

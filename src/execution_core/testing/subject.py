@@ -64,7 +64,7 @@ class Subject:
     def create(self, **options: Any) -> Execution:
         """Store a new execution."""
         created = self.store.create(new(**options))
-        assert created is not None, "a create without a key or a parent answered None"
+        assert created is not None, "a create with nothing in its way answered None"
         return created
 
     def moved(self, id: str, *transitions: Transition) -> Execution:
@@ -92,7 +92,7 @@ class Subject:
         limit = time.monotonic() + PATIENCE
         while (now := self.now()) < than + timedelta(milliseconds=5):
             assert time.monotonic() < limit, f"the store's clock stands still: {now}"
-            time.sleep(0.001)
+            time.sleep(max(0.001, (than - now).total_seconds()))
         return now
 
 
