@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from execution_core import Execution, Transition
+from execution_core import Batch, Execution, Pruning, Transition
 from execution_core.values import Entry, to_json
 
 from .memory import AsyncMemoryStore, memory_store
@@ -54,6 +54,21 @@ class RefusalTouches(MemoryStore):
             touched = {"updated_at": datetime.now(UTC)}
             self.rows[id] = self.rows[id].model_copy(update=touched)
         return moved
+
+
+class BatchUnguarded(MemoryStore):
+    def update_many(self, batch: Batch) -> list[Execution]:
+        moved = batch.apply([*self.rows.values()], datetime.now(UTC))
+        self.rows.update((each.id, each) for each in moved)
+        return moved
+
+
+class PruneKeepsLog(MemoryStore):
+    def prune(self, pruning: Pruning) -> int:
+        kept = self.lines
+        count: int = super().prune(pruning)
+        self.lines[:] = kept
+        return count
 
 
 class AsyncReadThenWrite(AsyncMemoryStore):

@@ -172,6 +172,13 @@ CAUGHT = {
     "KeyOverwritten": {"test_a_key_that_is_taken_stays_so", "test_one_of_many_creates_wins"},
     "MergedDeep": {"test_a_checkpoint_replaces_the_whole_value"},
     "RefusalTouches": {"test_what_is_refused_changes_nothing"},
+    "BatchUnguarded": {
+        "test_each_is_claimed_once",
+        "test_a_sweep_and_an_end_agree",
+        "test_no_checkpoint_is_lost_to_many",
+        "test_many_do_not_come_back",
+    },
+    "PruneKeepsLog": {"test_nothing_of_it_is_kept"},
 }
 
 
