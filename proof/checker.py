@@ -39,11 +39,22 @@ def check(
         for says in part(subject, owners)
     ]
     errors = ((each, each.problem.get("error", "")) for each in operations)
-    return wrong + [
+    wrong += [
         Violation(ERRORS, each.arguments.get("id", ""), f"{each.verb} {each.name}: {error}")
         for each, error in errors
         if error and not error.startswith(expected)
     ]
+    return wrong + [
+        Violation(LOST, id, f"it is not there, and was answered by {each.verb} {each.name}")
+        for id, each in _gone(operations, subjects).items()
+    ]
+
+
+def _gone(operations: list[Operation], subjects: list[Subject]) -> Owners:
+    """Return the ids that were answered and are not there: nothing is ever deleted."""
+    there = {subject.id for subject in subjects}
+    done = (each for each in operations if each.outcome == DONE)
+    return {row["id"]: each for each in done for row in each.answers if row["id"] not in there}
 
 
 def _illegal(subject: Subject, owners: Owners) -> Iterator[str]:  # noqa: ARG001
@@ -121,9 +132,10 @@ def _unexplained(subject: Subject, owners: Owners) -> Iterator[str]:  # noqa: AR
         yield f"no order explains {', '.join(names[:8]) or 'the row at the end'}"
 
 
+LOST: Final = "answered moves that are lost"
 CHECKS: Final[dict[str, Callable[[Subject, Owners], Iterator[str]]]] = {
     "illegal histories": _illegal,
-    "answered moves that are lost": _lost,
+    LOST: _lost,
     "refused, and done all the same": _undone,
     "moves that nobody made": _strange,
     "attempts that are not the starts": _miscounted,

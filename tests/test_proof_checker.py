@@ -291,6 +291,12 @@ def test_a_falsehood_is_reported(
         assert story.kinds() == {kind}  # nothing else finds it
 
 
+def test_what_was_answered_and_is_not_there_is_lost(story: Story) -> None:
+    assert {violation.kind for violation in check(story.operations, [])} == {LOST}
+    (violation,) = check(story.operations[:1], [])
+    assert violation.execution_id == story.subject.id
+
+
 def unknown(story: Story, *operations: Operation) -> None:
     for each in operations:
         each.outcome, each.ended, each.answers = UNKNOWN, math.inf, []
