@@ -59,8 +59,10 @@ def _moved(
 
 
 def _answered(operation: Operation, answer: Json) -> Iterator[Step]:
-    if operation.verb in ("get", "create"):
+    if operation.verb == "get":
         return _in_turn(operation, _is(answer))
+    if operation.verb == "create":
+        return _in_turn(operation, _finds(operation), _is(answer))
     if operation.verb == "retry":
         return _in_turn(operation, _unmatched(operation), _is_retrying(answer))
     acts = _acts(operation)
@@ -78,6 +80,11 @@ def _in_turn(operation: Operation, *follows: Follow) -> Iterator[Step]:
 
 def _creates(operation: Operation, id: str) -> Follow:
     return lambda found: model.created(operation, id) if found is None else None
+
+
+def _finds(operation: Operation) -> Follow:
+    """Its INSERT met the key, and what has the key is the work that it asked for."""
+    return lambda found: found if found and model.is_same_work(operation, found) else None
 
 
 def _acts(operation: Operation) -> Follow:

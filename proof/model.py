@@ -89,6 +89,12 @@ def created(operation: Operation, id: str) -> Row:
     return row({"id": id, "status": "pending", "attempts": 0, "checkpoints": {}, **unset, **given})
 
 
+def is_same_work(operation: Operation, found: Row) -> bool:
+    """Whether this is the execution that a `create` asks for: its key, type and payload."""
+    asked = ("idempotency_key", "type", "payload")
+    return {(name, freeze(operation.arguments[name])) for name in asked} <= found.rest
+
+
 def after(operation: Operation, found: Row) -> Row | None:
     """Return the execution as an operation leaves it; None where the operation may not act."""
     if not (_is_source(operation, found) and _is_owner(operation, found)):
@@ -101,7 +107,8 @@ def after(operation: Operation, found: Row) -> Row | None:
 def refusal(operation: Operation, found: Row) -> Json:
     """Return why an operation that did not act is refused, from the row that was found then."""
     if operation.verb == "create":
-        return {"code": "IDEMPOTENCY_CONFLICT"}
+        same = is_same_work(operation, found)
+        return {"code": "CONCURRENT_UPDATE" if same else "IDEMPOTENCY_CONFLICT"}
     if not _is_source(operation, found):
         return {"code": "INVALID_STATE_TRANSITION", "from_status": found.status}
     if operation.verb in ("start", "retry") and not _attempt_left(found):

@@ -44,6 +44,14 @@ class Story:
         return {violation.kind for violation in check(self.operations, [self.subject])}
 
 
+NEW: Json = {
+    "type": "a",
+    "payload": {"n": 1},
+    "idempotency_key": "key",
+    "max_attempts": 5,
+    "timeout": timedelta(seconds=60),
+    "metadata": {"kept": 1},
+}
 TOLD: list[tuple[str, Json]] = [
     ("start", {"worker": "w-2"}),
     ("update_progress", {"current": 10, "total": 100, "message": "w-3", "percent": 10.0}),
@@ -63,6 +71,8 @@ TOLD: list[tuple[str, Json]] = [
     ("complete", {"result": "w-17"}),
     ("start", {"worker": "w-18"}),  # refused: completed
     ("get", {}),
+    ("create", NEW),  # found
+    ("create", NEW | {"payload": {"n": 2}}),  # refused: other work
 ]
 
 
@@ -78,13 +88,11 @@ def told(
     migrate.upgrade(url)
     own = Journal(folder / "w.jsonl")
     manager = manager_of("host", url, own)
-    new: Json = {"type": "a", "payload": {"n": 1}, "max_attempts": 5, "metadata": {"kept": 1}}
-    new |= {"idempotency_key": "key", "timeout": timedelta(seconds=60)}
-    with own.operation(own.next_name(), "create", new) as operation:
-        execution = manager.create(**new)
+    with own.operation(own.next_name(), "create", NEW) as operation:
+        execution = manager.create(**NEW)
         operation.answers = [journal.seen(execution)]
     for verb, given in TOLD:
-        arguments = given if verb == "claim" else {"id": execution.id, **given}
+        arguments = given if verb in ("claim", "create") else {"id": execution.id, **given}
         with own.operation(own.next_name(), verb, arguments) as operation:
             operation.answers = worker.told(getattr(manager, verb)(**arguments))
     manager.close()
@@ -101,7 +109,7 @@ ILLEGAL, LOST, UNDONE, STRANGE, MISCOUNTED, UNEXPLAINED, ERRORS = KINDS
 
 
 def test_what_happened_is_right(story: Story) -> None:
-    assert [each.outcome for each in story.operations].count(REFUSED) == 3
+    assert [each.outcome for each in story.operations].count(REFUSED) == 4
     assert len(story.subject.history) == 8
     assert story.kinds() == set()
 
@@ -197,7 +205,7 @@ def one_attempt_counted_twice(story: Story) -> None:
 
 
 def lost_checkpoint(story: Story) -> None:
-    for operation in story.operations[-3:]:
+    for operation in story.operations[-5:]:
         for answer in operation.answers:
             answer["checkpoints"]["k"] = "w-4"
     story.subject.found["checkpoints"]["k"] = "w-4"
@@ -228,6 +236,22 @@ def another_worker(story: Story) -> None:
 
 def metadata_lost(story: Story) -> None:
     story.subject.found["metadata"] = {}
+
+
+def answered_with_other_work(story: Story, **asked: Any) -> None:
+    story.op("create", 1).arguments |= asked or {"payload": {"n": 3}}
+
+
+def answered_with_another_type(story: Story) -> None:
+    answered_with_other_work(story, type="b")
+
+
+def answered_with_another_key(story: Story) -> None:
+    answered_with_other_work(story, idempotency_key="other")
+
+
+def refused_the_same_work(story: Story) -> None:
+    story.op("create", 2).arguments["payload"] = {"n": 1}
 
 
 def refused_for_nothing(story: Story) -> None:
@@ -274,6 +298,8 @@ FALSEHOODS: list[tuple[Callable[[Story], None], str]] = [
     *((each, UNEXPLAINED) for each in (read_from_the_past, another_result, another_worker)),
     *((each, UNEXPLAINED) for each in (metadata_lost, refused_for_nothing)),
     *((each, UNEXPLAINED) for each in (refused_for_another_reason, refused_as_racing_alone)),
+    *((each, UNEXPLAINED) for each in (answered_with_other_work, answered_with_another_type)),
+    *((each, UNEXPLAINED) for each in (answered_with_another_key, refused_the_same_work)),
     *((each, UNEXPLAINED) for each in (settled_too_early, unknown_but_seen_too_early)),
     *((each, UNEXPLAINED) for each in (moved_after_its_end, one_attempt_more)),
 ]
