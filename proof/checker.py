@@ -8,6 +8,7 @@ from .journal import DONE, NOT_DONE, REFUSED, UNKNOWN, Operation
 from .linear import unexplained
 from .model import ARROWS, TARGETS
 from .subject import Subject, assign
+from .times import mistimed
 
 Owners = dict[str, Operation]
 
@@ -140,6 +141,7 @@ CHECKS: Final[dict[str, Callable[[Subject, Owners], Iterator[str]]]] = {
     "moves that nobody made": _strange,
     "attempts that are not the starts": _miscounted,
     "answers in no possible order": _unexplained,
+    "times that cannot be": mistimed,
 }
 ERRORS: Final = "errors that no fault explains"
 KINDS: Final = (*CHECKS, ERRORS)

@@ -22,9 +22,8 @@ from execution_core import Execution, ExecutionProblem
 
 DONE, REFUSED, NOT_DONE, UNKNOWN = "done", "refused", "not done", "unknown"
 OUTCOMES = (DONE, REFUSED, NOT_DONE, UNKNOWN)
-TIMES = ("created", "updated", "started", "completed", "deadline", "heartbeat", "retry")
-UNSEEN = {"fingerprint", *(f"{time}_at" for time in TIMES)}
-"""What is not compared: times, and what follows from the rest."""
+UNSEEN = {"fingerprint"}
+"""What follows from the rest."""
 
 Json = dict[str, Any]
 
@@ -44,7 +43,7 @@ class Operation:
     """Each token that it wrote with, or the id that it created, and when it was about to."""
     outcome: str = UNKNOWN
     answers: list[Json] = field(default_factory=list)
-    """Each execution that it returned, without its times."""
+    """Each execution that it returned."""
     problem: Json = field(default_factory=dict)
     """Why it was refused: the code, and the facts."""
     cut: bool = False
@@ -52,7 +51,7 @@ class Operation:
 
 
 def seen(execution: Execution) -> Json:
-    """Return what is compared of an execution."""
+    """Return what is judged of an execution."""
     return execution.model_dump(mode="json", exclude=UNSEEN)
 
 

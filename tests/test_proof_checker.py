@@ -105,7 +105,7 @@ def story(told: Story) -> Story:
     return deepcopy(told)
 
 
-ILLEGAL, LOST, UNDONE, STRANGE, MISCOUNTED, UNEXPLAINED, ERRORS = KINDS
+ILLEGAL, LOST, UNDONE, STRANGE, MISCOUNTED, UNEXPLAINED, MISTIMED, ERRORS = KINDS
 
 
 def test_what_happened_is_right(story: Story) -> None:
@@ -271,6 +271,36 @@ def settled_too_early(story: Story) -> None:
     story.op("retry").answers[0]["status"] = "failed"
 
 
+def no_sign_of_life(story: Story) -> None:
+    before = story.op("update_progress", 1).answers[0]
+    story.op("heartbeat").answers[0]["heartbeat_at"] = before["started_at"]
+
+
+def sign_of_life_that_is_lost(story: Story) -> None:
+    """Whoever gave it was told so, and it is as before afterwards."""
+    for operation in story.operations[11:13]:
+        operation.answers[0]["heartbeat_at"] = operation.answers[0]["started_at"]
+
+
+def claimed_too_early(story: Story) -> None:
+    story.op("fail").answers[0]["retry_at"] = "2999-01-01T00:00:00Z"
+
+
+def swept_before_its_deadline(story: Story) -> None:
+    story.op("timeout").verb = "sweep"
+    story.op("sweep").arguments = {"type": "a"}
+
+
+def swept_without_a_deadline(story: Story) -> None:
+    swept_before_its_deadline(story)
+    story.op("sweep").answers[0]["deadline_at"] = None
+
+
+def swept_alive(story: Story) -> None:
+    swept_before_its_deadline(story)
+    story.op("sweep").arguments["stalled_after"] = "PT30S"
+
+
 def an_error_of_the_database(story: Story) -> None:
     unknown(story, story.op("start"))
     story.op("start").problem = {"error": "IntegrityError: (sqlite3.IntegrityError) CHECK failed"}
@@ -292,6 +322,9 @@ FALSEHOODS: list[tuple[Callable[[Story], None], str]] = [
     *((each, STRANGE) for each in (moved_by_a_heartbeat, moved_by_another_verb)),
     *((each, STRANGE) for each in (moved_after_its_end, move_that_was_not_told)),
     (move_that_was_not_found_out, STRANGE),
+    *((each, MISTIMED) for each in (no_sign_of_life, sign_of_life_that_is_lost)),
+    *((each, MISTIMED) for each in (claimed_too_early, swept_before_its_deadline)),
+    *((each, MISTIMED) for each in (swept_without_a_deadline, swept_alive)),
     (an_error_of_the_database, ERRORS),
     *((each, MISCOUNTED) for each in (one_attempt_more, one_attempt_counted_twice)),
     *((each, UNEXPLAINED) for each in (lost_checkpoint, lost_at_the_end, written_twice)),
@@ -360,6 +393,12 @@ def refused_by_one_and_told_by_another(story: Story) -> None:
     refused.problem = {"code": "CONCURRENT_UPDATE", "execution_id": story.subject.id}
 
 
+def swept_when_it_was_due(story: Story) -> None:
+    timeout = story.op("timeout")
+    timeout.verb, timeout.arguments = "sweep", {"type": "a"}
+    timeout.answers[0]["deadline_at"] = timeout.answers[0]["started_at"]
+
+
 def cut_and_told_late(story: Story) -> None:
     """It had to ask: what the history does not know is told as it was then."""
     claim = story.op("claim")
@@ -376,7 +415,12 @@ def cut_and_taken_before_it_was_told(story: Story) -> None:
     "truth",
     [
         *(unknown_and_done, unknown_and_not_done, at_the_same_time, read_at_the_same_time),
-        *(refused_by_one_and_told_by_another, cut_and_told_late, cut_and_taken_before_it_was_told),
+        *(
+            swept_when_it_was_due,
+            refused_by_one_and_told_by_another,
+            cut_and_told_late,
+            cut_and_taken_before_it_was_told,
+        ),
     ],
 )
 def test_what_can_be_is_no_violation(story: Story, truth: Callable[[Story], None]) -> None:
