@@ -29,6 +29,8 @@ VERBS: Final = {
     "sweep": 3,
 }
 """How often each is chosen."""
+AGAIN, REPEATED = "again", 0.2
+"""What several operations write, and how often: it may stand already, by another one."""
 FENCED: Final = ("heartbeat", "update_progress", "checkpoint", "complete", "fail", "timeout")
 
 
@@ -53,7 +55,10 @@ class Chooser:
         self._known: dict[int, Known] = {}
 
     def next(self, name: str) -> tuple[int, str, Json]:
-        """Return a place, a verb and its arguments; what is written holds the operation's name."""
+        """Return a place, a verb and its arguments.
+
+        What is written holds the operation's name, or is `AGAIN`.
+        """
         favourite = int(time.monotonic() / TURN)
         place = favourite if self._chance(0.5) else self._random.randrange(10**6)
         place %= len(self._generations)
@@ -110,11 +115,9 @@ class Chooser:
             case "start":
                 given["worker"] = name
             case "update_progress":
-                current = self._random.randrange(101)
-                given |= {"current": current, "total": 100, "percent": float(current)}
-                given["message"] = name
+                given |= self._progress(name)
             case "checkpoint":
-                given |= {"key": f"key-{self._random.randrange(6)}", "value": name}
+                given |= self._checkpoint(name)
             case "complete":
                 given["result"] = name
             case "fail":
@@ -123,6 +126,16 @@ class Chooser:
             case "cancel":
                 given["reason"] = name if self._chance(0.5) else None
         return given
+
+    def _progress(self, name: str) -> Json:
+        repeats = self._chance(REPEATED)
+        current = 50 if repeats else self._random.randrange(101)
+        progress = {"current": current, "total": 100, "percent": float(current)}
+        return progress | {"message": AGAIN if repeats else name}
+
+    def _checkpoint(self, name: str) -> Json:
+        value = AGAIN if self._chance(REPEATED) else name
+        return {"key": f"key-{self._random.randrange(6)}", "value": value}
 
     def _chance(self, share: float) -> bool:
         return self._random.random() < share

@@ -34,8 +34,10 @@ def steps(subject: Subject) -> Iterator[Step]:
                 yield from _answered(bounded, answer)
         elif each.outcome == REFUSED:
             yield from _in_turn(bounded, _unmatched(each), _refused(each))
-        elif each.outcome == UNKNOWN and each.name in subject.shown:
-            yield from _in_turn(bounded, _acts(each))
+        elif (
+            each.outcome == UNKNOWN and each.verb in WRITES and subject.shows(each)
+        ):  # else nobody can tell
+            yield Step(each, each.began, each.ended, _acts(each), may_be=True)
     yield Step(None, end + 1, end + 1, _is(subject.found))
 
 

@@ -1,8 +1,8 @@
 """Is there one order of everything that was done to an execution that explains every answer?
 
 The search is that of Wing and Gong, with Lowe's memory of where it has been. What keeps it short:
-the history gives the order of the moves, and whatever writes anything else writes a value of its
-own, which the next answers show.
+the history gives the order of the moves, and whatever writes anything else writes, mostly, a value
+of its own, which the next answers show.
 """
 
 import math
@@ -27,6 +27,8 @@ class Step:
     """Which move of the history it is."""
     behind: "Step | None" = None
     """What happened before, within the same operation."""
+    may_be: bool = False
+    """Whether it may not have happened at all."""
 
 
 def unexplained(steps: list[Step]) -> list[Step]:
@@ -42,18 +44,20 @@ class Search:
         self.steps = steps
         bits = {id(step): 1 << n for n, step in enumerate(steps)}
         self.needed = [bits[id(step.behind)] if step.behind else 0 for step in steps]
+        self.must_be = sum(bits[id(step)] for step in steps if not step.may_be)
         self.seen: set[tuple[int, Row | None]] = set()
 
     def run(self) -> list[Step]:
         """Try every order that could have been, the promising ones first."""
-        best = everything = (1 << len(self.steps)) - 1
-        tries: list[tuple[int, Row | None, int]] = [(everything, None, 0)]
+        best = self.must_be
+        tries: list[tuple[int, Row | None, int]] = [((1 << len(self.steps)) - 1, None, 0)]
         while tries:
             left, found, place = tries.pop()
             left = self._without_looks(left, found)
-            if left.bit_count() < best.bit_count():
-                best = left
-            if not left:
+            missing = left & self.must_be
+            if missing.bit_count() < best.bit_count():
+                best = missing
+            if not missing:
                 break
             if (left, found) not in self.seen:
                 self.seen.add((left, found))

@@ -30,7 +30,7 @@ class Subject:
     operations: list[Operation] = field(default_factory=list)
     """Those that have, or may have, to do with it."""
     shown: set[str] = field(default_factory=set)
-    """The names of those whose progress or checkpoint anybody has seen."""
+    """All messages of progress and values of checkpoints that anybody has seen."""
 
     @property
     def id(self) -> str:
@@ -45,6 +45,11 @@ class Subject:
     def answers(self, operation: Operation) -> list[Json]:
         """Return what an operation answered of it."""
         return [row for row in operation.answers if row["id"] == self.id]
+
+    def shows(self, operation: Operation) -> bool:
+        """Tell whether anybody has seen what an operation writes, be it by another one."""
+        written = {operation.arguments.get(name) for name in ("message", "value")}
+        return not written.isdisjoint(self.shown)
 
 
 def assign(operations: Iterable[Operation], subjects: list[Subject]) -> None:
