@@ -21,6 +21,7 @@ VERBS: Final = {
     "heartbeat": 8,
     "update_progress": 14,
     "checkpoint": 14,
+    "advance": 6,
     "complete": 2,
     "fail": 10,
     "timeout": 5,
@@ -31,7 +32,10 @@ VERBS: Final = {
 """How often each is chosen."""
 AGAIN, REPEATED = "again", 0.2
 """What several operations write, and how often: it may stand already, by another one."""
-FENCED: Final = ("heartbeat", "update_progress", "checkpoint", "complete", "fail", "timeout")
+FENCED: Final = (
+    *("heartbeat", "update_progress", "checkpoint", "advance"),
+    *("complete", "fail", "timeout"),
+)
 
 
 @dataclass
@@ -118,6 +122,8 @@ class Chooser:
                 given |= self._progress(name)
             case "checkpoint":
                 given |= self._checkpoint(name)
+            case "advance":
+                given |= self._progress(name) | self._checkpoint(name)
             case "complete":
                 given["result"] = name
             case "fail":

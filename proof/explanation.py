@@ -12,7 +12,7 @@ from .subject import Subject
 
 Follow = Callable[[Row | None], Row | None]
 
-WRITES: Final = ("heartbeat", "update_progress", "checkpoint")
+WRITES: Final = ("heartbeat", "update_progress", "checkpoint", "advance")
 OF_THE_MOVE: Final = 4
 """How many fields of a row the history knows: what a move is answered with, however late."""
 

@@ -34,6 +34,7 @@ SOURCES: Final = {
     "heartbeat": ("running",),
     "update_progress": LIVE,
     "checkpoint": LIVE,
+    "advance": LIVE,
     "complete": ("running",),
     "fail": ("running", "retrying"),
     "timeout": ("running",),
@@ -144,11 +145,8 @@ def _changed(operation: Operation, found: Row) -> Row:
         case "start" | "claim":
             changes = {"status": "running", "attempts": found.attempts + 1, "error": None}
             changes["worker"] = given["worker"]
-        case "update_progress":
-            names = ("current", "total", "message", "percent")
-            changes = {"progress": freeze({name: given[name] for name in names})}
-        case "checkpoint":
-            changes = {"checkpoints": _set(found.checkpoints, given["key"], given["value"])}
+        case "update_progress" | "checkpoint" | "advance":
+            changes = _written(found, given)
         case "complete":
             changes = {"status": "completed", "result": freeze(given["result"])}
         case "fail":
@@ -165,6 +163,16 @@ def _changed(operation: Operation, found: Row) -> Row:
         case "retry":
             changes = {"status": "retrying", "error": None}
     return found._replace(**changes) if changes else found
+
+
+def _written(found: Row, given: Json) -> dict[str, Frozen]:
+    changes: dict[str, Frozen] = {}
+    if "current" in given:
+        names = ("current", "total", "message", "percent")
+        changes["progress"] = freeze({name: given[name] for name in names})
+    if "key" in given:
+        changes["checkpoints"] = _set(found.checkpoints, given["key"], given["value"])
+    return changes
 
 
 def _set(

@@ -52,6 +52,7 @@ NEW: Json = {
     "timeout": timedelta(seconds=60),
     "metadata": {"kept": 1},
 }
+ADVANCED: Json = {"current": 30, "total": 100, "message": "w-17", "percent": 30.0}
 TOLD: list[tuple[str, Json]] = [
     ("start", {"worker": "w-2"}),
     ("update_progress", {"current": 10, "total": 100, "message": "w-3", "percent": 10.0}),
@@ -68,8 +69,9 @@ TOLD: list[tuple[str, Json]] = [
     ("retry", {}),
     ("start", {"worker": "w-15"}),
     ("checkpoint", {"key": "k", "value": "w-16"}),
-    ("complete", {"result": "w-17"}),
-    ("start", {"worker": "w-18"}),  # refused: completed
+    ("advance", ADVANCED | {"key": "j", "value": "w-17"}),
+    ("complete", {"result": "w-18"}),
+    ("start", {"worker": "w-19"}),  # refused: completed
     ("get", {}),
     ("create", NEW),  # found
     ("create", NEW | {"payload": {"n": 2}}),  # refused: other work
@@ -222,6 +224,18 @@ def written_twice(story: Story) -> None:
     story.subject.found["progress"] = story.op("update_progress").answers[0]["progress"]
 
 
+def half_an_advance(story: Story) -> None:
+    """It is answered, and read later, without its checkpoint."""
+    for row in (story.subject.found, *(a for each in story.operations[16:] for a in each.answers)):
+        row["checkpoints"].pop("j")
+
+
+def the_other_half_of_an_advance(story: Story) -> None:
+    before = story.op("update_progress", 1).answers[0]["progress"]
+    for row in (story.subject.found, *(a for each in story.operations[16:] for a in each.answers)):
+        row["progress"] = before
+
+
 def read_from_the_past(story: Story) -> None:
     story.op("get").answers = story.op("claim").answers
 
@@ -328,6 +342,7 @@ FALSEHOODS: list[tuple[Callable[[Story], None], str]] = [
     (an_error_of_the_database, ERRORS),
     *((each, MISCOUNTED) for each in (one_attempt_more, one_attempt_counted_twice)),
     *((each, UNEXPLAINED) for each in (lost_checkpoint, lost_at_the_end, written_twice)),
+    *((each, UNEXPLAINED) for each in (half_an_advance, the_other_half_of_an_advance)),
     *((each, UNEXPLAINED) for each in (read_from_the_past, another_result, another_worker)),
     *((each, UNEXPLAINED) for each in (metadata_lost, refused_for_nothing)),
     *((each, UNEXPLAINED) for each in (refused_for_another_reason, refused_as_racing_alone)),
