@@ -8,7 +8,7 @@ from typing import Final
 
 from .checker import KINDS
 from .deterministic import Counted
-from .journal import OUTCOMES
+from .journal import OUTCOMES, UNKNOWN
 from .targets import Fault
 from .trial import Trial
 
@@ -39,6 +39,8 @@ def failures(proof: Proof) -> Iterator[str]:
             yield f"{trial.database}: and {len(more)} violations more"
         for fault, n in trial.missing.items():
             yield f"{trial.database}: {n} fewer than were asked for: {fault}"
+        if (unknown := trial.outcomes[UNKNOWN]) > trial.explained:
+            yield f"{trial.database}: {unknown} unknown, where faults explain {trial.explained}"
     for control in proof.controls:
         if not control.violations:
             yield f"{control.database}: the store that is wrong was not found out"
@@ -80,6 +82,7 @@ def _faults(trials: list[Trial]) -> Iterator[list[str]]:
     for fault in Fault:
         counts = (trial.faults[fault] if fault in trial.possible else None for trial in trials)
         yield _row(f"  {fault}", counts)
+    yield _row("  unknown outcomes that they explain, at most", (each.explained for each in trials))
 
 
 def _violations(trials: list[Trial]) -> Iterator[list[str]]:

@@ -60,6 +60,8 @@ class Target:
         self.url = url
         """For those who look afterwards."""
         self.of_workers = url
+        self.down = 0.0
+        """For how many seconds nobody could connect."""
 
     def inflict(self, fault: Fault, random: Random) -> None:
         """Make it fail."""
@@ -92,8 +94,10 @@ class PostgreSQL(Target):
             self._proxy.cut(CUTS[fault])
             return
         if fault in CRASHES:
+            crashed = time.monotonic()
             self._postmaster.crash(CRASHES[fault])
             self._postmaster.restart()
+            self.down += time.monotonic() - crashed
         else:
             wait_until(lambda: self._terminate(random), "nobody is connected")
         self._counted[fault] += 1

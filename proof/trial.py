@@ -9,7 +9,8 @@ from . import chaos, checker
 from .chaos import Plan
 from .checker import Violation
 from .stores import BROKEN
-from .targets import Fault, Target
+from .targets import CRASHES, Fault, Target
+from .worker import PAUSE, TASKS
 
 FAULTS: Final = {
     Fault.KILL: 60,
@@ -29,6 +30,8 @@ QUICK: Final = Plan(
 """Some seconds, to see that it runs."""
 CONTROL: Final = Plan(seconds=4, operations=1000, places=20, kinds=(BROKEN,))
 """The same without faults and with a store that is wrong: it must be found out."""
+OF_A_FAULT: Final = 3
+"""How many calls a fault may leave unknown: it is of one worker, who has two under way at most."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Trial:
     executions: int
     moves: int
     violations: list[Violation]
+    explained: int = 0
+    """How many unknown outcomes the faults explain."""
 
     @property
     def kinds(self) -> Counter[str]:
@@ -65,4 +70,15 @@ def trial(target: Target, plan: Plan, seed: int, folder: Path) -> Trial:
         executions=len(evidence.subjects),
         moves=sum(len(subject.history) for subject in evidence.subjects),
         violations=checker.check(evidence.operations, evidence.subjects, target.errors),
+        explained=explained(plan, evidence.faults, target.down),
     )
+
+
+def explained(plan: Plan, faults: Counter[Fault], down: float) -> int:
+    """Return how many unknown outcomes faults explain, and the seconds that the server was down.
+
+    Nobody can ask it then: each task of each worker makes one call after the other, and a pause.
+    """
+    crashes = sum(faults[crash] for crash in CRASHES)
+    calls = plan.workers * TASKS * (crashes + down / PAUSE)
+    return OF_A_FAULT * faults.total() + int(calls)

@@ -15,10 +15,10 @@ from proof import targets
 from proof.chaos import Plan, fresh
 from proof.checker import KINDS, Violation
 from proof.deterministic import ROOT, Counted
-from proof.journal import DONE, REFUSED
+from proof.journal import DONE, REFUSED, UNKNOWN
 from proof.report import BEGIN, END, Proof, failures, update
 from proof.targets import Fault
-from proof.trial import CONTROL, QUICK, Trial, trial
+from proof.trial import CONTROL, FAULTS, OPERATIONS, QUICK, Trial, explained, trial
 
 from . import postgres
 
@@ -52,6 +52,7 @@ def test_whoever_races_and_whatever_breaks(
     found = tried(QUICK, seed)
     assert found.violations == [], f"seed {seed}"
     assert not found.missing
+    assert found.outcomes[UNKNOWN] <= found.explained
     assert {*found.faults} == {*found.possible}
     assert min(found.outcomes[DONE], found.outcomes[REFUSED]) > 100
     tell(
@@ -80,17 +81,34 @@ def test_what_fails_is_told() -> None:
     missing: Counter[Fault] = Counter({Fault.CRASH: 2})
     wrong = [Violation(kind, "id", f"it {n}") for n in range(12) for kind in KINDS[:1]]
     good = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), Counter(), 1, 1, [])
-    bad = replace(good, missing=missing, violations=wrong)
+    bad = replace(good, missing=missing, violations=wrong, outcomes=Counter({UNKNOWN: 1}))
     tests = [Counted("tests/a.py", 3), Counted("tests/b.py", 0, "there is no such file")]
     told = list(failures(Proof(1, "a machine", [good, bad], [good, bad], tests)))
     assert [line.split(": ", 1)[1] for line in told] == [
         *(f"{KINDS[0]}: it {n}" for n in range(10)),
         "and 2 violations more",
         f"2 fewer than were asked for: {Fault.CRASH}",
+        "1 unknown, where faults explain 0",
         "the store that is wrong was not found out",
         "there is no such file",
     ]
     assert list(failures(Proof(1, "a machine", [good], [bad], tests[:1]))) == []
+
+
+def test_more_unknown_outcomes_than_faults_explain() -> None:
+    unknown = Counter({DONE: 9, UNKNOWN: 5})
+    trial = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), unknown, 1, 1, [], explained=5)
+    more = replace(trial, outcomes=unknown + Counter({UNKNOWN: 1}))
+    told = failures(Proof(1, "a machine", [trial, more], [], []))
+    assert list(told) == ["SQLite: 6 unknown, where faults explain 5"]
+
+
+@pytest.mark.parametrize("plan", [Plan(30, OPERATIONS, FAULTS), QUICK])
+def test_who_never_knows_is_found_out(plan: Plan) -> None:
+    """Though the server is down half a second at each crash."""
+    faults = Counter(plan.faults)
+    crashes = faults[Fault.STOP] + faults[Fault.CRASH]
+    assert faults.total() < explained(plan, faults, crashes / 2) < plan.operations
 
 
 def test_the_figures_have_their_place(tmp_path: Path) -> None:
