@@ -13,8 +13,8 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 $(ARGS)
 
 # Whoever races and whatever breaks: chaos, its checker and its controls, in some minutes. A seed is
-# repeated with ARGS="--seed 7"; ARGS=--quick only sees that it runs, ARGS=--write writes
-# docs/reliability.md.
+# repeated with ARGS="--seed 7"; ARGS=--quick only sees that it runs, without the tests;
+# ARGS=--write writes docs/reliability.md.
 proof: .venv/installed
 	$(BIN)/python -m proof $(ARGS)
 

@@ -1,8 +1,10 @@
 """`make proof`: whoever races and whatever breaks, no illegal move and no lost update.
 
-Workers do all that a manager can do to the same executions, while they are killed, their
-connections are cut and their server crashes; then everything that they were answered is checked. It
-takes some minutes, and ends with 1 when anything is wrong.
+Workers create, get, start, claim, complete, fail, time out, sweep, cancel and retry the same
+executions, and write heartbeats, progress and checkpoints, while they are killed, their connections
+are cut and their server crashes; then everything that they were answered is checked. After that the
+tests run that leave nothing to chance. It takes some minutes, and ends with 1 when anything is
+wrong.
 """
 
 import argparse
@@ -34,7 +36,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, help="decides what is done and what fails; not when")
     parser.add_argument("--seconds", type=float, default=30, help="of chaos, on each database")
-    parser.add_argument("--quick", action="store_true", help="only see that it runs, in a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="only see that it runs: chaos for seconds, no tests"
+    )
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md as well")
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
@@ -44,13 +48,14 @@ def main() -> int:
     plan = QUICK if arguments.quick else Plan(arguments.seconds, OPERATIONS, FAULTS)
     proof = prove(seed, plan, folder, quick=arguments.quick)
     print(f"\n{report.text(proof)}\n")
+    how = " (quick)" if arguments.quick else ""
     failures = list(report.failures(proof))
     if failures:
         print("\n".join(failures))
-        print(f"\nFAILED, see above. The journals are in {folder}")
+        print(f"\nFAILED{how}, see above. The journals are in {folder}")
         return 1
     shutil.rmtree(folder)
-    print("PASSED: no illegal move and no lost update was found.")
+    print(f"PASSED: no illegal move and no lost update was found{how}.")
     if arguments.write:
         report.update(PAGE, proof)
     return 0

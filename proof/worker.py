@@ -1,4 +1,4 @@
-"""A process that does whatever a manager can do, to executions that all others work on as well."""
+"""A process that does what `choices.VERBS` names, to executions that all others work on as well."""
 
 import asyncio
 import time
