@@ -92,7 +92,7 @@ class AsyncSqlExecutionStore:
         """Make one conditional UPDATE."""
         token = self._token()
         query = statements.change_many(batch, token, self._now())
-        rows = await self._rows(query, partial(outcome.of_batch, batch=batch, token=token))
+        rows = await self._rows(query, partial(outcome.of_batch, token=token))
         return sorted(map(execution, rows), key=attrgetter("id"))
 
     async def delete(self, id: str) -> bool:

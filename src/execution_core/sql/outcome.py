@@ -22,7 +22,6 @@ from ..creation import TRIES, Creation
 from ..errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
 from ..execution import Execution
 from ..logs import Line
-from ..store import Batch
 from ..transitions import Transition
 from . import statements, traces
 from .rows import execution
@@ -193,11 +192,11 @@ def of_change(
     return [row if whole else traces.status_alone(row)]
 
 
-def of_batch(lost: Lost, batch: Batch, token: str) -> Inquiry[Rows | None]:
+def of_batch(lost: Lost, token: str) -> Inquiry[Rows | None]:
     """Those that are as it left them; what somebody has moved on since is no longer a caller's."""
     yield from _ended(lost)
-    targets = {move.target for move in batch.transition.rule.moves}
-    return (yield traces.written_together(targets, token)) or None
+    moved = yield traces.written_together(token)
+    return [left for row in moved if (left := traces.as_left(row))] if moved else None
 
 
 def _ended(lost: Lost) -> Inquiry[None]:

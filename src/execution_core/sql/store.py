@@ -94,7 +94,7 @@ class SqlExecutionStore:
         """Make one conditional UPDATE."""
         token = self._token()
         query = statements.change_many(batch, token, self._now())
-        rows = self._rows(query, partial(outcome.of_batch, batch=batch, token=token))
+        rows = self._rows(query, partial(outcome.of_batch, token=token))
         return sorted(map(execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:

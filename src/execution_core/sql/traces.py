@@ -1,6 +1,6 @@
 """What a write leaves in the database, looked for when its answer was lost: for `outcome`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
@@ -20,9 +20,7 @@ from sqlalchemy import (
     table,
 )
 
-from ..execution import ExecutionStatus
 from ..transitions import OVER
-from .moves import spelt
 from .rows import FIELDS, LOG_ROW, ROW
 from .schema import execution_history, execution_logs, executions
 from .statements import Query
@@ -67,10 +65,15 @@ def status_alone(row: Sequence[Any]) -> Sequence[Any]:
     return [row[FIELDS.index("status")]]
 
 
-def written_together(targets: Iterable[ExecutionStatus | None], token: str) -> Query:
-    """The executions that one write has moved to these statuses, where they still are."""
-    statuses = tuple(status for status in ExecutionStatus if status in targets)
-    return Query(_written_together(statuses), {"token": token}, "get")
+def written_together(token: str) -> Query:
+    """The executions that one write has moved: for `as_left`."""
+    return Query(_written_together(), {"token": token}, "get")
+
+
+def as_left(row: Sequence[Any]) -> Sequence[Any] | None:
+    """Return the row of an execution if it is where the write left it; None: others were there."""
+    now, left = row[: len(ROW)], [*row[len(ROW) :]]
+    return now if left == [now[FIELDS.index(field)] for field in ("status", "attempts")] else None
 
 
 def logged(id: str, line: str) -> Query:
@@ -103,16 +106,13 @@ def _written() -> Select[Any]:
 
 
 @cache
-def _written_together(statuses: tuple[ExecutionStatus, ...]) -> Select[Any]:
+def _written_together() -> Select[Any]:
     history = execution_history.c
-    move = and_(
-        history.execution_id == executions.c.id,
-        history.write_token == bindparam("token", type_=history.write_token.type),
-        history.to_status == executions.c.status,
-        history.attempt == executions.c.attempts,
+    token = bindparam("token", type_=history.write_token.type)
+    move = and_(history.execution_id == executions.c.id, history.write_token == token)
+    return select(*ROW, history.to_status, history.attempt).select_from(
+        executions.join(execution_history, move)
     )
-    among = executions.c.status.in_([spelt(status) for status in statuses])
-    return select(*ROW).select_from(executions.join(execution_history, move)).where(among)
 
 
 @cache
