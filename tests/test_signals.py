@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from execution_core import Execution, ExecutionProblem
 from execution_core.attempt import Attempt
-from execution_core.sql import async_direct, direct
+from execution_core.sql import async_direct, direct, kept
 from execution_core.sql.direct import Direct, OwnDirect
 
 from .conftest import Database
@@ -99,8 +99,8 @@ class Counted:
 def test_permits_that_are_counted_are_lost(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "SimpleQueue", Counted)
-    monkeypatch.setattr(direct, "Permit", lambda _: None)
+    monkeypatch.setattr(kept, "SimpleQueue", Counted)
+    monkeypatch.setattr(kept, "Permit", lambda _: None)
     subject, world = Subject(database, "own", "sync"), World(database, VERBS["complete"])
     with closing(Trial(subject, world, ROWS["own"])) as trial:
         trial.patience = 1

@@ -15,8 +15,9 @@ except ImportError:  # before SQLAlchemy 2.1
     from sqlalchemy.util import await_only as await_
 
 from ..cancellation import uninterrupted
-from .direct import Direct, Idle, Values, bound, is_at_rest, keep_cursor, kept_cursor, read
+from .direct import Direct, Values, bound, keep_cursor, kept_cursor, read
 from .engines import OWN_POOL
+from .kept import Idle, is_at_rest
 from .statements import Query
 
 

@@ -7,12 +7,9 @@ SQLAlchemy's. Only this module and its twin `async_direct` know how a driver is 
 """
 
 import logging
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
-from weakref import ref
 
 from sqlalchemy import (
     Connection,
@@ -25,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from .engines import OWN_POOL, begin_sqlite, single_statements
+from .kept import Idle, is_at_rest, permits, taken
 from .outcome import Backend, Lost, clock
 from .statements import Query, Statement
 
@@ -239,14 +237,11 @@ class OwnDirect(Direct):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._idle = Idle()
-        self._permits: Permits = SimpleQueue()
-        self._home = ref(self._permits)
-        for _ in range(OWN_POOL):
-            self._permits.put(Permit(self._home))
+        self._permits = permits(OWN_POOL)
 
     def rows(self, query: Query) -> Sequence[Values]:
         """Run a query and return all its rows, as soon as there is a connection to spare."""
-        permit = self._permit()
+        permit = taken(self._permits)
         try:
             return super().rows(query)
         finally:
@@ -258,13 +253,6 @@ class OwnDirect(Direct):
         self._idle.close()
         super().close()
 
-    def _permit(self) -> "Permit":
-        while True:
-            try:
-                return self._permits.get(timeout=0.2)
-            except Empty:  # a queue that waits looks for no signals
-                continue
-
     def _take(self) -> PoolProxiedConnection:
         return self._idle.pop() or super()._take()
 
@@ -272,62 +260,8 @@ class OwnDirect(Direct):
         self._idle.push(pooled)
 
 
-class Permit:
-    """The right to use a connection. Another takes the place of one that is lost.
-
-    The handler of a signal may raise between any two steps: no `finally` is sure to be reached.
-    """
-
-    def __init__(self, home: "ref[Permits]") -> None:
-        self._home = home
-
-    def __del__(self) -> None:
-        if (permits := self._home()) is not None:
-            permits.put(Permit(self._home))
-
-
-Permits = SimpleQueue[Permit]
-
-
-class Idle:
-    """Connections that were checked out of a pool and are kept; any thread may take one."""
-
-    def __init__(self) -> None:
-        self._connections: list[PoolProxiedConnection] = []
-
-    def pop(self) -> PoolProxiedConnection | None:
-        """Return one, or None."""
-        try:
-            return self._connections.pop()
-        except IndexError:
-            return None
-
-    def push(self, pooled: PoolProxiedConnection) -> None:
-        """Keep one; or drop it when it was lost, and the others, which most likely are as well."""
-        if pooled.is_valid:
-            if is_at_rest(pooled.driver_connection):
-                self._connections.append(pooled)
-                return
-            pooled.invalidate()
-        pooled.close()
-        self.close()
-
-    def close(self) -> None:
-        """Close them all."""
-        while pooled := self.pop():
-            pooled.invalidate()
-            pooled.close()
-
-
 CURSOR: Final = "execution_core.cursor"
 BACKEND: Final = "execution_core.backend"
-
-
-def is_at_rest(driver: Any) -> bool:
-    """Tell whether a connection of psycopg or sqlite3 is not, interrupted, in the middle of it."""
-    if isinstance(driver, sqlite3.Connection):
-        return not driver.in_transaction
-    return not driver.pgconn.transaction_status  # 0 is idle, and what is closed is unknown
 
 
 def kept_cursor(pooled: PoolProxiedConnection) -> Any:
