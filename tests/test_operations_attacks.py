@@ -237,7 +237,10 @@ def test_what_is_dropped_is_counted(
 def test_a_loop_that_ends_while_a_line_is_on_its_way(
     database: Database, logger: logging.Logger
 ) -> None:
-    waits = "SELECT 1 FROM pg_locks WHERE locktype IN ('tuple', 'transactionid') AND NOT granted"
+    waits = (
+        "SELECT 1 FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
     cancelled = threading.Event()
     execution = []
 

@@ -260,7 +260,10 @@ def test_a_child_committed_after_the_statement_began_keeps_its_parent(database: 
         gate.execute(text("SELECT pg_advisory_xact_lock(4711)"))
         thread = threading.Thread(target=prune)
         thread.start()
-        waits = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        waits = text(
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+            " WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+        )
         while not gate.scalar(waits):
             pass
         child = manager.create("step", parent_id=parent.id)

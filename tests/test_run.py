@@ -382,7 +382,10 @@ def test_a_signal_while_the_database_hangs(postgres_database: Database, tmp_path
         with postgres_database.engine.begin() as connection:
             connection.execute(text("LOCK TABLE executions IN EXCLUSIVE MODE"))
             process = shell.begin("--", "touch", "ran")
-            waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            waits = (
+                "SELECT 1 FROM pg_stat_activity"
+                " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
             wait_for(lambda: postgres_database.rows(waits))
             process.terminate()
             assert shell.end(process)[0] == 143
