@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import NullPool, create_engine, make_url, text
-from tests import postgres
+from tests.support import postgres
 
 
 class Databases:

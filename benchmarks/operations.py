@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, create_engine, event
-from tests.cookbook import PAGE, ask, cookbook
+from tests.support.cookbook import PAGE, ask, cookbook
 
 from execution_core import cli, connect, migrate
 

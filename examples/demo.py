@@ -27,13 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Grid
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, create_engine, insert, text
 
-from execution_core import (
-    Execution,
-    ExecutionManager,
-    SqlExecutionStore,
-    configure_sqlite,
-    migrate,
-)
+from execution_core import Execution, ExecutionManager, SqlExecutionStore, configure_sqlite, migrate
 
 BATCH: Final = 20
 HEARTBEAT: Final = timedelta(seconds=0.2)

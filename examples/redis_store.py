@@ -33,7 +33,8 @@ from execution_core import (
     Pruning,
     Transition,
 )
-from execution_core.transitions import Condition, due_at
+from execution_core.core.state_machine import Condition
+from execution_core.core.transitions import due_at
 
 P = ParamSpec("P")
 T = TypeVar("T")

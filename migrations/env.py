@@ -8,8 +8,9 @@ from alembic import context
 from sqlalchemy import Connection, ForeignKeyConstraint, text
 
 from execution_core.migrate import VERSION_TABLE
-from execution_core.sql.engines import DEFAULT_URL, create_sync_engine, database_url
-from execution_core.sql.indexes import metadata
+from execution_core.sql.driver.engine import create_sync_engine
+from execution_core.sql.driver.url import DEFAULT_URL, database_url
+from execution_core.sql.schema.indexes import metadata
 
 # Any number does, as long as it is always the same: those who migrate at once wait for each other.
 LOCK: Final = 7_236_815_390_164_227

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.__main__ import machine
 from benchmarks.databases import Databases
-from tests import postgres
+from tests.support import postgres
 
 from . import deterministic, report, targets
 from .chaos import Plan, fresh

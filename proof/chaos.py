@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import create_engine, select
 
 from execution_core import connect
-from execution_core.sql.schema import execution_history, executions
+from execution_core.sql.schema.tables import execution_history, executions
 
 from . import journal
 from .choices import Chooser

@@ -12,14 +12,14 @@ from xml.etree import ElementTree as ET
 
 ROOT: Final = Path(__file__).parents[1]
 FILES: Final = (
-    "tests/test_outcomes.py",
-    "tests/test_interleavings.py",
-    "tests/test_faults.py",
-    "tests/test_clocks.py",
-    "tests/test_injection.py",
-    "tests/test_signals.py",
-    "tests/test_contract.py",
-    "tests/test_model.py",
+    "tests/sql/test_outcomes.py",
+    "tests/proof/test_interleavings.py",
+    "tests/sql/test_faults.py",
+    "tests/tracking/test_clocks.py",
+    "tests/sql/test_injection.py",
+    "tests/sql/test_signals.py",
+    "tests/proof/test_contract.py",
+    "tests/proof/test_model.py",
 )
 
 

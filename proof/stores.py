@@ -19,11 +19,12 @@ from execution_core import (
     Transition,
     configure_sqlite,
 )
-from execution_core.sql import engines
-from execution_core.sql.async_connect import _AsyncOwningStore
-from execution_core.sql.connect import _OwningStore
-from execution_core.sql.schema import executions
-from execution_core.values import MAX_PAGE, to_json
+from execution_core.core.json_values import to_json
+from execution_core.core.validation import MAX_PAGE
+from execution_core.sql.async_store import AsyncOwningStore
+from execution_core.sql.driver import engine as engines
+from execution_core.sql.schema.tables import executions
+from execution_core.sql.store import OwningStore
 
 from .journal import Journal
 
@@ -45,7 +46,7 @@ class Journaled:
         return super().create(creation)  # type: ignore[misc]
 
 
-class OwnStore(Journaled, _OwningStore):
+class OwnStore(Journaled, OwningStore):
     """What `connect` makes."""
 
 
@@ -57,7 +58,7 @@ class HostStore(Journaled, SqlExecutionStore):
         self.engine.dispose()
 
 
-class OwnAsyncStore(Journaled, _AsyncOwningStore):
+class OwnAsyncStore(Journaled, AsyncOwningStore):
     """What `connect_async` makes."""
 
 

@@ -12,8 +12,8 @@ from typing import Final
 
 import psycopg
 from sqlalchemy import make_url
-from tests import postgres
-from tests.proxy import Cut, Proxy, proxied
+from tests.support import postgres
+from tests.support.proxy import Cut, Proxy, proxied
 
 from execution_core import migrate
 

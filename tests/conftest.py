@@ -21,10 +21,10 @@ from execution_core import (
     connect_async,
     migrate,
 )
-from execution_core.sql.engines import create_sync_engine
+from execution_core.sql.driver.engine import create_sync_engine
 
-from . import postgres
-from .memory import AsyncMemoryStore, memory_store
+from .support import postgres
+from .support.memory import AsyncMemoryStore, memory_store
 
 SERVER = pytest.StashKey[postgres.Server]()
 STACK = pytest.StashKey[ExitStack]()

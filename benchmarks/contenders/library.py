@@ -8,13 +8,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, event, make_url
 
-from execution_core import (
-    ExecutionManager,
-    SqlExecutionStore,
-    configure_sqlite,
-    connect,
-    migrate,
-)
+from execution_core import ExecutionManager, SqlExecutionStore, configure_sqlite, connect, migrate
 
 from . import PAYLOAD, RESULT
 

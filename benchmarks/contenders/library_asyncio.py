@@ -6,12 +6,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from execution_core import (
-    AsyncExecutionManager,
-    AsyncSqlExecutionStore,
-    connect_async,
-    migrate,
-)
+from execution_core import AsyncExecutionManager, AsyncSqlExecutionStore, connect_async, migrate
 
 from . import PAYLOAD, RESULT
 from .by_hand_asyncio import spread

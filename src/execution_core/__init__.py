@@ -3,12 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .async_attempt import AsyncAttempt
-from .async_manager import AsyncExecutionManager
-from .attempt import Attempt
-from .backoff import Backoff
-from .creation import Creation
-from .errors import (
+from .core.backoff import Backoff
+from .core.creation import Creation
+from .core.errors import (
     AlreadyRunning,
     AttemptLost,
     ConcurrentUpdate,
@@ -22,7 +19,8 @@ from .errors import (
     MaxRetriesExceeded,
     StaleAttempt,
 )
-from .execution import (
+from .core.log_lines import Line
+from .core.models import (
     Execution,
     ExecutionError,
     ExecutionStatus,
@@ -30,17 +28,19 @@ from .execution import (
     LogLevel,
     ProgressInfo,
 )
-from .log_handler import ExecutionLogHandler
-from .logs import Line
-from .manager import ExecutionManager
-from .store import AsyncExecutionStore, Batch, ExecutionStore, Page, Pruning
-from .transitions import Transition
+from .core.selections import Batch, Page, Pruning
+from .core.store import AsyncExecutionStore, ExecutionStore
+from .core.transitions import Transition
+from .tracking.async_attempt import AsyncAttempt
+from .tracking.async_manager import AsyncExecutionManager
+from .tracking.attempt import Attempt
+from .tracking.log_capture import ExecutionLogHandler
+from .tracking.manager import ExecutionManager
 
 if TYPE_CHECKING:
-    from .sql.async_connect import connect_async
+    from .connections import connect, connect_async
     from .sql.async_store import AsyncSqlExecutionStore
-    from .sql.connect import connect
-    from .sql.engines import configure_sqlite
+    from .sql.driver.engine import configure_sqlite
     from .sql.store import SqlExecutionStore
 
 __all__ = [
@@ -87,9 +87,9 @@ __all__ = [
 _LAZY = {
     "AsyncSqlExecutionStore": "sql.async_store",
     "SqlExecutionStore": "sql.store",
-    "configure_sqlite": "sql.engines",
-    "connect": "sql.connect",
-    "connect_async": "sql.async_connect",
+    "configure_sqlite": "sql.driver.engine",
+    "connect": "connections",
+    "connect_async": "connections",
 }
 
 

@@ -17,8 +17,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, SingletonThreadPool
 
-from .errors import InvalidValue
-from .sql.engines import create_sync_engine, single_statements
+from .core.errors import InvalidValue
+from .sql.driver.engine import create_sync_engine, single_statements
 
 VERSION_TABLE: Final = "execution_core_version"
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from ..errors import ExecutionNotFound, ExecutionProblem
+from ..core.errors import ExecutionNotFound, ExecutionProblem
 from . import database, output
 from .parser import parser
-from .process import ready_standard_streams
+from .streams import ready_standard_streams
 
 DONE, REFUSED, MISUSED, NOT_FOUND = range(4)
 INTERRUPTED = 128 + 2

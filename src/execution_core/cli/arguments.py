@@ -7,8 +7,8 @@ import re
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
-from ..sql.engines import DEFAULT_URL
-from ..values import MAX_PAGE
+from ..core.validation import MAX_PAGE
+from ..sql.driver.url import DEFAULT_URL
 
 Commands = Any
 """What `add_subparsers` returns; argparse does not name its type."""

@@ -9,11 +9,12 @@ from typing import Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from .. import values
-from ..errors import ExecutionProblem, InvalidValue
-from ..manager import ExecutionManager
-from ..sql.engines import create_sync_engine, database_url, file_of
+from ..core import validation
+from ..core.errors import ExecutionProblem, InvalidValue
+from ..sql.driver.engine import create_sync_engine
+from ..sql.driver.url import database_url, file_of
 from ..sql.store import SqlExecutionStore
+from ..tracking.manager import ExecutionManager
 
 _UNDEFINED: Final = ("42P01", "42703", "42883")
 """PostgreSQL's codes for a table, a column and a function that is not there."""
@@ -67,7 +68,7 @@ def check(url: str) -> None:
     """
     if "@" in (database_url(url).host or ""):
         raise InvalidValue("url", "holds an @ too many: in a name or a password write it as %40")
-    values.text("url", url, sys.maxsize)
+    validation.text("url", url, sys.maxsize)
 
 
 def shown(url: str) -> str:

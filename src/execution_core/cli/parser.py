@@ -4,8 +4,10 @@ import argparse
 from importlib.metadata import version
 from typing import NoReturn
 
-from . import doctor, inside, listing, migrate, moving, run, showing, stats, watch
+from .commands import doctor, migrate, operate, report, show, stats, watch
+from .commands import list as list_command
 from .output import without_passwords
+from .run import command
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +25,6 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=version("execution-core"))
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, inside, listing, showing, stats, watch, moving, migrate, doctor):
+    for module in (command, report, list_command, show, stats, watch, operate, migrate, doctor):
         module.register(commands)
     return whole

@@ -10,13 +10,13 @@ from typing import Final
 
 from sqlalchemy import URL, Engine
 
-from .. import values
-from .contents import checks_of_executions
+from ..core import validation
+from .connection import guarded, opened, reading
+from .executions import checks_of_executions
 from .finding import Checks, Finding, Level
 from .postgresql_schema import postgresql_schema
 from .schema import migrated, sqlite_schema
 from .settings import postgresql_activity, postgresql_settings, sqlite_settings
-from .target import guarded, opened, reading
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -43,7 +43,7 @@ def examine(
     Raises:
         InvalidValue: it is neither, or names a file that is not there or cannot be read.
     """
-    patience = values.duration("stalled_after", stalled_after) // _MILLISECOND
+    patience = validation.duration("stalled_after", stalled_after) // _MILLISECOND
     with opened(target) as engine:
         sqlite = engine.dialect.name == "sqlite"
         settings = (

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from sqlalchemy import Connection, text
 
 from .. import migrate
-from ..sql.indexes import metadata
+from ..sql.schema.indexes import metadata
 from .finding import Checks, Finding
 from .schema import Definitions, Schema, compared, parts
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection, create_engine, inspect, text
 
 from .. import migrate
-from ..sql.indexes import metadata
-from ..sql.schema import executions
+from ..sql.schema.indexes import metadata
+from ..sql.schema.tables import executions
 from .finding import Checks, Finding, verdict
 
 Definitions = dict[tuple[str, str], str]

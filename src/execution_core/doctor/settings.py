@@ -6,8 +6,8 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, event, text
 
-from ..sql.engines import begin_sqlite, single_statements
-from ..sql.indexes import metadata
+from ..sql.driver.engine import begin_sqlite, single_statements
+from ..sql.schema.indexes import metadata
 from .finding import Checks, Finding, moment, verdict
 
 MANY_ROWS: Final = 10_000

@@ -16,20 +16,23 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
 )
 
-from .. import values
-from ..creation import Creation
-from ..errors import InvalidValue
-from ..execution import Execution, ExecutionStatus, LogEntry
-from ..logs import Line
-from ..store import Batch, Page, Pruning
-from ..transitions import Transition
-from . import outcome, statements
-from .async_direct import AsyncDirect
-from .direct import Values
-from .outcome import Inquire, Inquiry, Lost, Rows
-from .rows import execution, log_entry
-from .schema import executions
-from .statements import Query
+from ..core import validation
+from ..core.creation import Creation
+from ..core.errors import InvalidValue
+from ..core.log_lines import Line
+from ..core.models import Execution, ExecutionStatus, LogEntry
+from ..core.selections import Batch, Page, Pruning
+from ..core.transitions import Transition
+from .driver import lost
+from .driver.async_executor import AsyncDirect, OwnAsyncDirect
+from .driver.compiled import Values
+from .driver.lost import Lost
+from .recovery import inquiries
+from .recovery.inquiries import Inquire, Inquiry, Rows
+from .schema.tables import executions
+from .statements import queries
+from .statements.queries import Query
+from .statements.rows import execution, log_entry
 from .store import Clock, joined, read
 
 
@@ -67,16 +70,16 @@ class AsyncSqlExecutionStore:
 
     async def create(self, creation: Creation) -> Execution | None:
         """Make one INSERT."""
-        query = statements.create(creation, self._now())
-        return await self._one(query, partial(outcome.of_create, creation=creation))
+        query = queries.create(creation, self._now())
+        return await self._one(query, partial(inquiries.of_create, creation=creation))
 
     async def find_by_id(self, id: str) -> Execution | None:
         """Make one SELECT."""
-        return await self._one(statements.find(executions.c.id, id))
+        return await self._one(queries.find(executions.c.id, id))
 
     async def find_by_idempotency_key(self, key: str) -> Execution | None:
         """Make one SELECT."""
-        return await self._one(statements.find(executions.c.idempotency_key, key))
+        return await self._one(queries.find(executions.c.idempotency_key, key))
 
     async def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
@@ -91,58 +94,58 @@ class AsyncSqlExecutionStore:
     async def update_many(self, batch: Batch) -> builtins.list[Execution]:
         """Make one conditional UPDATE."""
         token = self._token()
-        query = statements.change_many(batch, token, self._now())
-        rows = await self._rows(query, partial(outcome.of_batch, token=token))
+        query = queries.change_many(batch, token, self._now())
+        rows = await self._rows(query, partial(inquiries.of_batch, token=token))
         return sorted(map(execution, rows), key=attrgetter("id"))
 
     async def delete(self, id: str) -> bool:
         """Make one DELETE."""
-        return bool(await self._rows(statements.remove(id), partial(outcome.of_delete, id=id)))
+        return bool(await self._rows(queries.remove(id), partial(inquiries.of_delete, id=id)))
 
     async def prune(self, pruning: Pruning) -> int:
         """Make one DELETE."""
-        query = statements.prune(pruning, self._now())
-        return len(await self._rows(query, outcome.of_prune))
+        query = queries.prune(pruning, self._now())
+        return len(await self._rows(query, inquiries.of_prune))
 
     async def log(self, line: Line) -> LogEntry | None:
         """Make one INSERT."""
-        query = statements.log(line, self._now())
-        rows = await self._rows(query, partial(outcome.of_log, line=line))
+        query = queries.log(line, self._now())
+        rows = await self._rows(query, partial(inquiries.of_log, line=line))
         return log_entry(rows[0]) if rows else None
 
     async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
         """Make one SELECT."""
-        rows = await self._rows(statements.logs(id, limit, before))
+        rows = await self._rows(queries.logs(id, limit, before))
         return [log_entry(row) for row in rows]
 
     async def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""
-        return [execution(row) for row in await self._rows(statements.page(page))]
+        return [execution(row) for row in await self._rows(queries.page(page))]
 
     async def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
         token = self._token()
-        query = statements.change(id, transition, token, self._now(), whole=whole)
+        query = queries.change(id, transition, token, self._now(), whole=whole)
         inquire = partial(
-            outcome.of_change,
+            inquiries.of_change,
             id=id,
             transition=transition,
             token=token,
             whole=whole,
-            began=outcome.clock(),
+            began=lost.clock(),
         )
         return await self._rows(query, inquire)
 
-    async def _one(self, query: Query, inquire: Inquire = outcome.of_read) -> Execution | None:
+    async def _one(self, query: Query, inquire: Inquire = inquiries.of_read) -> Execution | None:
         rows = await self._rows(query, inquire)
         return execution(rows[0]) if rows else None
 
-    async def _rows(self, query: Query, inquire: Inquire = outcome.of_read) -> Sequence[Values]:
+    async def _rows(self, query: Query, inquire: Inquire = inquiries.of_read) -> Sequence[Values]:
         match self._bind:
             case AsyncDirect():
                 try:
                     return await self._bind.rows_async(query)
                 except (Lost, DBAPIError) as error:
-                    return await _asked(self._bind, outcome.known(error, query, inquire))
+                    return await _asked(self._bind, inquiries.known(error, query, inquire))
             case AsyncConnection():
                 return await self._bind.run_sync(joined, query)
             case _:
@@ -151,10 +154,24 @@ class AsyncSqlExecutionStore:
     @staticmethod
     def _token() -> str:
         """Return what tells a write from all others."""
-        return values.new_id()
+        return validation.new_id()
 
     def _now(self) -> datetime | None:
         return read(self._clock)
+
+
+class AsyncOwningStore(AsyncSqlExecutionStore):
+    """A store over an engine of its own, which it closes."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        if engine.dialect.name == "postgresql":
+            self._bind = OwnAsyncDirect(engine)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if isinstance(self._bind, AsyncDirect):
+            await self._bind.close_async()
 
 
 async def _asked(direct: AsyncDirect, inquiry: Inquiry[Rows]) -> Rows:

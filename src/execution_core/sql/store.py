@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from .. import values
-from ..creation import Creation
-from ..errors import InvalidValue
-from ..execution import Execution, ExecutionStatus, LogEntry
-from ..logs import Line
-from ..store import Batch, Page, Pruning
-from ..transitions import Transition
-from . import outcome, statements
-from .direct import Direct, Values, ordinary
-from .outcome import Inquire, Inquiry, Lost, Rows
-from .rows import execution, log_entry
-from .schema import executions
-from .statements import Query
+from ..core import validation
+from ..core.creation import Creation
+from ..core.errors import InvalidValue
+from ..core.log_lines import Line
+from ..core.models import Execution, ExecutionStatus, LogEntry
+from ..core.selections import Batch, Page, Pruning
+from ..core.transitions import Transition
+from .driver import lost
+from .driver.compiled import Values
+from .driver.executor import Direct, OwnDirect, ordinary
+from .driver.lost import Lost
+from .recovery import inquiries
+from .recovery.inquiries import Inquire, Inquiry, Rows
+from .schema.tables import executions
+from .statements import queries
+from .statements.queries import Query
+from .statements.rows import execution, log_entry
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
@@ -69,16 +73,16 @@ class SqlExecutionStore:
 
     def create(self, creation: Creation) -> Execution | None:
         """Make one INSERT."""
-        query = statements.create(creation, self._now())
-        return self._one(query, partial(outcome.of_create, creation=creation))
+        query = queries.create(creation, self._now())
+        return self._one(query, partial(inquiries.of_create, creation=creation))
 
     def find_by_id(self, id: str) -> Execution | None:
         """Make one SELECT."""
-        return self._one(statements.find(executions.c.id, id))
+        return self._one(queries.find(executions.c.id, id))
 
     def find_by_idempotency_key(self, key: str) -> Execution | None:
         """Make one SELECT."""
-        return self._one(statements.find(executions.c.idempotency_key, key))
+        return self._one(queries.find(executions.c.idempotency_key, key))
 
     def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
@@ -93,57 +97,57 @@ class SqlExecutionStore:
     def update_many(self, batch: Batch) -> builtins.list[Execution]:
         """Make one conditional UPDATE."""
         token = self._token()
-        query = statements.change_many(batch, token, self._now())
-        rows = self._rows(query, partial(outcome.of_batch, token=token))
+        query = queries.change_many(batch, token, self._now())
+        rows = self._rows(query, partial(inquiries.of_batch, token=token))
         return sorted(map(execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:
         """Make one DELETE."""
-        return bool(self._rows(statements.remove(id), partial(outcome.of_delete, id=id)))
+        return bool(self._rows(queries.remove(id), partial(inquiries.of_delete, id=id)))
 
     def prune(self, pruning: Pruning) -> int:
         """Make one DELETE."""
-        return len(self._rows(statements.prune(pruning, self._now()), outcome.of_prune))
+        return len(self._rows(queries.prune(pruning, self._now()), inquiries.of_prune))
 
     def log(self, line: Line) -> LogEntry | None:
         """Make one INSERT."""
-        query = statements.log(line, self._now())
-        rows = self._rows(query, partial(outcome.of_log, line=line))
+        query = queries.log(line, self._now())
+        rows = self._rows(query, partial(inquiries.of_log, line=line))
         return log_entry(rows[0]) if rows else None
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
         """Make one SELECT."""
-        rows = self._rows(statements.logs(id, limit, before))
+        rows = self._rows(queries.logs(id, limit, before))
         return [log_entry(row) for row in rows]
 
     def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""
-        return [execution(row) for row in self._rows(statements.page(page))]
+        return [execution(row) for row in self._rows(queries.page(page))]
 
     def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
         token = self._token()
-        query = statements.change(id, transition, token, self._now(), whole=whole)
+        query = queries.change(id, transition, token, self._now(), whole=whole)
         inquire = partial(
-            outcome.of_change,
+            inquiries.of_change,
             id=id,
             transition=transition,
             token=token,
             whole=whole,
-            began=outcome.clock(),
+            began=lost.clock(),
         )
         return self._rows(query, inquire)
 
-    def _one(self, query: Query, inquire: Inquire = outcome.of_read) -> Execution | None:
+    def _one(self, query: Query, inquire: Inquire = inquiries.of_read) -> Execution | None:
         rows = self._rows(query, inquire)
         return execution(rows[0]) if rows else None
 
-    def _rows(self, query: Query, inquire: Inquire = outcome.of_read) -> Sequence[Values]:
+    def _rows(self, query: Query, inquire: Inquire = inquiries.of_read) -> Sequence[Values]:
         match self._bind:
             case Direct():
                 try:
                     return self._bind.rows(query)
                 except (Lost, DBAPIError) as error:
-                    return _asked(self._bind, outcome.known(error, query, inquire))
+                    return _asked(self._bind, inquiries.known(error, query, inquire))
             case Connection():
                 return joined(self._bind, query)
             case _:
@@ -152,10 +156,24 @@ class SqlExecutionStore:
     @staticmethod
     def _token() -> str:
         """Return what tells a write from all others."""
-        return values.new_id()
+        return validation.new_id()
 
     def _now(self) -> datetime | None:
         return read(self._clock)
+
+
+class OwningStore(SqlExecutionStore):
+    """A store over an engine of its own, which it closes."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        if not self.shares_connection:
+            self._bind = OwnDirect(engine)
+
+    def close(self) -> None:
+        """Close all connections."""
+        if isinstance(self._bind, Direct):  # a joined store holds the caller's transaction
+            self._bind.close()
 
 
 def _asked(direct: Direct, inquiry: Inquiry[Rows]) -> Rows:
@@ -179,9 +197,9 @@ def joined(connection: Connection, query: Query) -> Sequence[Values]:
     try:
         return ordinary(connection, query)
     except DBAPIError as error:
-        if problem := outcome.conflict(error, query):
+        if problem := inquiries.conflict(error, query):
             raise problem from error
-        raise outcome.advised(error)  # noqa: B904 - the same error
+        raise inquiries.advised(error)  # noqa: B904 - the same error
 
 
 def read(clock: Clock | None) -> datetime | None:

@@ -24,14 +24,14 @@ import pytest
 for _name in ("claiming", "creating", "deleting", "exactness", "listing", "logs", "moving"):
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
-from .claiming import Claiming  # noqa: E402 - after they are registered
-from .creating import Creating  # noqa: E402
-from .deleting import Deleting  # noqa: E402
-from .exactness import Exactness  # noqa: E402
-from .listing import Listing  # noqa: E402
-from .logs import Logs  # noqa: E402
-from .moving import Moving  # noqa: E402
-from .subject import Subject  # noqa: E402
+from .batches import Claiming  # noqa: E402 - after they are registered
+from .creation import Creating  # noqa: E402
+from .deletion import Deleting  # noqa: E402
+from .harness import Subject  # noqa: E402
+from .log_lines import Logs  # noqa: E402
+from .pages import Listing  # noqa: E402
+from .round_trips import Exactness  # noqa: E402
+from .transitions import Moving  # noqa: E402
 
 __all__ = ["AsyncStoreContract", "StoreContract"]
 

@@ -1,0 +1,110 @@
+"""`list`: executions, newest first."""
+
+import argparse
+from datetime import datetime, timedelta
+from typing import Any
+
+from ...core import validation
+from ...core.models import ExecutionStatus
+from .. import output, queries
+from ..arguments import Commands, add_json, add_url, duration, limit
+from ..database import opened
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "list",
+        help="list executions, newest first",
+        description="List executions, newest first. Payloads, results and stacks are not shown"
+        " unless asked for.",
+    )
+    add_url(command)
+    add_json(command)
+    command.add_argument(
+        "--status",
+        action="append",
+        choices=list(ExecutionStatus),
+        default=[],
+        help="only this status; may be given several times",
+    )
+    command.add_argument("--type", help="only this type")
+    command.add_argument("--parent", metavar="ID", help="only the children of this execution")
+    command.add_argument(
+        "--newer-than", metavar="AGE", type=duration, help="only what was created since, as in 2h"
+    )
+    command.add_argument(
+        "--older-than", metavar="AGE", type=duration, help="only what was created before, as in 7d"
+    )
+    command.add_argument(
+        "--finished-within", metavar="AGE", type=duration, help="only what came to rest since"
+    )
+    command.add_argument("--limit", type=limit, default=25, help="how many (default: 25)")
+    command.add_argument(
+        "--before", metavar="ID", help="only what comes behind this one: the next page"
+    )
+    command.add_argument(
+        "--with",
+        dest="extra",
+        action="append",
+        choices=["payload", "result", "metadata", "checkpoints", "stack"],
+        default=[],
+        help="show this as well; may be given several times",
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List a page."""
+    with opened(options.url) as database, database.reader.connect() as connection:
+        now = queries.now(connection)
+
+        def ago(age: timedelta | None) -> datetime | None:
+            return None if age is None else now - validation.delay("age", age)
+
+        def full(id: str | None) -> str | None:
+            return None if id is None else queries.resolved(connection, id)
+
+        found = queries.rows(
+            connection,
+            queries.page(
+                statuses=options.status,
+                type=None if options.type is None else validation.name("type", options.type),
+                parent_id=full(options.parent),
+                created=(ago(options.newer_than), ago(options.older_than)),
+                finished_since=ago(options.finished_within),
+                before=full(options.before),
+                limit=options.limit,
+            ),
+        )
+        queries.add_hidden(connection, found, options.extra)
+        ids = queries.short(connection, [row["execution_id"] for row in found])
+    more = found[-1]["execution_id"] if len(found) == options.limit else None
+    if options.json:
+        output.print_json({"executions": found, "next_before": more})
+        return 0
+    headers = ["ID", "TYPE", "STATUS", "ATTEMPT", "PROGRESS", "AGE", "WORKER", "ERROR"]
+    output.print_table(
+        [*headers, *(name.upper() for name in options.extra)],
+        [_cells(row, ids[row["execution_id"]], now, options.extra) for row in found],
+    )
+    if not found:
+        output.say("no executions")
+    elif more is not None:
+        output.say(f"there may be more: --before {ids[more]}")
+    return 0
+
+
+def _cells(row: dict[str, Any], id: str, now: Any, extra: list[str]) -> list[output.Cell]:
+    percent = row["progress_percent"]
+    return [
+        id,
+        output.cut(row["type"], 30),
+        row["status"],
+        f"{row['attempts']}/{row['max_attempts']}",
+        None if percent is None else f"{percent:.4g}%",
+        now - row["created_at"],
+        None if row["worker"] is None else output.cut(row["worker"], 30),
+        None if row["error_message"] is None else output.cut(row["error_message"], 60),
+        *(output.cut(output.compact(row[name]), 200) for name in extra),
+    ]

@@ -1,0 +1,162 @@
+"""`show`: one execution, and all that is known of it."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final
+
+from ...core.models import Execution, LogEntry
+from .. import output, queries
+from ..arguments import Commands, add_id, add_json, add_url, limit
+from ..database import opened
+
+MOST: Final = 1_000
+"""Characters of a JSON value that are shown."""
+MOST_OF_STACK: Final = 10_000
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "show",
+        help="show one execution: attempts, timeline, children, log, the error's stack",
+        description="Show one execution: its attempts, its timeline, its children and replays, its"
+        f" log, its error with the stack, its payload and result (the first {MOST} characters of"
+        " each).",
+    )
+    add_id(command)
+    add_url(command)
+    add_json(command)
+    command.add_argument("--full", action="store_true", help="show large values whole")
+    command.add_argument(
+        "--limit",
+        type=limit,
+        default=20,
+        help="how many children, and how many lines of the log (default: 20, the newest)",
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show it."""
+    with opened(options.url) as database:
+        with database.reader.connect() as connection:
+            id = queries.resolved(connection, options.id)
+            now = queries.now(connection)
+            children = queries.page(parent_id=id, limit=options.limit)
+            related = {
+                "attempts": queries.rows(connection, queries.attempts(id)),
+                "timeline": queries.rows(connection, queries.timeline(id)),
+                "children": queries.rows(connection, children),
+                "replays": queries.rows(connection, queries.replays(id, options.limit)),
+            }
+        execution = database.manager.get(id)
+        logs = database.manager.logs(id, limit=options.limit)[::-1]
+    if options.json:
+        facts = execution.model_dump(exclude={"id", "fingerprint"})
+        output.print_json(
+            {"execution": {"execution_id": id, **facts}}
+            | related
+            | {"logs": [entry.model_dump(exclude={"execution_id"}) for entry in logs]}
+        )
+        return 0
+    show(execution, related, logs, now, None if options.full else MOST)
+    return 0
+
+
+def show(
+    execution: Execution,
+    related: dict[str, queries.Rows],
+    logs: list[LogEntry],
+    now: datetime,
+    most: int | None,
+) -> None:
+    """Print it as text; `most` characters of each value."""
+    output.print_facts([fact for fact in _facts(execution, now) if fact[1] is not None])
+    for name in ("payload", "result", "metadata", "checkpoints"):
+        if value := getattr(execution, name):
+            text = json.dumps(value, indent=2, ensure_ascii=False)
+            output.print_block(name.upper(), text, most)
+    failures = [each for each in related["attempts"] if each["error"]]
+    if failures and (stack := failures[-1]["error"].get("stack")):
+        title = f"STACK OF ATTEMPT {failures[-1]['attempt']}"
+        output.print_block(title, str(stack).rstrip(), None if most is None else MOST_OF_STACK)
+    output.print_table(
+        ["ATTEMPT", "STARTED", "TOOK", "OUTCOME", "WORKER", "ERROR"],
+        [
+            [
+                each["attempt"],
+                each["started_at"],
+                output.duration(each["duration_seconds"]),
+                each["outcome"],
+                each["worker"],
+                each["error"] and output.cut(str(each["error"].get("message")), 60),
+            ]
+            for each in related["attempts"]
+        ],
+        title="Attempts",
+    )
+    output.print_table(
+        ["SEQ", "WHEN", "AFTER", "FROM", "TO", "WORKER", "REASON"],
+        [
+            [
+                *(each["seq"], each["occurred_at"], output.duration(each["seconds_since_last"])),
+                *(each["from_status"], each["to_status"], each["worker"], each["reason"]),
+            ]
+            for each in related["timeline"]
+        ],
+        title="Timeline",
+    )
+    for name in ("children", "replays"):
+        output.print_table(
+            ["ID", "TYPE", "STATUS", "ATTEMPT", "AGE"],
+            [
+                [
+                    *(each["execution_id"], each["type"], each["status"]),
+                    *(f"{each['attempts']}/{each['max_attempts']}", now - each["created_at"]),
+                ]
+                for each in related[name]
+            ],
+            title=name.title(),
+        )
+    output.print_table(
+        ["WHEN", "ATTEMPT", "LEVEL", "MESSAGE", "DATA"],
+        [
+            [
+                *(entry.logged_at, entry.attempt, entry.level.value),
+                output.escaped(entry.message, lines=True)[:most],
+                entry.data and output.cut(output.compact(entry.data), 200),
+            ]
+            for entry in logs
+        ],
+        title="Log",
+    )
+
+
+def _facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:
+    yield "execution", execution.id
+    yield "type", execution.type
+    yield "status", execution.status.value
+    yield "attempt", f"{execution.attempts} of {execution.max_attempts}"
+    if execution.error is not None:
+        code = f" [{execution.error.code}]" if execution.error.code else ""
+        again = ", retryable" if execution.error.retryable else ""
+        yield "error", f"{execution.error.message}{code}{again}"
+    if (progress := execution.progress) is not None:
+        message = f"  {progress.message}" if progress.message else ""
+        done = f"{progress.current} of {progress.total}, {progress.percent:.4g}%"
+        yield "progress", done + message
+    yield "worker", execution.worker
+    yield "key", execution.idempotency_key
+    yield "parent", execution.parent_id
+    yield "replay of", execution.replay_of
+    yield "timeout", execution.timeout
+    for name in ("created", "started", "heartbeat", "deadline", "retry", "completed"):
+        time: datetime | None = getattr(execution, f"{name}_at")
+        yield name, None if time is None else f"{output.spelt(time)}  {_ago(now, time)}"
+
+
+def _ago(now: datetime, time: datetime) -> str:
+    seconds = (now - time).total_seconds()
+    return f"{output.duration(seconds)} ago" if seconds >= 0 else f"in {output.duration(-seconds)}"

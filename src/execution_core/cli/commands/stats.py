@@ -1,0 +1,94 @@
+"""`stats`: how many there are, and how long they take."""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ...core.models import ExecutionStatus
+from .. import output, queries
+from ..arguments import Commands, add_json, add_url
+from ..database import opened
+
+LAST: Final = 10_000
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "stats",
+        help="count executions by type and status; how long they took, how many completed",
+        description="Count all executions by type and status (which reads the whole of an index),"
+        f" and tell of the {LAST:,} that came to rest last how many completed, and how long their"
+        " last attempts took.",
+    )
+    add_url(command)
+    add_json(command)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the statistics."""
+    with opened(options.url) as database, database.reader.connect() as connection:
+        counted = queries.rows(connection, queries.counts())
+        finished = summary(queries.rows(connection, queries.finished(LAST)))
+    if options.json:
+        output.print_json({"counts": counted, "recently_finished": finished})
+        return 0
+    if not counted:
+        output.say("no executions")
+    output.print_table(
+        ["TYPE", *(status.upper() for status in ExecutionStatus)], _by_type(counted), title="All"
+    )
+    output.print_table(
+        ["TYPE", "FINISHED", "COMPLETED", "P50", "P95", "LONGEST", "SINCE"],
+        [
+            [
+                output.cut(each["type"], 30),
+                each["finished"],
+                f"{100 * each['completed'] / each['finished']:.4g}%",
+                *(output.duration(each[f"{name}_seconds"]) for name in ("p50", "p95", "longest")),
+                each["since"],
+            ]
+            for each in finished
+        ],
+        title=f"The last {LAST:,} that came to rest",
+    )
+    return 0
+
+
+def _by_type(counted: queries.Rows) -> list[list[output.Cell]]:
+    by_type: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in counted:
+        by_type[row["type"]][row["status"]] = row["count"]
+    return [
+        [output.cut(type, 30), *(found.get(status) for status in ExecutionStatus)]
+        for type, found in by_type.items()
+    ]
+
+
+def summary(finished: queries.Rows) -> list[dict[str, Any]]:
+    """Sum up finished executions by type."""
+    by_type: dict[str, queries.Rows] = defaultdict(list)
+    for row in finished:
+        by_type[row["type"]].append(row)
+    summaries = []
+    for type, rows in sorted(by_type.items()):
+        took = sorted(r["duration_seconds"] for r in rows if r["duration_seconds"] is not None)
+        summaries.append(
+            {
+                "type": type,
+                "finished": len(rows),
+                "completed": sum(row["status"] == ExecutionStatus.COMPLETED for row in rows),
+                "p50_seconds": percentile(took, 50),
+                "p95_seconds": percentile(took, 95),
+                "longest_seconds": percentile(took, 100),
+                "since": min(row["completed_at"] for row in rows),
+            }
+        )
+    return summaries
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float | None:
+    """Return the smallest number that is not below so many percent of them."""
+    return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else None

@@ -1,0 +1,1 @@
+"""`execution-core run`: a command as a tracked execution."""

@@ -1,0 +1,1 @@
+"""The pure core: models, the state machine and validation. No I/O, no SQLAlchemy."""

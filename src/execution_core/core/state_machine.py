@@ -1,0 +1,151 @@
+"""State machine."""
+
+from enum import Enum
+from functools import cached_property
+
+from .models import ExecutionError, ExecutionStatus
+
+PENDING, RUNNING, COMPLETED, FAILED, RETRYING, TIMED_OUT, CANCELLED = ExecutionStatus
+LIVE = (PENDING, RUNNING, RETRYING)
+OVER = (COMPLETED, FAILED, TIMED_OUT, CANCELLED)
+
+
+class Change(Enum):
+    """What a move does to one field of an execution."""
+
+    GIVEN = "the transition's own value"
+    MERGED = "the object with the transition's entry set, its other keys untouched"
+    CLEARED = "None"
+    NOW = "the store's time"
+    DEADLINE = "the store's time plus the execution's timeout; None without one"
+    DELAYED = "the store's time plus the transition's `retry_after`; None without one"
+    NEXT_ATTEMPT = "attempts + 1"
+
+
+GIVEN, MERGED, CLEARED, NOW, DEADLINE, DELAYED, NEXT_ATTEMPT = Change
+
+
+class Condition(Enum):
+    """What a move asks of an execution besides its status."""
+
+    ATTEMPT_LEFT = "attempts < max_attempts"
+    DUE = "its retry_at has come, or without one its created_at"
+    OVERDUE = "its deadline_at has passed"
+    STALLED = "no start and no sign of life within the transition's `stalled_after`"
+
+
+ATTEMPT_LEFT, DUE, OVERDUE, STALLED = Condition
+
+
+class Move:
+    """From any of `sources` to `target`, changing the named fields, and `updated_at` to now.
+
+    A field becomes what its `Change` says, or the very error that stands in the change's place.
+    """
+
+    def __init__(
+        self,
+        sources: tuple[ExecutionStatus, ...],
+        target: ExecutionStatus | None,
+        *,
+        when: Condition | None = None,
+        **changes: Change | ExecutionError,
+    ) -> None:
+        self.sources = sources
+        self.target = target  # None: the status stays
+        self.when = when
+        self.changes = changes
+
+
+class Rule:
+    """A verb and its moves, of which the first allowed one is made.
+
+    In the status `settled` the verb finds its work done and answers the execution as it is.
+    """
+
+    def __init__(self, verb: str, *moves: Move, settled: ExecutionStatus | None = None) -> None:
+        self.verb = verb
+        self.moves = moves
+        self.settled = settled
+
+    def __repr__(self) -> str:
+        return f"Rule({self.verb!r})"
+
+    @property
+    def sources(self) -> tuple[ExecutionStatus, ...]:
+        """Every status from which the verb may be called."""
+        return tuple(s for s in ExecutionStatus if any(s in move.sources for move in self.moves))
+
+    @cached_property
+    def fenced(self) -> "Rule":
+        """The same for the attempt that owns the execution: only while it is running."""
+        moves = (Move((RUNNING,), m.target, when=m.when, **m.changes) for m in self.moves)
+        return Rule(self.verb, *moves)
+
+
+TIMEOUT_ERROR = ExecutionError(message="Execution timed out", code="timeout", retryable=True)
+STALLED_ERROR = ExecutionError(
+    message="Execution stalled: its worker gave no sign of life", code="stalled", retryable=True
+)
+
+
+def _started(when: Condition) -> Move:
+    return Move(
+        (PENDING, RETRYING),
+        RUNNING,
+        attempts=NEXT_ATTEMPT,
+        started_at=NOW,
+        deadline_at=DEADLINE,
+        heartbeat_at=NOW,
+        retry_at=CLEARED,
+        completed_at=CLEARED,
+        error=CLEARED,
+        worker=GIVEN,
+        when=when,
+    )
+
+
+START = Rule("start", _started(ATTEMPT_LEFT))
+CLAIM = Rule("claim", _started(DUE))
+COMPLETE = Rule("complete", Move((RUNNING,), COMPLETED, result=GIVEN, completed_at=NOW))
+FAIL = Rule(
+    "fail", Move((RUNNING, RETRYING), FAILED, error=GIVEN, completed_at=NOW, retry_at=CLEARED)
+)
+FAIL_RETRYABLE = Rule(
+    "fail",
+    Move((RUNNING,), RETRYING, error=GIVEN, retry_at=DELAYED, when=ATTEMPT_LEFT),
+    *FAIL.moves,
+)
+_OVERDUE = Move((RUNNING,), TIMED_OUT, when=OVERDUE, error=TIMEOUT_ERROR, completed_at=NOW)
+_STALLED = Move((RUNNING,), TIMED_OUT, when=STALLED, error=STALLED_ERROR, completed_at=NOW)
+TIMEOUT = Rule("timeout", Move((RUNNING,), TIMED_OUT, error=TIMEOUT_ERROR, completed_at=NOW))
+SWEEP_OVERDUE = Rule("sweep", _OVERDUE)
+SWEEP = Rule("sweep", _OVERDUE, _STALLED)
+CANCEL = Rule("cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED))
+CANCEL_WITH_REASON = Rule(
+    "cancel",
+    Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED, metadata=MERGED),
+)
+RETRY = Rule(
+    "retry",
+    Move(
+        (FAILED, TIMED_OUT),
+        RETRYING,
+        error=CLEARED,
+        completed_at=CLEARED,
+        retry_at=CLEARED,
+        when=ATTEMPT_LEFT,
+    ),
+    settled=RETRYING,
+)
+HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
+UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN))
+CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=MERGED))
+ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN, checkpoints=MERGED))
+# What is logged changes nothing; the attempt that logs it may be asked to be running.
+LOG = Rule("log", Move(tuple(ExecutionStatus), None))
+
+RULES = (
+    *(START, CLAIM, COMPLETE, FAIL_RETRYABLE, FAIL, TIMEOUT, SWEEP, CANCEL, CANCEL_WITH_REASON),
+    *(RETRY, HEARTBEAT, UPDATE_PROGRESS, CHECKPOINT, ADVANCE, LOG),
+)

@@ -1,0 +1,136 @@
+"""What a manager needs from a store: eleven methods, sync or async.
+
+A store keeps executions and never judges: it makes a transition when the transition's guard
+matches, and answers None when it does not. The manager finds out why.
+"""
+
+import builtins
+from typing import Any, Protocol
+
+from .creation import Creation
+from .log_lines import Line
+from .models import Execution, ExecutionStatus, LogEntry
+from .selections import Batch, Page, Pruning
+from .transitions import Transition
+
+
+def joined(store: Any, transaction: Any) -> Any:
+    """Return a store in the caller's transaction.
+
+    Raises:
+        NotImplementedError: the store cannot join any.
+    """
+    join = getattr(store, "within", None)
+    if join is None:
+        raise NotImplementedError(f"{type(store).__name__} cannot join a transaction")
+    return join(transaction)
+
+
+class ExecutionStore(Protocol):
+    """Where executions are kept: `ExecutionManager(MyStore())`.
+
+    Each method is atomic by itself. A store that can take part in a caller's transaction also has
+    `within(transaction)`, which returns a store that does; one that holds resources has `close()`;
+    one that no other thread or task can use meanwhile has `shares_connection = True`.
+    """
+
+    def create(self, creation: Creation) -> Execution | None:
+        """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+        ...
+
+    def find_by_id(self, id: str) -> Execution | None:
+        """Return the execution, or None."""
+        ...
+
+    def find_by_idempotency_key(self, key: str) -> Execution | None:
+        """Return the execution that holds the key, or None."""
+        ...
+
+    def update(self, id: str, transition: Transition) -> Execution | None:
+        """Compare and set: store and return `transition.apply(found, now)`.
+
+        None when there is no such execution or the transition does not apply; nothing changed.
+        """
+        ...
+
+    def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        """Do the same, and return the status alone: a large payload stays where it is."""
+        ...
+
+    def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
+
+        Two callers at once never get the same execution for the same move.
+        """
+        ...
+
+    def list(self, page: Page) -> builtins.list[Execution]:
+        """Return the executions that the page includes, newest id first, `page.limit` at most."""
+        ...
+
+    def delete(self, id: str) -> bool:
+        """Remove the execution and its log; its children lose their parent, its replays the link.
+
+        False when there is none.
+        """
+        ...
+
+    def prune(self, pruning: Pruning) -> int:
+        """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
+        ...
+
+    def log(self, line: Line) -> LogEntry | None:
+        """Append and return `line.apply(found, now)`; None when it does not apply."""
+        ...
+
+    def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        """Return an execution's log, newest id first; only ids below `before`, if any."""
+        ...
+
+
+class AsyncExecutionStore(Protocol):
+    """`ExecutionStore` for asyncio: `AsyncExecutionManager(MyStore())`."""
+
+    async def create(self, creation: Creation) -> Execution | None:
+        """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+        ...
+
+    async def find_by_id(self, id: str) -> Execution | None:
+        """Return the execution, or None."""
+        ...
+
+    async def find_by_idempotency_key(self, key: str) -> Execution | None:
+        """Return the execution that holds the key, or None."""
+        ...
+
+    async def update(self, id: str, transition: Transition) -> Execution | None:
+        """Compare and set: store and return `transition.apply(found, now)`, or None."""
+        ...
+
+    async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        """Do the same, and return the status alone: a large payload stays where it is."""
+        ...
+
+    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        """Compare and set many: store and return `batch.apply(all, now)`, each atomically."""
+        ...
+
+    async def list(self, page: Page) -> builtins.list[Execution]:
+        """Return the executions that the page includes, newest id first, `page.limit` at most."""
+        ...
+
+    async def delete(self, id: str) -> bool:
+        """Remove the execution and its log; its children and replays lose the link. Or False."""
+        ...
+
+    async def prune(self, pruning: Pruning) -> int:
+        """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
+        ...
+
+    async def log(self, line: Line) -> LogEntry | None:
+        """Append and return `line.apply(found, now)`; None when it does not apply."""
+        ...
+
+    async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        """Return an execution's log, newest id first; only ids below `before`, if any."""
+        ...

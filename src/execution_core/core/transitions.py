@@ -1,0 +1,268 @@
+"""The state machine: which verb may move an execution from where to where, and what that changes.
+
+This is the only place that knows source states. A transition is data: a store turns it into one
+compare-and-set (`sql.statements` into one UPDATE), or calls `Transition.apply` on an object.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import cast
+
+from . import json_values, validation
+from .errors import (
+    ConcurrentUpdate,
+    ExecutionNotFound,
+    ExecutionProblem,
+    InvalidStateTransition,
+    InvalidValue,
+    MaxRetriesExceeded,
+    StaleAttempt,
+)
+from .json_values import MAX_JSON_BYTES, Entry, Json
+from .models import MAX_MESSAGE, Execution, ExecutionError, ProgressInfo
+from .state_machine import (
+    ADVANCE,
+    ATTEMPT_LEFT,
+    CANCEL,
+    CANCEL_WITH_REASON,
+    CHECKPOINT,
+    CLAIM,
+    COMPLETE,
+    FAIL,
+    FAIL_RETRYABLE,
+    HEARTBEAT,
+    LOG,
+    RETRY,
+    START,
+    SWEEP,
+    SWEEP_OVERDUE,
+    TIMEOUT,
+    UPDATE_PROGRESS,
+    Change,
+    Condition,
+    Move,
+    Rule,
+)
+
+CANCELLATION_REASON = "cancellation_reason"
+"""Where in the metadata the reason of a cancellation stands."""
+
+Value = str | Json | Entry | ExecutionError | ProgressInfo | timedelta | None
+"""What a caller gave, checked; but for durations it goes into the field of the same name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A rule, the values it needs, and the attempt that must still own the execution, if any."""
+
+    rule: Rule
+    given: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
+    attempt: int | None = None
+
+    def apply(self, execution: Execution, now: datetime) -> Execution | None:
+        """Return the execution after the first allowed move, or None when none is allowed.
+
+        What a store without SQL does under its own lock: `moved = transition.apply(found, now)`.
+        """
+        move = next((move for move in self.rule.moves if self._allows(move, execution, now)), None)
+        if move is None or self.attempt not in (None, execution.attempts):
+            return None
+        update = {
+            name: self._changed(name, how, execution, now) for name, how in move.changes.items()
+        }
+        update |= {"status": move.target or execution.status, "updated_at": now}
+        return execution.model_copy(update=update)
+
+    def _allows(self, move: Move, execution: Execution, now: datetime) -> bool:
+        if execution.status not in move.sources:
+            return False
+        match move.when:
+            case None:
+                return True
+            case Condition.ATTEMPT_LEFT:
+                return execution.attempts < execution.max_attempts
+            case Condition.DUE:
+                return due_at(execution) <= now
+            case Condition.OVERDUE:
+                return execution.deadline_at is not None and execution.deadline_at < now
+            case Condition.STALLED:
+                beat, started = execution.heartbeat_at, execution.started_at
+                beaten = beat is not None and started is not None and beat >= started
+                by_hand = max(started or execution.updated_at, execution.updated_at)
+                seen = cast("datetime", beat) if beaten else by_hand
+                return seen < now - cast("timedelta", self.given["stalled_after"])
+
+    def _changed(
+        self, name: str, how: Change | ExecutionError, execution: Execution, now: datetime
+    ) -> object:
+        given = self.given.get(name)
+        value: object
+        match how:
+            case ExecutionError():
+                value = how
+            case Change.GIVEN:
+                value = given.value if isinstance(given, Json) else given
+            case Change.MERGED:
+                entry = cast("Entry", given)
+                value = {**getattr(execution, name), entry.key: entry.value.value}
+            case Change.CLEARED:
+                value = None
+            case Change.NOW:
+                value = now
+            case Change.DEADLINE:
+                value = execution.timeout and now + execution.timeout
+            case Change.DELAYED:
+                delay = cast("timedelta | None", self.given["retry_after"])
+                value = None if delay is None else now + delay
+            case Change.NEXT_ATTEMPT:
+                value = execution.attempts + 1
+        return value
+
+
+def due_at(execution: Execution) -> datetime:
+    """Return since when, or from when on, a waiting execution may be claimed."""
+    return execution.retry_at or execution.created_at
+
+
+def start(worker: str | None) -> Transition:
+    """Pending or retrying → running: the next attempt, and when it is overdue."""
+    return Transition(
+        START, {"worker": None if worker is None else validation.name("worker", worker)}
+    )
+
+
+def claim(worker: str | None) -> Transition:
+    """Pending or retrying, and due → running: as `start`."""
+    return Transition(CLAIM, start(worker).given)
+
+
+def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES) -> Transition:
+    """Running → completed, with a result."""
+    checked = None if result is None else json_values.to_json("result", result, max_bytes)
+    return _transition(COMPLETE, {"result": checked}, attempt)
+
+
+def fail(
+    error: ExecutionError | BaseException | str,
+    retryable: bool | None,
+    retry_after: timedelta | None,
+    attempt: int | None,
+) -> Transition:
+    """Running → retrying, while another attempt may help and is left; else → failed.
+
+    From retrying it gives up: → failed, whatever the error says.
+    """
+    delay = None if retry_after is None else validation.delay("retry_after", retry_after)
+    if isinstance(error, BaseException):
+        error = ExecutionError.from_exception(error)
+    elif isinstance(error, str):
+        error = ExecutionError(message=error)
+    elif not isinstance(error, ExecutionError):
+        raise InvalidValue("error", "must be an ExecutionError, an exception or a text")
+    # Made anew from its texts: a copy or a subclass may hold what a database cannot.
+    error = ExecutionError(
+        message=str(error.message),
+        code=None if error.code is None else str(error.code),
+        stack=None if error.stack is None else str(error.stack),
+        retryable=error.retryable if retryable is None else validation.flag("retryable", retryable),
+    )
+    if not error.retryable:
+        return _transition(FAIL, {"error": error}, attempt)
+    return _transition(FAIL_RETRYABLE, {"error": error, "retry_after": delay}, attempt)
+
+
+def timeout(attempt: int | None) -> Transition:
+    """Running → timed_out."""
+    return _transition(TIMEOUT, {}, attempt)
+
+
+def sweep(stalled_after: timedelta | None) -> Transition:
+    """Running, and overdue or without a sign of life for so long → timed_out."""
+    if stalled_after is None:
+        return Transition(SWEEP_OVERDUE)
+    return Transition(SWEEP, {"stalled_after": validation.duration("stalled_after", stalled_after)})
+
+
+def cancel(reason: str | None) -> Transition:
+    """Pending or running → cancelled; a reason goes into the metadata."""
+    if reason is None:
+        return Transition(CANCEL)
+    checked = json_values.to_json("reason", validation.text("reason", reason, MAX_MESSAGE))
+    return Transition(CANCEL_WITH_REASON, {"metadata": Entry(CANCELLATION_REASON, checked)})
+
+
+def retry() -> Transition:
+    """Failed or timed_out → retrying, while an attempt is left; retrying is done already."""
+    return Transition(RETRY)
+
+
+def heartbeat(attempt: int | None) -> Transition:
+    """Running: a sign of life."""
+    return _transition(HEARTBEAT, {}, attempt)
+
+
+def update_progress(
+    current: int, total: int, message: str | None, percent: float | None, attempt: int | None
+) -> Transition:
+    """Live: replace the progress, message included."""
+    progress = validation.progress(current, total, message, percent)
+    return _transition(UPDATE_PROGRESS, {"progress": progress}, attempt)
+
+
+def checkpoint(
+    key: str, value: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES
+) -> Transition:
+    """Live: set one checkpoint."""
+    entry = Entry(validation.name("key", key), json_values.to_json("value", value, max_bytes))
+    return _transition(CHECKPOINT, {"checkpoints": entry}, attempt)
+
+
+def advance(progress: Transition, checkpoint: Transition) -> Transition:
+    """Live: what `update_progress` and `checkpoint` do, at once."""
+    return _transition(ADVANCE, {**progress.given, **checkpoint.given}, progress.attempt)
+
+
+def log(attempt: int | None) -> Transition:
+    """Any status; with an attempt, while that is running: a line in the log may be added."""
+    return _transition(LOG, {}, attempt)
+
+
+def _transition(rule: Rule, given: Mapping[str, Value], attempt: int | None) -> Transition:
+    """With an attempt: only while that attempt is running."""
+    if attempt is None:
+        return Transition(rule, given)
+    attempt = validation.integer("attempt", attempt, 0, validation.MAX_INTEGER)
+    return Transition(rule.fenced, given, attempt)
+
+
+def unmoved(transition: Transition, id: str, found: Execution | None) -> Execution:
+    """Answer for a transition that matched nothing, from the row that was found afterwards.
+
+    Returns:
+        The execution as it is, where the verb finds its work already done.
+
+    Raises:
+        ExecutionProblem: the `refusal` otherwise.
+    """
+    if found is not None and found.status == transition.rule.settled:
+        return found
+    raise refusal(transition, id, found)
+
+
+def refusal(transition: Transition, id: str, found: Execution | None) -> ExecutionProblem:
+    """Say why a transition matched nothing, from the row that was found afterwards."""
+    rule = transition.rule
+    if found is None:
+        return ExecutionNotFound(id)
+    moves = [move for move in rule.moves if found.status in move.sources]
+    if not moves:
+        return InvalidStateTransition(
+            id, rule.verb, found.status, rule.moves[-1].target, rule.sources
+        )
+    if all(move.when is ATTEMPT_LEFT for move in moves) and found.attempts >= found.max_attempts:
+        return MaxRetriesExceeded(id, found.attempts, found.max_attempts)
+    if transition.attempt not in (None, found.attempts):
+        return StaleAttempt(id, transition.attempt, found.attempts)
+    return ConcurrentUpdate(rule.verb, id)

@@ -1,0 +1,150 @@
+"""What may be stored: every argument is checked here, before it reaches a database.
+
+Each check takes the argument's name and value, returns the value as it is stored, and raises
+`InvalidValue` otherwise. They refuse what a database would refuse, drop or change in silence, so
+that SQLite, PostgreSQL and any other store behave alike.
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from .errors import ExecutionNotFound, InvalidValue
+from .models import MAX_MESSAGE, ExecutionStatus, ProgressInfo
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils import uuid7
+
+MAX_NAME = 255
+"""Characters in a type, an idempotency key, a checkpoint key or a worker's name."""
+MAX_PAGE = 10_000
+MAX_INTEGER = 2**31 - 1
+MAX_BIG_INTEGER = 2**63 - 1
+MAX_TIMEOUT = timedelta(days=36_500)
+
+_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def new_id() -> str:
+    """Return a UUIDv7, which sorts by the time of creation."""
+    return str(uuid7())
+
+
+def execution_id(value: object) -> str:
+    """Return an id as it is stored; what is no UUID is the id of no execution."""
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, str) and _UUID.fullmatch(value):
+        return value.lower()
+    raise ExecutionNotFound(value if isinstance(value, str) else f"<{type(value).__name__}>")
+
+
+def text(argument: str, value: object, most: int) -> str:
+    """Return a text that every database can hold, of `most` characters."""
+    if not isinstance(value, str):
+        raise InvalidValue(argument, f"must be a text, not {_type(value)}")
+    value = str.__str__(value)  # an enum of texts goes in as the plain text that it is
+    if "\0" in value:
+        raise InvalidValue(argument, "holds U+0000, which PostgreSQL cannot store")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValue(argument, "holds a lone surrogate, which is no character") from error
+    if len(value) > most:
+        raise InvalidValue(argument, f"must have at most {most} characters, not {len(value)}")
+    return value
+
+
+def name(argument: str, value: object) -> str:
+    """Return a text of 1 to 255 characters."""
+    if value == "":
+        raise InvalidValue(argument, "must not be empty")
+    return text(argument, value, MAX_NAME)
+
+
+def integer(argument: str, value: object, least: int, most: int) -> int:
+    """Return a whole number within bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidValue(argument, f"must be a whole number, not {_type(value)}")
+    value = int.__int__(value)
+    if not least <= value <= most:
+        raise InvalidValue(argument, f"must be from {least} to {most}, not {_number(value)}")
+    return value
+
+
+def flag(argument: str, value: object) -> bool:
+    """Return a bool; truthiness would be a guess."""
+    if not isinstance(value, bool):
+        raise InvalidValue(argument, f"must be True or False, not {_type(value)}")
+    return value
+
+
+def duration(argument: str, value: object) -> timedelta:
+    """Return a positive timedelta in whole milliseconds, the unit of the schema."""
+    return max(_MILLISECOND, _span(argument, value, "more than 0", timedelta.resolution))
+
+
+def delay(argument: str, value: object) -> timedelta:
+    """Return a timedelta that may be 0, in whole milliseconds."""
+    return _span(argument, value, "at least 0", timedelta(0))
+
+
+def _span(argument: str, value: object, says: str, least: timedelta) -> timedelta:
+    if not isinstance(value, timedelta):
+        raise InvalidValue(argument, f"must be a timedelta, not {_type(value)}")
+    if not least <= value <= MAX_TIMEOUT:
+        raise InvalidValue(argument, f"must be {says} and at most {MAX_TIMEOUT.days} days")
+    return round(value / _MILLISECOND) * _MILLISECOND
+
+
+def number(argument: str, value: object, least: float, most: float) -> float:
+    """Return a number within bounds, which NaN never is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InvalidValue(argument, f"must be a number, not {_type(value)}")
+    if not least <= value <= most:
+        raise InvalidValue(argument, f"must be from {least} to {most}")
+    return float(value) + 0.0  # SQLite keeps no negative zero
+
+
+def statuses(value: object, argument: str = "status") -> tuple[ExecutionStatus, ...]:
+    """Return one or several statuses as a tuple."""
+    several: Iterable[Any] = (
+        value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    )
+    try:
+        return tuple(dict.fromkeys(ExecutionStatus(status) for status in several))
+    except ValueError:
+        known = ", ".join(ExecutionStatus)
+        raise InvalidValue(argument, f"must be one or several of {known}") from None
+
+
+def progress(current: object, total: object, message: object, percent: object) -> ProgressInfo:
+    """Return a progress; `percent` is computed where it is None, and 100 only once all is done."""
+    current = integer("current", current, 0, MAX_BIG_INTEGER)
+    total = integer("total", total, 0, MAX_BIG_INTEGER)
+    if percent is None:
+        # Floored to two digits in whole numbers: no rounding shows 100 before the end.
+        percent = min(100.0, current * 10_000 // total / 100) if total else 0.0
+    else:
+        percent = number("percent", percent, 0, 100)
+    return ProgressInfo(
+        current=current,
+        total=total,
+        message=None if message is None else text("message", message, MAX_MESSAGE),
+        percent=percent,
+    )
+
+
+def _type(value: object) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}" if value is not None else "None"
+
+
+def _number(value: int) -> str:
+    return str(value) if value.bit_length() < 128 else "one of that size"

@@ -1,0 +1,1 @@
+"""Engines, connections, and the execution of compiled statements."""

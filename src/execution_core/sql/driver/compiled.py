@@ -1,0 +1,41 @@
+"""A statement compiled for a dialect: its text, its parameters and its result columns."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..statements.queries import Query
+
+Values = Sequence[Any]
+Convert = Callable[[Any], Any]
+
+
+class Spelled(NamedTuple):
+    """A statement in the words of a dialect, and what converts its values on their way."""
+
+    text: str
+    constants: Mapping[str, Any]
+    parameters: Sequence[tuple[str, Convert | None]]
+    columns: Sequence[tuple[int, Convert]]
+
+
+def bound(spelled: Spelled, query: Query) -> Values:
+    """Return a query's values as the driver takes them."""
+    given = query.parameters
+    if spelled.constants:
+        given = {**spelled.constants, **given}
+    return [
+        convert(given[name]) if convert else given[name] for name, convert in spelled.parameters
+    ]
+
+
+def read(spelled: Spelled, found: Sequence[Values]) -> Sequence[Values]:
+    """Return rows as SQLAlchemy would return them."""
+    return [_converted(row, spelled.columns) for row in found] if spelled.columns else found
+
+
+def _converted(row: Values, columns: Sequence[tuple[int, Convert]]) -> Values:
+    values = list(row)
+    for n, convert in columns:
+        if (value := values[n]) is not None:
+            values[n] = convert(value)
+    return values

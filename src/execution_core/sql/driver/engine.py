@@ -1,0 +1,143 @@
+"""Engines with sound settings, for this library's own use and for hosts that want the same."""
+
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+from ...core import validation
+from ...core.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+from .url import PSYCOPG, database_url, file_of
+
+AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
+OWN_POOL: Final = 15
+"""Connections of an engine of our own, at most: as many as SQLAlchemy's default, but all kept."""
+# Who uses such an engine keeps count: a pool that does loses a place when it is interrupted.
+_UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
+BUSY_TIMEOUT: Final = timedelta(seconds=30)
+
+
+def create_sync_engine(url: str | URL, *, own: bool = False) -> Engine:
+    """Return an engine for a PostgreSQL (psycopg) or SQLite URL.
+
+    With `own`, nobody but this library uses it: for single statements alone.
+    """
+    parsed = database_url(url, sqlite="pysqlite")
+    if parsed.drivername == "postgresql+psycopg_async":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    settings = _settings(parsed, own=own)
+    if own and parsed.get_backend_name() == "sqlite" and file_of(parsed):
+        settings |= _UNBOUNDED
+    engine = _made(create_engine, parsed, **settings)
+    return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
+
+
+def create_async_engine(url: str | URL, *, own: bool = False) -> "AsyncEngine":
+    """Return an asyncio engine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
+    from sqlalchemy.ext import asyncio  # noqa: PLC0415 - slow, and not for all
+
+    parsed = database_url(url, sqlite="aiosqlite")
+    engine = _made(asyncio.create_async_engine, parsed, **_settings(parsed, own=own))
+    return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
+
+
+def _settings(url: URL, *, own: bool) -> dict[str, Any]:
+    if not own:
+        return {}
+    settings: dict[str, Any] = {"pool_reset_on_return": None}  # no transaction is ever left open
+    if url.get_backend_name() == "postgresql":
+        settings |= {"isolation_level": "AUTOCOMMIT"} | _UNBOUNDED
+    return settings
+
+
+def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOUT) -> AnyEngine:
+    """Give a SQLite engine what concurrent writers need: `configure_sqlite(create_engine(url))`.
+
+    WAL, foreign keys, a busy timeout, and transactions that begin as writers: one that reads first
+    and then writes gets "database is locked" at once, whatever the timeout. A transaction that only
+    reads need not wait for writers: `engine.execution_options(sqlite_begin="DEFERRED")`.
+
+    Args:
+        engine: an Engine or AsyncEngine over SQLite that has not connected yet.
+        busy_timeout: how long a writer waits for another one.
+
+    Returns:
+        The same engine.
+
+    Raises:
+        InvalidValue: it is over another database, or the timeout is no positive timedelta.
+    """
+    sync_engine: Any = getattr(engine, "sync_engine", engine)
+    if engine.dialect.name != "sqlite":
+        raise InvalidValue("engine", f"must be over SQLite, not {engine.dialect.name}")
+    patience = validation.duration("busy_timeout", busy_timeout)
+    milliseconds = min(patience // timedelta(milliseconds=1), validation.MAX_INTEGER)
+    if event.contains(sync_engine, "begin", begin_sqlite):
+        return engine
+    event.listen(sync_engine, "begin", begin_sqlite)
+
+    @event.listens_for(sync_engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:  # noqa: ARG001
+        connection.isolation_level = None  # transactions begin in `begin_sqlite` alone
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        _enter_wal(cursor, patience=milliseconds / 1000)
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    return engine
+
+
+def _enter_wal(cursor: Any, patience: float) -> None:
+    """Wait for others by hand: switching a new file to WAL heeds no busy timeout."""
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > limit:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def begin_sqlite(connection: Connection) -> None:
+    """Begin as a writer, or as the engine's option `sqlite_begin` says."""
+    if mode := connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"):
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def single_statements(engine: Engine) -> Engine:
+    """Return the engine as it is best used for one statement at a time, which commits itself.
+
+    PostgreSQL: autocommit, so that BEGIN and COMMIT cost no round trips. SQLite: without BEGIN, on
+    an engine that `configure_sqlite` knows; elsewhere a plain transaction (SQLAlchemy's AUTOCOMMIT
+    would cost more there).
+
+    Raises:
+        InvalidValue: it is over another database.
+    """
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(sqlite_begin=None)
+    if engine.dialect.name == "postgresql" and engine.dialect.driver in PSYCOPG:
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+    raise InvalidValue(
+        "engine", f"must be over SQLite, or PostgreSQL with psycopg, not {engine.url.drivername}"
+    )
+
+
+def _made(create: Callable[..., AnyEngine], url: URL, **settings: Any) -> AnyEngine:
+    try:
+        return create(url, **settings)
+    except ModuleNotFoundError as error:
+        extra = "postgresql" if url.get_backend_name() == "postgresql" else "asyncio"
+        raise InvalidValue(
+            "url", f"needs the module {error.name}: pip install 'execution-core[{extra}]'"
+        ) from error

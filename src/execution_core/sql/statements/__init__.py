@@ -1,0 +1,1 @@
+"""Transitions and requests as SQL statements, and rows as models."""

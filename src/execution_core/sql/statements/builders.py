@@ -1,0 +1,234 @@
+"""Pure translations: what a store is asked → one SQLAlchemy statement.
+
+Statements that change anything are built once per rule; what varies from call to call is bound.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    case,
+    delete,
+    false,
+    insert,
+    not_,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
+
+from ...core.models import ExecutionStatus
+from ...core.state_machine import Condition, Rule
+from ..schema.expressions import database_now, in_use, later, one_of, unindexed
+from ..schema.tables import execution_logs, executions
+from .rows import LOG_ROW, ROW
+from .transition_sql import (
+    allowed,
+    due_at,
+    duration,
+    guarded,
+    id_given,
+    injected,
+    new_value,
+    spelt,
+    times,
+    written,
+)
+
+columns = executions.c
+
+
+@cache
+def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
+    # SQLite compiles its ON CONFLICT as well. Here, since it takes long to import.
+    from sqlalchemy.dialects.postgresql import insert as upsert  # noqa: PLC0415
+
+    given = (
+        *(columns.id, columns.type, columns.payload, columns.max_attempts, columns.timeout_ms),
+        *(columns.idempotency_key, columns.fingerprint, columns.metadata),
+    )
+    new: dict[Column[Any], ColumnElement[Any]] = {column: new_value(column) for column in given}
+    now = injected() if clocked else database_now()
+    new |= {columns.created_at: now, columns.updated_at: now}
+    new[columns.retry_at] = later(now, duration("start_after"))
+    statement = upsert(executions)
+    links = [columns[name] for name in linked]
+    if links:
+        # Those it names are looked up and locked by the INSERT itself: a foreign key that failed
+        # would abort the caller's whole transaction.
+        tables = [executions.alias(link.name) for link in links]
+        named = [table.c.id for table in tables]
+        new |= dict(zip(links, named, strict=True))
+        both: FromClause = tables[0]
+        for other in tables[1:]:
+            both = both.join(other, true())  # else SQLAlchemy warns of a forgotten condition
+        found = (
+            select(*new.values())
+            .select_from(both)
+            .where(*(id == new_value(link) for link, id in zip(links, named, strict=True)))
+        )
+        statement = statement.from_select(
+            list(new), found.with_for_update(read=True, key_share=True), include_defaults=False
+        )
+    else:
+        statement = statement.values(new)
+    return statement.on_conflict_do_nothing(index_elements=[columns.idempotency_key]).returning(
+        *ROW
+    )
+
+
+@cache
+def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> ReturningUpdate[Any]:
+    now, not_before = times(clocked=clocked)
+    guard = guarded(rule, now, fenced=fenced)
+    changes = written(rule.moves, now, not_before)
+    answer = ROW if whole else [columns.status]
+    return update(executions).where(*guard).values(changes).returning(*answer)
+
+
+@cache
+def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
+    now, not_before = times(clocked=clocked)
+    guard = [or_(*(allowed(move, now) for move in rule.moves))]
+    if typed:
+        guard.append(columns.type == bindparam("old_type", type_=Text))
+    # What another transaction holds is skipped; what it has changed meanwhile is looked at again.
+    # No lock on the key: children may be created under these. And no condition outside but the
+    # ids: by a second one PostgreSQL might read all that is due, and look each up in the ids.
+    waiting = any(move.when is Condition.DUE for move in rule.moves)
+    chosen = (
+        select(columns.id)
+        .where(*guard)
+        .order_by(*((due_at(), columns.id) if waiting else ()))
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(key_share=True, skip_locked=True)
+        .correlate(None)
+        .scalar_subquery()
+    )
+    return (
+        update(executions)
+        .where(one_of(columns.id, chosen))
+        .values(written(rule.moves, now, not_before))
+        .returning(*ROW)
+    )
+
+
+@cache
+def _select(column: Column[Any]) -> Select[Any]:
+    return select(*ROW).where(column == bindparam("value", type_=column.type))
+
+
+@cache
+def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[str]) -> Select[Any]:
+    limit = bindparam("limit", type_=Integer)
+    newest = columns.id.desc()
+
+    def found(*chosen: Any, where: Sequence[ColumnElement[bool]]) -> Select[Any]:
+        return select(*chosen).where(*where).order_by(newest).limit(limit)
+
+    where = [
+        columns.id < bindparam("before", type_=columns.id.type)
+        if name == "before"
+        else columns[name] == bindparam(name, type_=columns[name].type)
+        for name in sorted(conditions)
+    ]
+    if statuses is None:
+        if conditions <= {"before"}:
+            return found(*ROW, where=where)
+        statuses = tuple(ExecutionStatus)
+    if not statuses:
+        return found(*ROW, where=[false()])
+    if len(statuses) == 1:
+        return found(*ROW, where=[columns.status == spelt(statuses[0]), *where])
+    # A page of each status by its index, then the newest of those. All at once would have to be
+    # sorted, however much of it is finished.
+    pages = [
+        found(columns.id, where=[columns.status == spelt(status), *where]).subquery()
+        for status in statuses
+    ]
+    ids = union_all(*(select(page.c.id) for page in pages)).subquery()
+    return found(*ROW, where=[columns.id.in_(select(ids.c.id))])
+
+
+@cache
+def _prune(
+    statuses: tuple[ExecutionStatus, ...], *, typed: bool, clocked: bool
+) -> ReturningDelete[Any]:
+    now, _ = times(clocked=clocked)
+    plain, keyed, either = (
+        columns.completed_at <= later(now, -duration(age))
+        for age in ("older_than", "keys_older_than", "least")
+    )
+    guard = [
+        either,  # by its index, which is in the order in which they came to rest
+        unindexed(columns.status, type_=Text()).in_([spelt(status) for status in statuses])
+        if statuses
+        else false(),
+        case((columns.idempotency_key.is_(None), plain), else_=keyed),
+        not_(in_use(columns.id)),
+    ]
+    if typed:
+        guard.append(columns.type == bindparam("old_type", type_=Text))
+    chosen = (
+        select(columns.id)
+        .where(*guard)
+        .order_by(columns.completed_at)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True)
+        .correlate(None)
+        .scalar_subquery()
+    )
+    # Once more now that it is locked: whoever creates a child holds a lock on its parent.
+    return (
+        delete(executions)
+        .where(one_of(columns.id, chosen), not_(in_use(columns.id)))
+        .returning(columns.id)
+    )
+
+
+@cache
+def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
+    now, not_before = times(clocked=clocked)
+    new: dict[Column[Any], ColumnElement[Any]] = {
+        execution_logs.c.execution_id: columns.id,
+        execution_logs.c.attempt: columns.attempts,
+        execution_logs.c.logged_at: not_before,
+    }
+    for name in ("id", "level", "message", "data"):
+        column = execution_logs.c[name]
+        new[column] = bindparam(f"log_{name}", type_=column.type)
+    # Locked, lest it be deleted meanwhile: a foreign key that failed would abort the caller's
+    # whole transaction.
+    guard = guarded(rule, now, fenced=fenced)
+    found = select(*new.values()).where(*guard).with_for_update(read=True, key_share=True)
+    return (
+        insert(execution_logs)
+        .from_select(list(new), found, include_defaults=False)
+        .returning(*LOG_ROW)
+    )
+
+
+@cache
+def _logs(*, from_the_end: bool) -> Select[Any]:
+    logged = execution_logs.c
+    where = [logged.execution_id == id_given()]
+    if not from_the_end:
+        where.append(logged.id < bindparam("before", type_=logged.id.type))
+    limit = bindparam("limit", type_=Integer)
+    return select(*LOG_ROW).where(*where).order_by(logged.id.desc()).limit(limit)
+
+
+@cache
+def _delete() -> ReturningDelete[Any]:
+    return delete(executions).where(columns.id == id_given()).returning(columns.id)

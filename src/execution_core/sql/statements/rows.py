@@ -1,0 +1,70 @@
+"""What is read of an execution or of a line in its log: columns, and what a row of them becomes."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from ...core.models import (
+    Execution,
+    ExecutionError,
+    ExecutionStatus,
+    LogEntry,
+    LogLevel,
+    ProgressInfo,
+)
+from ..schema.tables import execution_logs, executions
+
+columns = executions.c
+PROGRESS = [
+    columns.progress_current,
+    columns.progress_total,
+    columns.progress_percent,
+    columns.progress_message,
+]
+# A row: a column for each field of an execution, in the fields' order, and the rest of `progress`.
+FIELDS = tuple(Execution.model_fields)
+ROW = [
+    *(columns[{"timeout": "timeout_ms", "progress": "progress_current"}.get(f, f)] for f in FIELDS),
+    *PROGRESS[1:],
+]
+LOG_FIELDS = tuple(LogEntry.model_fields)
+LOG_ROW = [execution_logs.c[field] for field in LOG_FIELDS]
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def execution(row: Sequence[Any]) -> Execution:
+    """Build an execution from a row; the schema has checked what a model would check again."""
+    fields = dict(zip(FIELDS, row, strict=False))
+    if (current := fields["progress"]) is not None:
+        total, percent, message = row[-3:]
+        fields["progress"] = ProgressInfo.model_construct(
+            current=current, total=total, percent=float(percent), message=message
+        )
+    if (timeout_ms := fields["timeout"]) is not None:
+        fields["timeout"] = timeout_ms * _MILLISECOND
+    if (error := fields["error"]) is not None:
+        fields["error"] = ExecutionError.model_construct(
+            message=error["message"],
+            code=error.get("code"),
+            stack=error.get("stack"),
+            retryable=error.get("retryable") is True,
+        )
+    fields["status"] = ExecutionStatus(fields["status"])
+    # As unpickling does: model_construct takes longer than all of the above.
+    read = Execution.__new__(Execution)
+    read.__setstate__(
+        {
+            "__dict__": fields,
+            "__pydantic_fields_set__": set(FIELDS),
+            "__pydantic_extra__": None,
+            "__pydantic_private__": None,
+        }
+    )
+    return read
+
+
+def log_entry(row: Sequence[Any]) -> LogEntry:
+    """Build an entry from a row; the schema has checked what a model would check again."""
+    fields = dict(zip(LOG_FIELDS, row, strict=True))
+    fields["level"] = LogLevel(fields["level"])
+    return LogEntry.model_construct(**fields)

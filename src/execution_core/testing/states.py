@@ -1,0 +1,70 @@
+"""Executions in every situation that the state machine tells apart, and every transition."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Final
+
+from ..core import transitions
+from ..core.models import Execution, ExecutionError
+from ..core.transitions import Transition
+from .harness import Subject
+
+DAY: Final = timedelta(days=1)
+MOMENT: Final = timedelta(milliseconds=1)
+
+_start = transitions.start("host")
+_noted = transitions.advance(
+    transitions.update_progress(1, 3, "ü", None, None),
+    transitions.checkpoint("last", {"n": 1}, None),
+)
+_again = transitions.fail("once more", True, None, None)  # noqa: FBT003 - retryable
+_later = transitions.fail("later", True, DAY, None)  # noqa: FBT003
+_never = transitions.fail("no", False, None, None)  # noqa: FBT003
+_timeout = transitions.timeout(None)
+_retry = transitions.retry()
+
+# With two attempts allowed; "last" means that both are used.
+SITUATIONS: Final[dict[str, tuple[dict[str, Any], tuple[Transition, ...]]]] = {
+    "pending": ({}, (_noted,)),
+    "delayed": ({"start_after": DAY}, ()),
+    "running": ({"timeout": DAY}, (_start, _noted)),
+    "running-last": ({}, (_start, _again, _start)),
+    "overdue": ({"timeout": MOMENT}, (_start,)),
+    "completed": ({}, (_start, transitions.complete({"done": True}, None))),
+    "failed": ({}, (_start, _never)),
+    "failed-last": ({}, (_start, _again, _start, _never)),
+    "retrying": ({}, (_start, _noted, _again)),
+    "retrying-delayed": ({}, (_start, _later)),
+    "timed_out": ({}, (_start, _timeout)),
+    "timed_out-last": ({}, (_start, _timeout, _retry, _start, _timeout)),
+    "cancelled": ({}, (transitions.cancel("changed my mind"),)),
+}
+
+
+def bring_to(subject: Subject, situation: str, type: str = "work") -> Execution:
+    """Return an execution in a situation."""
+    options, steps = SITUATIONS[situation]
+    created = subject.create(type=type, payload={"n": 1}, metadata={"kept": True}, **options)
+    return subject.moved(created.id, *steps)
+
+
+def every_transition(attempts: int) -> Iterator[Transition]:
+    """Return transitions of every rule; those with a fence for several attempts."""
+    yield from (transitions.start(None), transitions.start("ü" * 255), transitions.claim("host"))
+    yield from (transitions.cancel(None), transitions.cancel('"late"'), transitions.retry())
+    yield from map(transitions.sweep, (None, MOMENT, DAY))
+    for attempt in (None, *{attempts, attempts + 1, max(0, attempts - 1)}):
+        yield from fenced(attempt)
+
+
+def fenced(attempt: int | None) -> Iterator[Transition]:
+    """Return every transition that an attempt makes."""
+    progress = transitions.update_progress(2**62, 2**63 - 1, "half\nway", None, attempt)
+    checkpoint = transitions.checkpoint("last", {"deep": {"m": [2.0, None]}}, attempt)
+    yield from (progress, checkpoint, transitions.advance(progress, checkpoint))
+    yield from (transitions.heartbeat(attempt), transitions.log(attempt))
+    yield from (transitions.complete(None, attempt), transitions.complete([{"ü": 1}], attempt))
+    yield transitions.timeout(attempt)
+    error = ExecutionError(message="broken", code="E1", stack="line\n" * 100)
+    for retryable, delay in ((False, None), (True, None), (True, DAY)):
+        yield transitions.fail(error, retryable, delay, attempt)

@@ -1,0 +1,1 @@
+"""Managers, attempts and tracked functions. They know stores by their protocol alone."""

@@ -1,0 +1,175 @@
+"""`progress`, `checkpoint` and `log`, as a command that `run` runs calls them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from execution_core import Execution, ExecutionManager, SqlExecutionStore
+from execution_core.cli import main
+
+from ..conftest import Database
+
+Call = Callable[..., int]
+
+
+@pytest.fixture
+def manager(database: Database) -> ExecutionManager:
+    return ExecutionManager(SqlExecutionStore(database.engine))
+
+
+@pytest.fixture
+def running(manager: ExecutionManager) -> Execution:
+    return manager.start(manager.create("job", max_attempts=3).id)
+
+
+@pytest.fixture
+def call(database: Database, running: Execution, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Call the command line in the environment of a command of the first attempt."""
+    monkeypatch.setenv("EXECUTION_CORE_URL", database.url)
+    monkeypatch.setenv("EXECUTION_ID", running.id)
+    monkeypatch.setenv("EXECUTION_ATTEMPT", str(running.attempts))
+    return lambda *arguments: main(arguments)
+
+
+def second_attempt(manager: ExecutionManager, id: str) -> None:
+    manager.fail(id, "no", retryable=True)
+    manager.start(id)
+
+
+def test_progress(call: Call, manager: ExecutionManager, running: Execution) -> None:
+    assert call("progress", "30", "100", "--message", "a third") == 0
+    progress = manager.get(running.id).progress
+    assert progress is not None
+    assert (progress.percent, progress.message) == (30, "a third")
+
+
+@pytest.mark.parametrize(
+    ("typed", "stored"),
+    [
+        ("49", 49),
+        ("-1.5", -1.5),
+        ('{"a": [1, null]}', {"a": [1, None]}),
+        ('"49"', "49"),
+        ("half way", "half way"),
+        ("", ""),
+        ("NaN", "NaN"),
+        ("[" * 100_000, "[" * 100_000),
+        ("größer €", "größer €"),
+    ],
+)
+def test_checkpoint(
+    call: Call, running: Execution, manager: ExecutionManager, typed: str, stored: Any,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:  # fmt: skip
+    assert call("checkpoint", "k", "--", typed) == 0
+    assert manager.get(running.id).checkpoints == {"k": stored}
+    assert call("checkpoint", "k") == 0
+    printed = capfdbinary.readouterr().out
+    assert json.loads(printed) == stored
+    assert printed.count(b"\n") == 1
+
+
+def test_no_checkpoint(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("checkpoint", "k") == 3
+    assert call("checkpoint", "k", "null") == 0
+    assert call("checkpoint", "k") == 0
+    assert capsys.readouterr().out == "null\n"
+
+
+def test_log(call: Call, manager: ExecutionManager, running: Execution) -> None:
+    assert call("log", "skipped", "--level", "warning", "--data", '{"row": 7}') == 0
+    assert call("log", "done") == 0
+    done, skipped = manager.logs(running.id)
+    assert (skipped.message, skipped.level, skipped.data) == ("skipped", "warning", {"row": 7})
+    assert (done.message, done.level, done.data, done.attempt) == ("done", "info", None, 1)
+
+
+REPORTS = [("progress", "1", "2"), ("checkpoint", "k", "1"), ("log", "said")]
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_an_attempt_that_lost_its_execution(
+    call: Call, manager: ExecutionManager, running: Execution, report: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    second_attempt(manager, running.id)
+    before = manager.get(running.id)
+    assert call(*report) == 1
+    assert "STALE_ATTEMPT" in capsys.readouterr().err
+    manager.complete(running.id)
+    assert call(*report) == 1
+    assert "INVALID_STATE_TRANSITION" in capsys.readouterr().err
+    after = manager.get(running.id)
+    assert (after.progress, after.checkpoints) == (before.progress, before.checkpoints)
+    assert manager.logs(running.id) == []
+
+
+def test_from_outside(
+    call: Call, manager: ExecutionManager, running: Execution, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `--id` the attempt of the environment, which is another execution's, counts nothing."""
+    other = manager.create("job", max_attempts=3)
+    manager.start(other.id)
+    second_attempt(manager, other.id)
+    assert call("checkpoint", "k", "1", "--id", other.id) == 0
+    assert call("checkpoint", "k", "2", "--id", other.id, "--attempt", "1") == 1
+    assert "STALE_ATTEMPT" in capsys.readouterr().err
+    assert call("checkpoint", "k", "2", "--id", other.id, "--attempt", "2") == 0
+    assert manager.get(other.id).checkpoints == {"k": 2}
+    assert manager.get(running.id).checkpoints == {}
+    assert call("progress", "1", "2", "--id", "ffffffff") == 3
+    assert "NOT_FOUND" in capsys.readouterr().err
+
+
+def test_the_beginning_of_an_id(call: Call, manager: ExecutionManager, running: Execution) -> None:
+    assert call("progress", "1", "2", "--id", running.id[:18]) == 0
+    assert manager.get(running.id).progress is not None
+
+
+def test_no_execution_is_named(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("EXECUTION_ID")
+    with pytest.raises(SystemExit) as exit:
+        call("progress", "1", "2")
+    assert exit.value.code == 2
+    assert "give --id, or call it in what execution-core run runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("progress", "half", "2"), ("progress", "1"), ("checkpoint",), ("log", "m", "--data", "{")],
+)
+def test_misuse(call: Call, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        call(*arguments)
+    assert exit.value.code == 2
+
+
+def test_an_attempt_that_is_no_number(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXECUTION_ATTEMPT", "first")
+    with pytest.raises(SystemExit) as exit:
+        call("progress", "1", "2")
+    assert exit.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("progress", "3", "-2"), "total must be from 0"),
+        (("progress", "--", "-3", "2"), "current must be from 0"),
+        (("checkpoint", "", "1"), "key must not be empty"),
+        (("checkpoint", "k", "\udcff"), "holds a lone surrogate"),
+        (("checkpoint", "k", "1e999"), "is not JSON"),
+        (("log", "m", "--level", "loud"), "level must be one of"),
+    ],
+)
+def test_what_is_refused(
+    call: Call, arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*arguments) == 1
+    said = capsys.readouterr().err
+    assert "INVALID_VALUE" in said
+    assert says in said

@@ -1,0 +1,129 @@
+"""Why a transition matched nothing, decided from the row alone; and what the problems carry."""
+
+import copy
+import pickle
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from execution_core import (
+    AlreadyRunning,
+    AttemptLost,
+    ConcurrentUpdate,
+    Execution,
+    ExecutionManager,
+    ExecutionNotFound,
+    ExecutionProblem,
+    ExecutionStatus,
+    IdempotencyConflict,
+    InvalidStateTransition,
+    InvalidValue,
+    MaxRetriesExceeded,
+    StaleAttempt,
+)
+from execution_core.core import state_machine, transitions
+from execution_core.core.creation import Creation
+
+ID = "0198a000-0000-7000-8000-000000000001"
+
+
+def found(status: str, attempts: int = 1, max_attempts: int = 2) -> Execution:
+    now = datetime.now(UTC)
+    return Execution(
+        id=ID, type="a", status=ExecutionStatus(status), attempts=attempts,
+        max_attempts=max_attempts, created_at=now, updated_at=now,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("transition", "row", "refused"),
+    [
+        (transitions.complete(1, None), None, ExecutionNotFound),
+        (transitions.complete(1, None), found("failed"), InvalidStateTransition),
+        (transitions.complete(1, 1), found("running", 2), StaleAttempt),
+        (transitions.complete(1, 1), found("completed", 2), InvalidStateTransition),
+        (transitions.complete(1, 1), found("running", 1), ConcurrentUpdate),
+        (transitions.complete(1, None), found("running"), ConcurrentUpdate),
+        (transitions.retry(), found("failed", 2), MaxRetriesExceeded),
+        (transitions.retry(), found("failed", 1), ConcurrentUpdate),
+        (transitions.start(None), found("retrying", 2), MaxRetriesExceeded),
+        (transitions.start(None), found("pending", 0), ConcurrentUpdate),
+        (transitions.fail("x", True, None, None), found("running", 2), ConcurrentUpdate),
+        (transitions.checkpoint("k", 1, 0), found("running", 1), StaleAttempt),
+        (transitions.checkpoint("k", 1, 1), found("retrying", 1), InvalidStateTransition),
+        (transitions.fail("x", False, None, 1), found("retrying", 1), InvalidStateTransition),
+    ],
+)
+def test_refusal(transition: transitions.Transition, row: Execution | None, refused: type) -> None:
+    problem = transitions.refusal(transition, ID, row)
+    assert type(problem) is refused
+    assert isinstance(problem, ExecutionProblem)
+    with pytest.raises(refused):
+        transitions.unmoved(transition, ID, row)
+
+
+def test_start_needs_an_attempt() -> None:
+    assert transitions.start(None).apply(found("retrying", 2), datetime.now(UTC)) is None
+
+
+def test_every_change_is_an_update() -> None:
+    later = datetime(2100, 1, 1, tzinfo=UTC)
+    for transition in (
+        transitions.checkpoint("k", 1, None),
+        transitions.update_progress(1, 2, None, None, None),
+    ):
+        changed = transition.apply(found("running"), later)
+        assert changed is not None
+        assert (changed.status, changed.updated_at) == ("running", later)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ExecutionNotFound(execution_id=ID),
+        InvalidStateTransition(
+            ID,
+            "start",
+            state_machine.FAILED,
+            state_machine.RUNNING,
+            (state_machine.PENDING, state_machine.RETRYING),
+        ),
+        InvalidStateTransition(ID, "checkpoint", state_machine.FAILED, None, state_machine.LIVE),
+        MaxRetriesExceeded(ID, attempts=2, max_attempts=2),
+        IdempotencyConflict("key", ID),
+        StaleAttempt(ID, 1, current_attempt=2),
+        AttemptLost(ID, 1, found("running", 2)),
+        AttemptLost(ID, 1, found("cancelled", 1)),
+        AttemptLost(ID, attempt=1, execution=None),
+        AlreadyRunning(found("running")),
+        ConcurrentUpdate("start", ID),
+        InvalidValue(argument="payload", reason="is not JSON"),
+    ],
+    ids=lambda problem: type(problem).__name__,
+)
+def test_problems_survive_the_way_between_processes(problem: ExecutionProblem) -> None:
+    for twin in (pickle.loads(pickle.dumps(problem)), copy.copy(problem), copy.deepcopy(problem)):
+        assert type(twin) is type(problem)
+        assert (str(twin), vars(twin)) == (str(problem), vars(problem))
+        assert twin.code == problem.code
+        assert "{" not in str(twin)
+
+
+class Reluctant:
+    """A store in which what stands in the way of the first creation is gone when looked for."""
+
+    def __init__(self) -> None:
+        self.created = 0
+
+    def create(self, creation: Creation) -> Execution | None:
+        self.created += 1
+        return creation.apply(datetime.now(UTC)) if self.created > 1 else None
+
+    def find_by_idempotency_key(self, key: str) -> None: ...
+
+
+def test_a_create_tries_again_when_the_way_is_free() -> None:
+    store: Any = Reluctant()
+    assert ExecutionManager(store).create("a", idempotency_key="k").idempotency_key == "k"
+    assert store.created == 2

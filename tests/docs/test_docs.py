@@ -1,0 +1,141 @@
+"""The pages say what is so: their examples run, their links lead somewhere, their tests exist."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect, text
+
+from execution_core import ConcurrentUpdate, ExecutionManager, SqlExecutionStore, migrate
+
+from ..conftest import Database
+
+ROOT = Path(__file__).parents[2]
+PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str) -> list[str]:
+    return [
+        code for language, code in FENCED.findall(PAGES[page].read_text()) if language == "python"
+    ]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"`[^`\n]*`", "code", FENCED.sub("", page.read_text()))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    page = PAGES[name]
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_relative_to(ROOT), link
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_links_are_found() -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(PAGES["index.md"]))
+    assert {link for link in links if "/" not in link} == {*PAGES} - {"index.md", "README.md"}
+
+
+def test_every_test_that_is_named_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGES["reliability.md"].read_text())
+    assert len(named) > 40
+    assert "test_" not in prose(PAGES["reliability.md"])  # none is named in any other way
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert re.search(rf"^def {test}\(", source, re.MULTILINE), f"{file}::{test}"
+
+
+def run(folder: Path, *code: str) -> str:
+    script = folder / "page.py"
+    script.write_text("\n".join(code))
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_embedding(tmp_path: Path) -> None:
+    assert run(tmp_path, *blocks("embedding.md")) == "409: IDEMPOTENCY_CONFLICT\n"
+    engine = create_engine(f"sqlite:///{tmp_path}/service.db")
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT type, status, result ->> 'shipped' FROM executions"))
+        assert [tuple(row) for row in rows] == [("ship", "completed", "lamp")]
+    engine.dispose()
+
+
+def test_migrations(
+    tmp_path: Path, empty_postgres: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EXECUTION_CORE_URL", raising=False)
+    shutil.copytree(ROOT / "examples" / "host_alembic", tmp_path, dirs_exist_ok=True)
+    postgres, shown = empty_postgres("docs"), "postgresql+psycopg://localhost/mine"
+    code = "\n".join(blocks("migrations.md"))
+    assert shown in code
+    run(tmp_path, code.replace(shown, postgres))
+    assert migrate.check(f"sqlite:///{tmp_path}/mine.db")
+    listed = f"sqlite:///{tmp_path}/host.db"
+    engine = create_engine(listed)
+    with engine.connect() as connection:
+        versions = {*connection.scalars(text("SELECT version_num FROM alembic_version"))}
+    assert len(versions) == 2
+    assert versions > {"0001"}
+    assert {"orders", "executions"} <= {*inspect(engine).get_table_names()}
+    assert not migrate.check(listed)  # as the page says: it looks at the other table
+    engine.dispose()
+    engine = create_engine(postgres)
+    assert inspect(engine).get_table_names() == []
+    assert "executions" in inspect(engine).get_table_names("tenant_1")
+    engine.dispose()
+
+
+def test_a_wide_search_path_is_a_trap(postgres_database: Database) -> None:
+    """What the page warns of: *public* passes for the tenant's own schema."""
+    wide = {"options": "-c search_path=tenant_1,public"}
+    engine = create_engine(postgres_database.url, connect_args=wide)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA tenant_1"))
+        migrate.upgrade(connection)
+        assert inspect(connection).get_table_names("tenant_1") == []
+        connection.rollback()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_stricter_transaction_is_told(postgres_database: Database, level: str) -> None:
+    """What the page on reliability does not promise; and a call outside knows nothing of it."""
+    engine = create_engine(postgres_database.url, isolation_level=level)
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    id = manager.create("a").id
+    with engine.connect() as connection:
+        manager.within(connection).get(id)
+        manager.start(id)
+        with pytest.raises(ConcurrentUpdate) as caught:
+            manager.within(connection).cancel(id)
+    assert getattr(caught.value.__cause__, "orig").sqlstate == "40001"  # noqa: B009
+    assert manager.cancel(id).status == "cancelled"
+    engine.dispose()
+
+
+def test_stores(tmp_path: Path) -> None:
+    readme = [block for block in blocks("README.md") if "class MemoryStore" in block]
+    run(tmp_path, "from execution_core import ExecutionManager", *readme, *blocks("stores.md"))

@@ -1,0 +1,91 @@
+"""The README does what it says: its examples run, its chart and its SQL are the code's own."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
+from execution_core.core import state_machine
+from execution_core.sql.statements import builders
+
+LIMITED = " WHERE status = 'running' AND timeout_ms IS NOT NULL"
+README = Path(__file__).parents[2] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_examples_run_in_order(tmp_path: Path) -> None:
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(blocks("python")))
+    command = [sys.executable, "-W", "error", str(script)]
+    engine = create_engine(f"sqlite:///{tmp_path}/executions.db")
+    for _ in range(2):  # a reader runs them again, and what the first run left behind is overdue
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE executions SET deadline_at = started_at" + LIMITED))
+    assert re.fullmatch(
+        r"Execution [0-9a-f-]{36} is completed and cannot become completed: "
+        r"complete is for executions that are running\n",
+        ran.stdout,
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT type, status FROM executions ORDER BY id")).all()
+        first = [("resize", "completed"), ("resize", "completed"), ("ship", "completed")]
+        first += [("import", "cancelled"), ("payment", "completed"), ("import", "retrying")]
+        logged = [("import", "completed"), ("import", "cancelled")]
+        second = [*[row for row in first if row[0] != "payment"][:-1], ("import", "running")]
+        assert [tuple(row) for row in rows] == first + logged + second + logged
+        failures = connection.execute(text(blocks("sql")[1])).mappings().all()
+        assert [row["error"] for row in failures] == 2 * ["no answer"]
+    engine.dispose()
+
+
+def test_the_sql_of_complete_is_what_is_sent() -> None:
+    statement = builders._update(state_machine.COMPLETE, fenced=True, clocked=False, whole=True)
+    dialect = PGDialect()  # type: ignore[no-untyped-call]
+    sent = str(statement.compile(dialect=dialect))
+    sent = re.sub(r"RETURNING .*", "RETURNING *", sent)
+    sent = re.sub(r"%\((?:new|old)_(\w+)\)s(::\w+)?", r":\1", sent).replace("executions.", "")
+    assert squeezed(sent) == squeezed(blocks("sql")[0])
+
+
+def squeezed(sql: str) -> str:
+    return re.sub(r" ?= ?", "=", " ".join(sql.split()))
+
+
+def chart() -> str:
+    """Draw the state machine from its rules."""
+    verbs: dict[tuple[str, str], list[str]] = {}
+    for rule in state_machine.RULES:
+        for move in rule.moves:
+            for source in move.sources if move.target else ():
+                label = rule.verb
+                if move.when is state_machine.ATTEMPT_LEFT and rule is not state_machine.START:
+                    label += " (an attempt is left)"
+                labels = verbs.setdefault((source, str(move.target)), [])
+                if label not in labels:
+                    labels.append(label)
+    arrows = [f"    {a} --> {b}: {', '.join(labels)}" for (a, b), labels in verbs.items()]
+    ends = [f"    {end} --> [*]" for end in ("completed", "cancelled")]
+    return "\n".join(["stateDiagram-v2", "    [*] --> pending: create", *arrows, *ends, ""])
+
+
+def test_the_state_chart_is_the_rules() -> None:
+    begin, end = "<!-- state chart: begin -->\n", "<!-- state chart: end -->"
+    shown = README.read_text().split(begin)[1].split(end)[0]
+    drawn = f"```mermaid\n{chart()}```\n"
+    assert shown == drawn, f"put this between the marks:\n{drawn}"
+
+
+@pytest.mark.parametrize("path", ["demo", "test"])
+def test_the_commands_exist(path: str) -> None:
+    makefile = README.with_name("Makefile").read_text()
+    assert f"\n{path}: " in makefile
+    assert f"make {path} " in README.read_text()

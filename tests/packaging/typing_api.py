@@ -1,0 +1,185 @@
+"""How the public names are typed. Checked by mypy, never run."""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any, assert_type
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from execution_core import (
+    AlreadyRunning,
+    AsyncAttempt,
+    AsyncExecutionManager,
+    AsyncExecutionStore,
+    AsyncSqlExecutionStore,
+    Attempt,
+    AttemptLost,
+    Backoff,
+    Execution,
+    ExecutionError,
+    ExecutionManager,
+    ExecutionNotFound,
+    ExecutionProblem,
+    ExecutionProblemCode,
+    ExecutionStatus,
+    ExecutionStore,
+    InvalidStateTransition,
+    LogEntry,
+    LogLevel,
+    ProgressInfo,
+    SqlExecutionStore,
+    configure_sqlite,
+    connect,
+    connect_async,
+    migrate,
+)
+from tests.support.memory import AsyncMemoryStore
+
+engine = configure_sqlite(create_engine("sqlite://"), busy_timeout=timedelta(seconds=5))
+store: ExecutionStore = SqlExecutionStore(engine, clock=datetime.now)
+async_store: AsyncExecutionStore = AsyncSqlExecutionStore(
+    create_async_engine("sqlite+aiosqlite://")
+)
+async_own: AsyncExecutionStore = AsyncMemoryStore()
+
+
+def verbs(manager: ExecutionManager, session: Session, connection: Connection) -> None:
+    execution = manager.create(
+        "type",
+        {"any": ["json", 1]},
+        max_attempts=3,
+        timeout=timedelta(seconds=30),
+        idempotency_key="key",
+        parent_id="id",
+        metadata={"a": 1},
+    )
+    assert_type(execution, Execution)
+    assert_type(manager.start(execution.id, worker="me"), Execution)
+    assert_type(manager.complete(execution.id, [1], attempt=1), Execution)
+    assert_type(manager.fail(execution.id, "text"), Execution)
+    assert_type(manager.fail(execution.id, ValueError(), retryable=True, attempt=1), Execution)
+    assert_type(manager.fail(execution.id, ExecutionError(message="x", code="E")), Execution)
+    assert_type(manager.timeout(execution.id, attempt=1), Execution)
+    assert_type(manager.cancel(execution.id, "reason"), Execution)
+    assert_type(manager.retry(execution.id), Execution)
+    assert_type(
+        manager.update_progress(execution.id, 1, 2, message="m", percent=5.5, attempt=1), Execution
+    )
+    assert_type(manager.checkpoint(execution.id, "key", {"v": 1}, attempt=1), Execution)
+    assert_type(manager.get(execution.id), Execution)
+    assert_type(manager.find_by_idempotency_key("key"), Execution | None)
+    assert_type(manager.list(status=["pending", ExecutionStatus.RUNNING], limit=5), list[Execution])
+    assert_type(manager.list(status="failed", type="t", parent_id="p", before="b"), list[Execution])
+    assert_type(manager.within(session), ExecutionManager)
+    assert_type(manager.within(connection).within(session), ExecutionManager)
+    assert_type(manager.heartbeat(execution.id, attempt=1), Execution)
+    assert_type(manager.replay(execution.id), Execution)
+    assert_type(manager.replay(execution.id, payload=None), Execution)
+    assert_type(manager.log(execution.id, "m", level="error", data={"a": 1}, attempt=1), LogEntry)
+    assert_type(manager.log(execution.id, "m", level=LogLevel.ERROR).level, LogLevel)
+    assert_type(manager.logs(execution.id, limit=5, before="id"), list[LogEntry])
+    assert_type(manager.prune(timedelta(days=1), statuses="failed", type="a", limit=5), int)
+    assert_type(manager.prune(timedelta(days=1), keys_older_than=timedelta(days=9)), int)
+    assert_type(manager.advance(execution.id, 1, 2, "key", {"v": 1}, message="m"), Execution)
+    assert_type(manager.claim("type", limit=5, worker="me"), list[Execution])
+    assert_type(manager.sweep(stalled_after=timedelta(hours=1), limit=5), list[Execution])
+    manager.create("type", start_after=timedelta(hours=1))
+    manager.fail(execution.id, "text", retryable=True, retry_after=timedelta(seconds=5))
+    manager.delete(execution.id)
+    manager.within(None)  # type: ignore[arg-type]
+    manager.create("type", timeout=30)  # type: ignore[arg-type]
+    manager.fail(execution.id, 7)  # type: ignore[arg-type]
+
+
+async def awaited(manager: AsyncExecutionManager, session: AsyncSession) -> None:
+    assert_type(await manager.create("type"), Execution)
+    assert_type(await manager.list(), list[Execution])
+    assert_type(await manager.find_by_idempotency_key("key"), Execution | None)
+    assert_type(manager.within(session), AsyncExecutionManager)
+    async with connect_async("sqlite://") as own_manager:
+        assert_type(own_manager, AsyncExecutionManager)
+    with connect("sqlite://") as sync_manager:
+        assert_type(sync_manager, ExecutionManager)
+        sync_manager.within(session)  # type: ignore[arg-type]
+
+
+def attempts(manager: ExecutionManager, session: Session) -> None:
+    backoff = Backoff(timedelta(seconds=1), factor=3, maximum=timedelta(hours=1), jitter=0.5)
+    assert_type(backoff.delay(3), timedelta)
+    with manager.attempt(
+        "id", worker="me", retry_on=(OSError, ValueError), backoff=backoff, heartbeat=timedelta(1)
+    ) as attempt:
+        assert_type(attempt, Attempt)
+        assert_type(attempt.number, int)
+        assert_type(attempt.execution, Execution)
+        for item in attempt.each(["a"], checkpoint="last", every=10):
+            assert_type(item, str)
+        attempt.progress(1, 2, "message")
+        attempt.within(session).advance(1, 2, "key", [1])
+        attempt.result = {"any": ["json", 1]}
+        attempt.checkpoints["key"] = 1  # type: ignore[index]
+    for claimed in manager.claim():
+        with manager.attempt(claimed, retry_on=OSError):
+            pass
+    manager.attempt("id", retry_on=[OSError])  # type: ignore[arg-type]
+    manager.attempt("id", heartbeat=5)  # type: ignore[arg-type]
+
+    @manager.tracked("type", idempotency_key=lambda order: f"key-{order}", retry_on=OSError)
+    def work(order: int, *, attempt: Attempt | None = None) -> list[int]:
+        return [order, attempt.number if attempt else 0]
+
+    assert_type(work(7), list[int])
+    work("seven")  # type: ignore[arg-type]
+
+
+async def attempts_awaited(manager: AsyncExecutionManager, session: AsyncSession) -> None:
+    async with manager.attempt("id") as attempt:
+        assert_type(attempt, AsyncAttempt)
+        async for item in attempt.each(["a"]):
+            assert_type(item, str)
+        await attempt.within(session).checkpoint("key", 1)
+
+    @manager.tracked("type")
+    async def work(order: int) -> list[int]:
+        return [order]
+
+    assert_type(await asyncio.create_task(work(7)), list[int])
+    assert_type(await manager.claim(), list[Execution])
+
+
+def data(execution: Execution) -> None:
+    assert_type(execution.heartbeat_at, datetime | None)
+    assert_type(execution.retry_at, datetime | None)
+    assert_type(execution.status, ExecutionStatus)
+    assert_type(execution.payload, Any)
+    assert_type(execution.error, ExecutionError | None)
+    assert_type(execution.progress, ProgressInfo | None)
+    assert_type(execution.timeout, timedelta | None)
+    assert_type(execution.checkpoints, dict[str, Any])
+    assert_type(ExecutionError.from_exception(ValueError(), retryable=True), ExecutionError)
+    execution.status = ExecutionStatus.FAILED  # type: ignore[misc]
+
+
+def problems(manager: ExecutionManager) -> None:
+    try:
+        manager.start("id")
+    except InvalidStateTransition as problem:
+        assert_type(problem.from_status, ExecutionStatus)
+        assert_type(problem.to_status, ExecutionStatus | None)
+    except AttemptLost as problem:
+        assert_type(problem.execution, Execution | None)
+    except AlreadyRunning as problem:
+        assert_type(problem.execution, Execution)
+    except ExecutionNotFound as problem:
+        assert_type(problem.execution_id, str)
+    except ExecutionProblem as problem:
+        assert_type(problem.code, ExecutionProblemCode)
+
+
+def migrating() -> None:
+    migrate.upgrade(engine)
+    migrate.upgrade("sqlite://")
+    assert_type(migrate.check(engine), bool)
+    assert_type(migrate.current(engine), str | None)

@@ -1,0 +1,251 @@
+"""The store contract: our stores pass it, and what breaks it is caught."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from examples.redis_store import AsyncRedisStore, RedisStore
+from redis import Redis
+
+from execution_core import (
+    AsyncSqlExecutionStore,
+    ExecutionManager,
+    ExecutionStatus,
+    SqlExecutionStore,
+)
+from execution_core.core.state_machine import RULES
+from execution_core.sql.driver.engine import create_async_engine, create_sync_engine
+from execution_core.testing import AsyncStoreContract, StoreContract
+from execution_core.testing.harness import Subject
+from execution_core.testing.states import SITUATIONS, bring_to, every_transition
+
+from ..conftest import Database
+from ..docs.test_docs import FENCED, PAGES, blocks
+from ..support import redis_server
+from ..support.memory import AsyncMemoryStore, memory_store
+from ..support.postgres import Unavailable
+
+ROOT = Path(__file__).parents[2]
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def store(self) -> Any:
+        return memory_store()
+
+
+class TestAsyncMemory(AsyncStoreContract):
+    @pytest.fixture
+    def store(self) -> Any:
+        return AsyncMemoryStore()
+
+
+class TestSql(StoreContract):
+    """Each store with an engine of its own, as two processes have."""
+
+    @pytest.fixture
+    def store(self, database: Database) -> Iterator[Any]:
+        engine = create_sync_engine(database.url, own=True)
+        yield SqlExecutionStore(engine)
+        engine.dispose()
+
+    @pytest.fixture
+    def other_store(self, database: Database) -> Iterator[Any]:
+        engine = create_sync_engine(database.url, own=True)
+        yield SqlExecutionStore(engine)
+        engine.dispose()
+
+
+class TestAsyncSql(AsyncStoreContract):
+    @pytest.fixture
+    def store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:
+        engine = create_async_engine(database.url, own=True)
+        yield AsyncSqlExecutionStore(engine)
+        runner.run(engine.dispose())
+
+    @pytest.fixture
+    def other_store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:
+        engine = create_async_engine(database.url, own=True)
+        yield AsyncSqlExecutionStore(engine)
+        runner.run(engine.dispose())
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a Redis; without one the tests say that they were not run."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(redis_server.server())
+        except Unavailable as reason:
+            pytest.skip(f"NOT RUN: {reason}")
+        yield server.url
+
+
+@pytest.fixture
+def space(redis_url: str) -> Iterator[tuple[str, str]]:
+    """Where a store has its keys: a server's URL and a prefix of this test's own."""
+    prefix = f"contract-{uuid4()}"
+    yield redis_url, prefix
+    with Redis.from_url(redis_url) as client:
+        for key in client.scan_iter(f"{prefix}:*"):
+            client.delete(key)
+
+
+class TestRedis(StoreContract):
+    """Each store with connections of its own, as two processes have."""
+
+    @pytest.fixture
+    def store(self, space: tuple[str, str]) -> Iterator[Any]:
+        with closing(RedisStore(*space)) as store:
+            yield store
+
+    @pytest.fixture
+    def other_store(self, space: tuple[str, str]) -> Iterator[Any]:
+        with closing(RedisStore(*space)) as store:
+            yield store
+
+
+class TestAsyncRedis(AsyncStoreContract):
+    @pytest.fixture
+    def store(self, space: tuple[str, str], runner: asyncio.Runner) -> Iterator[Any]:
+        store = AsyncRedisStore(*space)
+        yield store
+        runner.run(store.close())
+
+    @pytest.fixture
+    def other_store(self, space: tuple[str, str], runner: asyncio.Runner) -> Iterator[Any]:
+        store = AsyncRedisStore(*space)
+        yield store
+        runner.run(store.close())
+
+
+def test_redis_keeps_nothing_of_what_is_gone(space: tuple[str, str]) -> None:
+    url, prefix = space
+    with closing(RedisStore(*space)) as store, Redis.from_url(url) as client:
+        manager = ExecutionManager(store)
+        parent = manager.create("batch", idempotency_key="k").id
+        for retryable in (True, False):
+            child = manager.create("item", parent_id=parent, max_attempts=2)
+            manager.start(child.id)
+            manager.log(child.id, "begun")
+            manager.fail(child.id, "no", retryable=retryable)
+        manager.start(manager.replay(child.id).id)
+        groups = [client.zcard(f"{prefix}:{group}") for group in ("waiting", "running", "over")]
+        assert (groups, client.zcard(f"{prefix}:ids")) == ([2, 1, 1], 4)
+        manager.delete(parent)
+        for each in manager.list(status=["running", "retrying"]):
+            manager.fail(each.id, "given up")
+        assert manager.prune(timedelta(0)) == 3
+        assert [*client.scan_iter(f"{prefix}:*")] == []
+
+
+SUITE = """
+import pytest
+from execution_core.testing import AsyncStoreContract, StoreContract
+from tests import broken_stores
+from tests.memory import AsyncMemoryStore, memory_store
+
+class TestStore({contract}):
+    @pytest.fixture
+    def store(self):
+        return {store}
+"""
+
+
+def suite(store: str, contract: str = "StoreContract") -> str:
+    return SUITE.format(contract=contract, store=store)
+
+
+CAUGHT = {
+    "ReadThenWrite": {"test_one_of_many_starts_wins", "test_no_checkpoint_is_lost"},
+    "FenceIgnored": {"test_a_late_attempt_changes_nothing"},
+    "KeyOverwritten": {"test_a_key_that_is_taken_stays_so", "test_one_of_many_creates_wins"},
+    "MergedDeep": {"test_a_checkpoint_replaces_the_whole_value"},
+    "RefusalTouches": {"test_what_is_refused_changes_nothing"},
+    "BatchUnguarded": {
+        "test_each_is_claimed_once",
+        "test_a_sweep_and_an_end_agree",
+        "test_no_checkpoint_is_lost_to_many",
+        "test_many_do_not_come_back",
+    },
+    "PruneKeepsLog": {"test_nothing_of_it_is_kept"},
+}
+
+
+def failed(folder: Path, suite: str) -> set[str]:
+    """Run a suite as anyone does; return the scenarios that failed."""
+    (folder / "test_store.py").write_text(suite)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rf", "-W", "error", "--tb=line", "test_store.py"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert re.search(r"^\d+ (failed|passed)", ran.stdout, re.MULTILINE), ran.stdout + ran.stderr
+    assert "error" not in ran.stdout.splitlines()[-1]
+    return set(re.findall(r"^FAILED test_store.py::\w+::(\w+)", ran.stdout, re.MULTILINE))
+
+
+def test_a_sound_store_passes(tmp_path: Path) -> None:
+    assert failed(tmp_path, suite("memory_store()")) == set()
+
+
+def test_a_sound_async_store_passes(tmp_path: Path) -> None:
+    assert failed(tmp_path, suite("AsyncMemoryStore()", "AsyncStoreContract")) == set()
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_a_broken_store_is_caught(tmp_path: Path, name: str) -> None:
+    assert failed(tmp_path, suite(f"broken_stores.{name}()")) >= CAUGHT[name]
+
+
+def test_a_broken_async_store_is_caught(tmp_path: Path) -> None:
+    store = suite("broken_stores.AsyncReadThenWrite()", "AsyncStoreContract")
+    assert failed(tmp_path, store) >= CAUGHT["ReadThenWrite"]
+
+
+def test_the_store_of_the_page_passes(tmp_path: Path) -> None:
+    readme = [block for block in blocks("README.md") if "class MemoryStore" in block]
+    page = ["from execution_core import ExecutionManager", *readme, *blocks("stores.md")]
+    assert failed(tmp_path, "\n".join(page)) == set()
+
+
+def test_the_page_shows_what_there_is() -> None:
+    sources = (
+        "examples/redis_store.py",
+        "tests/proof/test_contract.py",
+        "src/execution_core/testing/__init__.py",
+    )
+    code = [textwrap.dedent((ROOT / source).read_text()) for source in sources]
+    shown = [
+        block
+        for language, block in FENCED.findall(PAGES["stores.md"].read_text())
+        if language in ("py", "lua")
+    ]
+    assert len(shown) == 6
+    for block in shown:
+        assert any(textwrap.indent(block, " " * n) in text for n in (0, 4, 8) for text in code), (
+            block
+        )
+
+
+def test_the_contract_leaves_out_no_rule_and_no_status() -> None:
+    assert {*RULES} <= {transition.rule for transition in every_transition(1)}
+    subject = Subject(memory_store(), memory_store(), None)
+    assert {bring_to(subject, each).status for each in SITUATIONS} == {*ExecutionStatus}
+
+
+def test_no_scenario_hides_another() -> None:
+    named = [
+        name for kind in StoreContract.__mro__ for name in vars(kind) if name.startswith("test_")
+    ]
+    assert len(named) == len({*named}) > 40

@@ -1,0 +1,167 @@
+"""A transition as data and as SQL: every verb on every store, side by side, whatever is passed.
+
+EXECUTION_CORE_PROOF=1 makes as many runs as the proof asks for; else they are the same few.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from execution_core import (
+    Execution,
+    ExecutionManager,
+    ExecutionNotFound,
+    ExecutionProblem,
+    IdempotencyConflict,
+    InvalidStateTransition,
+    InvalidValue,
+    MaxRetriesExceeded,
+    StaleAttempt,
+)
+
+from ..conftest import open_database
+from ..support import model_arguments
+from ..support.model import EVERYTHING, MILLISECOND, History, SideBySide
+from ..tracking.test_races import LEGAL, assert_legal
+
+PROOF = "EXECUTION_CORE_PROOF" in os.environ
+SETTINGS = settings(
+    max_examples=500 if PROOF else 80,
+    stateful_step_count=50 if PROOF else 40,
+    derandomize=not PROOF,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+REFUSALS = (
+    *(ExecutionNotFound, InvalidStateTransition, MaxRetriesExceeded, StaleAttempt),
+    *(IdempotencyConflict, InvalidValue),
+)
+
+
+def sweep_all(manager: ExecutionManager, *, limit: Any, **options: Any) -> Any:
+    """Sweep until nothing is left: a limit takes any of what is to be swept."""
+    sizes, swept = [], []
+    while found := manager.sweep(limit=limit, **options):
+        assert [each.id for each in found] == sorted(each.id for each in found)
+        sizes.append(len(found))
+        swept += found
+    return sizes, sorted(swept, key=lambda each: each.id)
+
+
+class Machine(RuleBasedStateMachine):
+    """All that a manager does, and time, which goes by before each step."""
+
+    def __init__(self, sides: SideBySide, figures: Counter[Any]) -> None:
+        super().__init__()
+        self.sides, self.figures = sides, figures
+        self.history = History()
+        self.rows: list[Execution] = []
+        self.agreed = True
+
+    @initialize()
+    def begin(self) -> None:
+        self.sides.begin()
+        for n in (1, 2, 9):
+            passed = {
+                "timeout": n * model_arguments.HOUR,
+                "start_after": model_arguments.OnTheHour(),
+            }
+            self.ask("create", type="mail", max_attempts=n, **passed)
+
+    @rule(step=model_arguments.steps)
+    def step(self, step: tuple[str, dict[str, Any]]) -> None:
+        # A single rule: of many, every run would leave half out, and few would get anywhere.
+        name, passed = step
+        own = ("attempt", "prune", "logs", "wait", "in_time")
+        call = getattr(self, name) if name in own else partial(self.ask, name)
+        call(**passed)
+
+    def attempt(self, id: Any, course: list[tuple[str, dict[str, Any]]]) -> None:
+        """Make a whole attempt, as workers do: single verbs seldom get that far by chance."""
+        started = self.ask("start", id=id)
+        if isinstance(started, Execution):
+            for name, passed in course:
+                self.ask(name, id=started.id, **passed)
+
+    def prune(self, **passed: Any) -> None:
+        ends = [row.completed_at for row in self.rows if row.completed_at]
+        if len(set(ends)) < len(ends):  # swept together: a limit takes any of these
+            passed["limit"] = EVERYTHING
+        self.ask("prune", **passed)
+
+    def logs(self, **passed: Any) -> None:
+        page = self.ask("logs", **passed)
+        if isinstance(page, list) and page:
+            self.ask("logs", id=page[-1].execution_id, limit=1, before=page[0].id)
+
+    def wait(self, span: timedelta) -> None:
+        self.sides.clock.time += span // MILLISECOND * MILLISECOND
+
+    def in_time(self, which: int, off: timedelta, verb: str, limit: int) -> None:
+        """Claim or sweep on the end of a delay or on a deadline, or beside it."""
+        next = self.sides.clock.time + MILLISECOND
+        moments = [at for row in self.rows for at in (row.deadline_at, row.retry_at) if at]
+        if ahead := sorted(at for at in moments if at + off > next):
+            self.wait(ahead[which % len(ahead)] + off - next)
+        self.ask(verb, limit=limit)
+
+    def teardown(self) -> None:
+        if not self.agreed:  # nothing more is to be learnt than what has been told
+            return
+        for row in self.rows:
+            self.sides.ask(partial(ExecutionManager.logs, id=row.id, limit=EVERYTHING))
+        for database in self.sides.databases:
+            self.history.assert_recorded(database)
+            assert_legal(database)
+        self.figures["runs"] += 1
+
+    def ask(self, name: str, **passed: Any) -> Any:
+        self.agreed = False
+        self.sides.clock.time += MILLISECOND
+        call: Any = sweep_all if name == "sweep" else getattr(ExecutionManager, name)
+        real = model_arguments.real(passed, self.rows, self.sides.clock.time)
+        found = self.sides.ask(lambda manager: call(manager, **real))
+        self.rows = self.sides.rows()
+        moves = self.history.see(self.rows)
+        self.agreed = True
+        kind = type(found) if isinstance(found, ExecutionProblem) else "done"
+        self.figures.update([kind, *moves])
+        return found
+
+
+def test_sql_does_what_the_pure_function_does(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Callable[[str], None],
+) -> None:
+    figures: Counter[Any] = Counter()
+    began = time.monotonic()
+    with ExitStack() as stack:
+        databases = [
+            stack.enter_context(open_database(kind, request)) for kind in ("sqlite", "postgresql")
+        ]
+        sides = SideBySide(databases, monkeypatch)
+        machine: Any = partial(Machine, sides, figures)
+        run_state_machine_as_test(machine, settings=SETTINGS)
+    refused = ", ".join(f"{figures[problem]} {problem.__name__}" for problem in REFUSALS)
+    tell(
+        f"side by side: {figures['runs']} runs, {figures['done']} calls answered alike and refused"
+        f" alike {refused}, in {time.monotonic() - began:.0f} s"
+    )
+    # Nothing is shown by what never happened.
+    assert {*LEGAL, *REFUSALS} <= figures.keys()

@@ -1,0 +1,167 @@
+"""What goes to the database, counted at the driver: one statement for each move that succeeds."""
+
+import asyncio
+import re
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from execution_core import (
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
+    ExecutionManager,
+    SqlExecutionStore,
+    configure_sqlite,
+)
+from execution_core.sql.driver.engine import create_async_engine, create_sync_engine
+
+from ..conftest import Blocking, Database
+
+
+class Wire:
+    """Everything that a SQLite connection runs, or that a PostgreSQL connection sends.
+
+    SQLite calls back for each statement. Of PostgreSQL's protocol libpq keeps a trace, in which
+    each statement is one Execute or one simple Query.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.statements: list[str] = []
+        self.trace = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by the tests
+        sync = getattr(engine, "sync_engine", engine)
+        self.is_sqlite = sync.dialect.name == "sqlite"
+        event.listen(sync, "connect", self.watch)
+
+    def watch(self, connection: Any, record: Any) -> None:
+        driver = getattr(connection, "driver_connection", connection)
+        if hasattr(driver, "pgconn"):
+            driver.pgconn.trace(self.trace.fileno())
+        elif hasattr(driver, "_conn"):
+            driver._conn.set_trace_callback(self.statements.append)
+        else:
+            driver.set_trace_callback(self.statements.append)
+
+    def take(self) -> list[str]:
+        """Return what was run since the last call, an item for each statement."""
+        if self.is_sqlite:
+            taken, self.statements[:] = self.statements[:], []
+            return taken
+        self.trace.seek(0)
+        trips = re.findall(r"^.*\tF\t\d+\t(?:Execute|Query).*$", self.trace.read(), re.MULTILINE)
+        self.trace.seek(0)
+        self.trace.truncate()
+        return trips
+
+
+def without_triggers(database: Database) -> None:
+    """SQLite also calls back for what its triggers do, in the words of the statement itself."""
+    if database.name == "sqlite":
+        for row in database.rows("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
+            database.run(f"DROP TRIGGER {row['name']}")
+
+
+@pytest.fixture
+def watched(database: Database, colour: str, runner: asyncio.Runner) -> Any:
+    without_triggers(database)
+    if colour == "sync":
+        engine = create_sync_engine(database.url)
+        wire = Wire(engine)
+        yield ExecutionManager(SqlExecutionStore(engine)), wire
+        engine.dispose()
+    else:
+        async_engine = create_async_engine(database.url)
+        wire = Wire(async_engine)
+        manager = AsyncExecutionManager(AsyncSqlExecutionStore(async_engine))
+        yield Blocking(manager, runner), wire
+        runner.run(async_engine.dispose())
+    wire.trace.close()
+
+
+def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> None:
+    manager, wire = watched
+
+    def counted(call: Callable[[], Any], times: int = 1) -> Any:
+        wire.take()
+        answer = call()
+        taken = wire.take()
+        assert len(taken) == times, taken
+        return answer
+
+    manager.list()  # connects
+    parent = counted(lambda: manager.create("a"))
+    id = counted(lambda: manager.create("a", max_attempts=9, idempotency_key="k")).id
+    child = counted(lambda: manager.create("a", parent_id=parent.id)).id
+    # psycopg prepares a statement when it meets it for the sixth time: that far, and beyond.
+    for n in range(8):
+        counted(lambda: manager.start(id, worker="w"))
+        counted(lambda: manager.update_progress(id, 1, 2, message="m"))
+        counted(lambda: manager.checkpoint(id, "k", [1]))
+        counted(lambda: manager.advance(id, 1, 2, "k", [1]))
+        counted(lambda: manager.heartbeat(id))
+        owner = manager.attempt(manager.get(id)).__enter__()
+        counted(lambda: owner.advance(1, 2, "k", [1]))  # noqa: B023
+        counted(lambda: list(owner.each([1], checkpoint=f"at-{n}")))  # noqa: B023
+        counted(owner.heartbeat)
+        counted(lambda: owner.log("m"))  # noqa: B023
+        counted(lambda: manager.fail(id, "no", retryable=True))
+    counted(lambda: manager.fail(id, "no"))
+    counted(lambda: manager.retry(id))
+    counted(lambda: manager.start(id))
+    counted(lambda: manager.timeout(id))
+    counted(lambda: manager.sweep(stalled_after=timedelta(days=1)))
+    counted(lambda: manager.claim("a", limit=2))
+    with manager.attempt(manager.get(child)) as attempt:
+        wire.take()
+    assert len(wire.take()) == 1
+    counted(lambda: manager.cancel(parent.id, "why"))
+    counted(lambda: manager.get(id))
+    counted(lambda: manager.list(status="failed", type="a", limit=3))
+    counted(lambda: manager.find_by_idempotency_key("k"))
+    counted(lambda: manager.log(id, "m", data=[1]))
+    counted(lambda: manager.logs(id))
+    counted(lambda: manager.replay(parent.id), 2)
+    counted(lambda: manager.prune(timedelta(days=1)))
+    # SQLite also calls back for the four foreign keys that the DELETE sets to work.
+    counted(lambda: manager.delete(child), 5 if wire.is_sqlite else 1)
+    # A re-read only after the UPDATE matched nothing; a repeated create finds what holds the key.
+    with pytest.raises(Exception, match="cancelled"):
+        counted(lambda: manager.start(parent.id), 2)
+    with pytest.raises(Exception, match="no longer owns"):
+        counted(attempt.heartbeat, 2)
+    counted(lambda: manager.create("a", idempotency_key="k"), 2)
+
+
+def test_the_control_counts_what_a_transaction_costs(database: Database) -> None:
+    """The same wire sees BEGIN and COMMIT where there are any."""
+    without_triggers(database)
+    engine = create_sync_engine(database.url)
+    wire = Wire(engine)
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    manager.list()
+    wire.take()
+    with engine.begin() as connection:
+        manager.within(connection).create("a")
+    assert len(wire.take()) == 3
+    wire.trace.close()
+    engine.dispose()
+
+
+def test_sound_settings(database: Database) -> None:
+    if database.name == "postgresql":
+        with pytest.raises(Exception, match="engine must be over SQLite, not postgresql"):
+            configure_sqlite(database.engine)
+        return
+    settings = {
+        name: database.rows(f"PRAGMA {name}")[0].popitem()[1]
+        for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
+    }
+    assert settings == {
+        "journal_mode": "wal",
+        "foreign_keys": 1,
+        "busy_timeout": 30_000,
+        "synchronous": 2,
+    }

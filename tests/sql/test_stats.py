@@ -1,0 +1,210 @@
+"""`execution_stats`: right whatever the rows are, and in SQLite from an index alone."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
+
+from execution_core import connect, doctor, migrate
+from execution_core.sql.driver.engine import create_sync_engine
+
+from ..conftest import Database
+from .test_schema import insert
+
+ROOT = Path(__file__).parents[2]
+BEFORE, AFTER = "execution_core_0005", "execution_core_0006"
+
+counter = iter(range(10**9))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def earlier(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Database]:
+    """A database as it was before."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/stats.db"
+    else:
+        create: Callable[[str], str] = request.getfixturevalue("empty_postgres")
+        url = create(f"stats_{next(counter)}")
+    monkeypatch.setenv("EXECUTION_CORE_URL", url)
+    command.upgrade(alembic(), BEFORE)
+    engine = create_sync_engine(url)
+    yield Database(request.param, url, engine)
+    engine.dispose()
+
+
+def alembic() -> Config:
+    return Config(ROOT / "alembic.ini")
+
+
+BEGAN = datetime(2026, 1, 31, 23, 59, 59, 999000, tzinfo=UTC)
+NEVER = None
+# Type, status, when it was created, and after how many seconds it started and came to rest.
+ROWS = [
+    ("a", "completed", 0, 0.001, 1.251),
+    ("a", "completed", -86_400, 0.5, 0.5),
+    ("a", "completed", 5, 1.5, 4.833),
+    ("a", "completed", 6, 0.029, 31_556_952.03),
+    ("a", "failed", 7, 1, 1.999),
+    ("a", "failed", 8, 10, 9.5),  # a hand wrote it: it ended before it began
+    ("a", "cancelled", 9, 1, 2),
+    ("a", "cancelled", 10, NEVER, 2),
+    ("b", "cancelled", 11, NEVER, 3),
+    ("b", "timed_out", 12, 0.7, 60.7),
+    ("b", "retrying", 13, 1, NEVER),
+    ("b", "pending", 14, NEVER, NEVER),
+    ("b", "running", 15, 2, NEVER),
+    ("a", "running", 16, 3, NEVER),
+    ("a", "running", 17, 4.25, NEVER),
+]
+
+
+def fill(database: Database) -> None:
+    for n, (type_, status, created, started, ended) in enumerate(ROWS):
+        row = {
+            "id": f"0198a000-0000-7000-8000-{n:012}",
+            "type": type_,
+            "status": status,
+            "created_at": spelt(created),
+            "started_at": spelt(started),
+            "completed_at": spelt(ended),
+            "attempts": int(started is not NEVER),
+            "max_attempts": 2,
+            "error": '{"message": "no"}' if status in ("failed", "timed_out") else None,
+        }
+        insert(database, row)
+
+
+def spelt(seconds: float | None) -> str | None:
+    if seconds is NEVER:
+        return None
+    time = BEGAN + timedelta(seconds=seconds)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def expected(now: datetime) -> dict[tuple[str, str], tuple[Any, ...]]:
+    groups = defaultdict(list)
+    for type_, status, created, started, ended in ROWS:
+        groups[type_, status].append((created, started, ended))
+    return {
+        of: (
+            len(rows),
+            BEGAN + timedelta(seconds=min(created for created, _, _ in rows)),
+            pytest.approx(mean(durations), rel=1e-12, abs=slack) if durations else None,
+            pytest.approx(max(durations), rel=1e-12, abs=slack) if durations else None,
+        )
+        for of, rows in groups.items()
+        for slack in [30 if of[1] == "running" else 0]
+        for durations in [list(durations_of(of[1], rows, (now - BEGAN).total_seconds()))]
+    }
+
+
+def durations_of(status: str, rows: list[Any], now: float) -> Iterator[float]:
+    for _, started, ended in rows:
+        end = now if status == "running" else ended
+        if started is not NEVER and end is not NEVER:
+            yield round(end - started, 3)
+
+
+def stats(database: Database, where: str = "") -> dict[tuple[str, str], tuple[Any, ...]]:
+    rows = database.rows(f"SELECT * FROM execution_stats {where}")
+    assert len({(row["type"], row["status"]) for row in rows}) == len(rows)
+    return {
+        (row["type"], row["status"]): (
+            row["count"],
+            datetime.fromisoformat(str(row["oldest_created_at"])),
+            row["average_seconds"],
+            row["longest_seconds"],
+        )
+        for row in rows
+    }
+
+
+def schema(database: Database) -> list[dict[str, Any]]:
+    if database.name == "sqlite":
+        return database.rows("SELECT type, name, sql FROM sqlite_master ORDER BY type, name")
+    return database.rows(
+        "SELECT pg_get_viewdef('execution_stats') AS view, indexdef FROM pg_indexes"
+        " WHERE schemaname = 'public' ORDER BY indexname"
+    )
+
+
+def test_the_same_before_and_after_and_on_the_way_back(earlier: Database) -> None:
+    fill(earlier)
+    made = schema(earlier)
+    assert stats(earlier) == expected(datetime.now(UTC))
+    command.upgrade(alembic(), AFTER)
+    assert stats(earlier) == expected(datetime.now(UTC))
+    command.downgrade(alembic(), BEFORE)
+    assert stats(earlier) == expected(datetime.now(UTC))
+    assert schema(earlier) == made
+
+
+def test_the_doctor_finds_all_in_place(earlier: Database) -> None:
+    fill(earlier)
+    command.upgrade(alembic(), "head")
+    command.check(alembic())
+    found = {each.check: each.level for each in doctor.examine(earlier.engine)}
+    assert [found[check] for check in ("migrated", "tables", "indexes", "views")] == ["ok"] * 4
+
+
+def test_of_a_type_or_a_status(earlier: Database) -> None:
+    fill(earlier)
+    migrate.upgrade(earlier.engine)
+    whole = {of: row for of, row in stats(earlier).items() if of[1] != "running"}
+    for type_ in "ab":
+        found = stats(earlier, f"WHERE type = '{type_}' AND status <> 'running'")
+        assert found == {of: row for of, row in whole.items() if of[0] == type_}
+    assert stats(earlier, "WHERE status = 'failed'") == {("a", "failed"): whole["a", "failed"]}
+    assert stats(earlier, "WHERE type = 'c'") == {}
+
+
+def test_rows_that_change_by_hand(database: Database) -> None:
+    """What the index holds follows every statement."""
+    with connect(database.url) as manager:
+        ids = [manager.create("a", max_attempts=3).id for _ in range(3)]
+        assert {of: row[0] for of, row in stats(database).items()} == {("a", "pending"): 3}
+        for id in ids:
+            manager.start(id)
+            manager.complete(id)
+    started = "started_at = '2026-01-01T00:00:00.000Z'"
+    for n, id in enumerate(ids):
+        ended = f"completed_at = '2026-01-01T00:00:0{n}.500Z'"
+        database.run(f"UPDATE executions SET {started}, {ended} WHERE id = :id", id=id)
+    assert stats(database)["a", "completed"][2:] == (1.5, 2.5)
+    database.run("UPDATE executions SET type = 'b' WHERE id = :id", id=ids[2])
+    database.run("DELETE FROM executions WHERE id = :id", id=ids[1])
+    database.run(
+        "UPDATE executions SET created_at = '2025-01-01T00:00:00.000Z' WHERE id = :id", id=ids[0]
+    )
+    found = stats(database)
+    assert {of: row[0] for of, row in found.items()} == {
+        ("a", "completed"): 1, ("b", "completed"): 1
+    }  # fmt: skip
+    assert found["a", "completed"][1:] == (datetime(2025, 1, 1, tzinfo=UTC), 0.5, 0.5)
+    assert found["b", "completed"][2:] == (2.5, 2.5)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_it_reads_no_row_of_the_table(database: Database, analyzed: bool) -> None:
+    """PostgreSQL has no such index: it reads the table in order, which is as fast."""
+    fill(database)
+    if analyzed:
+        database.run("ANALYZE")
+    for where, how in (("", "SCAN"), ("WHERE type = 'a'", "SEARCH")):
+        with database.engine.connect() as connection:
+            plan = connection.execute(
+                text(f"EXPLAIN QUERY PLAN SELECT * FROM execution_stats {where}")
+            )
+            reads = [line for *_, line in plan if " executions " in line]
+        covering = f"{how} executions USING COVERING INDEX ix_executions_type_status_id_times"
+        assert [line.removesuffix(" (type=?)") for line in reads] == [covering]

@@ -1,0 +1,86 @@
+# mypy: disable-error-code="misc, no-any-return"
+"""Stores that break the contract, each in the one way that it is named after."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from execution_core import Batch, Execution, Pruning, Transition
+from execution_core.core.json_values import Entry, to_json
+
+from .memory import AsyncMemoryStore, memory_store
+
+MemoryStore: Any = type(memory_store())
+
+
+class ReadThenWrite(MemoryStore):
+    def update(self, id: str, transition: Transition) -> Execution | None:
+        found = self.rows.get(id)
+        moved = found and transition.apply(found, datetime.now(UTC))
+        if moved:
+            self.rows[id] = moved
+        return moved
+
+
+class FenceIgnored(MemoryStore):
+    def update(self, id: str, transition: Transition) -> Execution | None:
+        return super().update(id, replace(transition, attempt=None))
+
+
+class KeyOverwritten(MemoryStore):
+    def create(self, creation: Any) -> Execution | None:
+        key = creation.idempotency_key
+        if held := key and self.find_by_idempotency_key(key):
+            self.rows[held.id] = held.model_copy(update={"idempotency_key": None})
+        return super().create(creation)
+
+
+class MergedDeep(MemoryStore):
+    def update(self, id: str, transition: Transition) -> Execution | None:
+        found, entry = self.rows.get(id), transition.given.get("checkpoints")
+        if found and isinstance(entry, Entry):
+            old, new = found.checkpoints.get(entry.key), entry.value.value
+            if isinstance(old, dict) and isinstance(new, dict):
+                merged = Entry(entry.key, to_json("value", old | new))
+                transition = replace(transition, given={**transition.given, "checkpoints": merged})
+        return super().update(id, transition)
+
+
+class RefusalTouches(MemoryStore):
+    def update(self, id: str, transition: Transition) -> Execution | None:
+        moved = super().update(id, transition)
+        if moved is None and id in self.rows:
+            touched = {"updated_at": datetime.now(UTC)}
+            self.rows[id] = self.rows[id].model_copy(update=touched)
+        return moved
+
+
+class BatchUnguarded(MemoryStore):
+    def update_many(self, batch: Batch) -> list[Execution]:
+        moved = batch.apply([*self.rows.values()], datetime.now(UTC))
+        self.rows.update((each.id, each) for each in moved)
+        return moved
+
+
+class PruneKeepsLog(MemoryStore):
+    def prune(self, pruning: Pruning) -> int:
+        kept = self.lines
+        count: int = super().prune(pruning)
+        self.lines[:] = kept
+        return count
+
+
+class AsyncReadThenWrite(AsyncMemoryStore):
+    async def update(self, id: str, transition: Transition) -> Execution | None:
+        rows = self.store.rows  # type: ignore[attr-defined]
+        found = rows.get(id)
+        await asyncio.sleep(0)
+        moved = found and transition.apply(found, datetime.now(UTC))
+        if moved:
+            rows[id] = moved
+        return moved
+
+    async def write(self, id: str, transition: Transition) -> Any:
+        moved = await self.update(id, transition)
+        return moved and moved.status

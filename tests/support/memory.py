@@ -1,0 +1,69 @@
+"""The README's own store, and its twin for asyncio."""
+
+import builtins
+import re
+from pathlib import Path
+from typing import Any
+
+from execution_core import (
+    Batch,
+    Creation,
+    Execution,
+    ExecutionStatus,
+    ExecutionStore,
+    Line,
+    LogEntry,
+    Page,
+    Pruning,
+    Transition,
+)
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def memory_store() -> ExecutionStore:
+    """The store as the README shows it."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if "class MemoryStore" in block)
+    names: dict[str, Any] = {}
+    exec(block.split("manager = ")[0], names)
+    store: ExecutionStore = names["MemoryStore"]()
+    return store
+
+
+class AsyncMemoryStore:
+    def __init__(self) -> None:
+        self.store = memory_store()
+
+    async def create(self, creation: Creation) -> Execution | None:
+        return self.store.create(creation)
+
+    async def find_by_id(self, id: str) -> Execution | None:
+        return self.store.find_by_id(id)
+
+    async def find_by_idempotency_key(self, key: str) -> Execution | None:
+        return self.store.find_by_idempotency_key(key)
+
+    async def update(self, id: str, transition: Transition) -> Execution | None:
+        return self.store.update(id, transition)
+
+    async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
+        return self.store.write(id, transition)
+
+    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+        return self.store.update_many(batch)
+
+    async def delete(self, id: str) -> bool:
+        return self.store.delete(id)
+
+    async def prune(self, pruning: Pruning) -> int:
+        return self.store.prune(pruning)
+
+    async def log(self, line: Line) -> LogEntry | None:
+        return self.store.log(line)
+
+    async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+        return self.store.logs(id, limit, before)
+
+    async def list(self, page: Page) -> builtins.list[Execution]:
+        return self.store.list(page)

@@ -1,0 +1,97 @@
+"""One key, one execution."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from execution_core import ExecutionManager, ExecutionNotFound, IdempotencyConflict
+
+from ..conftest import Database
+from ..support.situations import SITUATIONS
+
+
+def test_a_repeat_returns_the_execution(any_manager: ExecutionManager) -> None:
+    payload = {"b": [1, 2.5, None, True], "a": {"y": 1, "x": "ü"}}
+    first = any_manager.create("pay", payload, idempotency_key="k")
+    assert any_manager.create("pay", payload, idempotency_key="k") == first
+    other_order = {"a": {"x": "ü", "y": 1}, "b": [1, 2.5, None, True]}
+    assert any_manager.create("pay", other_order, idempotency_key="k") == first
+    assert any_manager.find_by_idempotency_key("k") == first
+    assert any_manager.find_by_idempotency_key("K") is None
+    assert len(any_manager.list()) == 1
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_in_whatever_status_it_is(any_manager: ExecutionManager, situation: str) -> None:
+    execution = any_manager.create("work", 1, max_attempts=2, idempotency_key="k")
+    for step in SITUATIONS[situation]:
+        execution = step(any_manager, execution.id)
+    assert any_manager.create("work", 1, idempotency_key="k") == execution
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("pay", 1), ("refund", 1)),
+        (("pay", 1), ("pay", 2)),
+        (("pay", 1), ("pay", True)),
+        (("pay", 1), ("pay", 1.0)),
+        (("pay", 0), ("pay", None)),
+        (("pay", {}), ("pay", [])),
+        (("pay", [1, 2]), ("pay", [2, 1])),
+        (("pay", 1e23), ("pay", 10**23)),
+        (("pay", "1"), ("pay", 1)),
+        (("pay", {"a": None}), ("pay", {})),
+    ],
+)
+def test_other_work_under_the_same_key_is_refused(
+    any_manager: ExecutionManager, one: tuple[str, Any], other: tuple[str, Any]
+) -> None:
+    for first, second in ((one, other), (other, one)):
+        held = any_manager.create(*first, idempotency_key="k")
+        assert any_manager.create(*first, idempotency_key="k") == held
+        with pytest.raises(IdempotencyConflict) as caught:
+            any_manager.create(*second, idempotency_key="k")
+        assert (caught.value.idempotency_key, caught.value.execution_id) == ("k", held.id)
+        any_manager.delete(held.id)
+
+
+@pytest.mark.parametrize(
+    "payload", [1e23, 5e-324, 1.7976931348623157e308, -0.0, 10**400, Decimal("1.10")], ids=str
+)
+def test_a_repeat_is_a_repeat_however_the_database_spells_numbers(
+    manager: ExecutionManager, payload: Any
+) -> None:
+    first = manager.create("pay", payload, idempotency_key="k")
+    assert manager.create("pay", payload, idempotency_key="k").id == first.id
+
+
+def test_a_parent_must_exist(any_manager: ExecutionManager) -> None:
+    gone = any_manager.create("a")
+    any_manager.delete(gone.id)
+    for key in (None, "k"):
+        with pytest.raises(ExecutionNotFound) as caught:
+            any_manager.create("b", parent_id=gone.id, idempotency_key=key)
+        assert caught.value.execution_id == gone.id
+    assert any_manager.list() == []
+
+
+def test_a_repeat_needs_no_parent_any_more(any_manager: ExecutionManager) -> None:
+    parent = any_manager.create("a")
+    child = any_manager.create("b", parent_id=parent.id, idempotency_key="k")
+    any_manager.delete(parent.id)
+    assert any_manager.create("b", parent_id=parent.id, idempotency_key="k").id == child.id
+
+
+def test_a_row_inserted_by_hand_has_no_fingerprint(
+    database: Database, manager: ExecutionManager
+) -> None:
+    database.run(
+        "INSERT INTO executions (id, type, payload, idempotency_key)"
+        " VALUES ('0198a000-0000-7000-8000-000000000001', 'pay', '{\"b\": 1, \"a\": [2]}', 'k')"
+    )
+    held = manager.create("pay", {"a": [2], "b": 1}, idempotency_key="k")
+    assert held.id == "0198a000-0000-7000-8000-000000000001"
+    with pytest.raises(IdempotencyConflict):
+        manager.create("pay", {"a": [2], "b": 2}, idempotency_key="k")

@@ -1,0 +1,458 @@
+"""Logs: lines beside an execution, in their order, by whoever owns it; and `logging` into them."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from contextvars import copy_context
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from execution_core import (
+    AttemptLost,
+    ExecutionLogHandler,
+    ExecutionManager,
+    ExecutionNotFound,
+    InvalidStateTransition,
+    InvalidValue,
+    LogLevel,
+    SqlExecutionStore,
+    StaleAttempt,
+    connect,
+    connect_async,
+)
+from execution_core.tracking.log_capture import level_of
+
+from ..conftest import Database
+from ..support.situations import SITUATIONS, bring_to
+from .test_races import race
+
+
+def messages(manager: ExecutionManager, id: str) -> list[str]:
+    return [entry.message for entry in reversed(manager.logs(id, limit=10_000))]
+
+
+# --- the verb ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_anybody_may_add_a_line_at_any_time(any_manager: ExecutionManager, situation: str) -> None:
+    execution = bring_to(any_manager, situation)
+    entry = any_manager.log(execution.id, "refunded", level="warning", data={"by": ["hand", 1.5]})
+    assert any_manager.logs(execution.id) == [entry]
+    assert (entry.execution_id, entry.attempt) == (execution.id, execution.attempts)
+    assert (entry.level, entry.message) == (LogLevel.WARNING, "refunded")
+    assert entry.data == {"by": ["hand", 1.5]}
+    assert entry.logged_at.tzinfo is UTC
+    assert entry.logged_at >= execution.updated_at
+    assert any_manager.get(execution.id) == execution  # no sign of life, and no change
+
+
+def test_only_the_attempt_that_owns_it_may(any_manager: ExecutionManager) -> None:
+    second = bring_to(any_manager, "running-last")
+    assert any_manager.log(second.id, "mine", attempt=2).attempt == 2
+    for stale in (0, 1, 3):
+        with pytest.raises(StaleAttempt):
+            any_manager.log(second.id, "not mine", attempt=stale)
+    any_manager.complete(second.id)
+    with pytest.raises(InvalidStateTransition) as caught:
+        any_manager.log(second.id, "too late", attempt=2)
+    assert (caught.value.verb, caught.value.sources) == ("log", ("running",))
+    assert messages(any_manager, second.id) == ["mine"]
+
+
+def test_pages(any_manager: ExecutionManager) -> None:
+    id, other = any_manager.create("a").id, any_manager.create("a").id
+    entries = [any_manager.log(id, str(n)) for n in range(7)]
+    any_manager.log(other, "elsewhere")
+    newest = entries[::-1]
+    assert any_manager.logs(id, limit=3) == newest[:3]
+    assert any_manager.logs(id, limit=3, before=newest[2].id) == newest[3:6]
+    assert any_manager.logs(id, limit=3, before=newest[5].id) == newest[6:]
+    assert any_manager.logs(id, before=newest[6].id) == []
+
+
+def test_what_is_not_there(any_manager: ExecutionManager) -> None:
+    id = "0198aaaa-0000-7000-8000-000000000000"
+    for call in (any_manager.logs, lambda id: any_manager.log(id, "x")):
+        for unknown in (id, "nonsense"):
+            with pytest.raises(ExecutionNotFound):
+                call(unknown)
+
+
+def test_a_message_is_never_lost_for_its_own_sake(any_manager: ExecutionManager) -> None:
+    id = any_manager.create("a").id
+    assert any_manager.log(id, "a\0b\ud800c").message == "a\ufffdb\ufffdc"
+    assert any_manager.log(id, "x" * 20_000).message == "x" * 10_000
+    assert any_manager.log(id, "").message == ""
+    assert messages(any_manager, id) == ["a\ufffdb\ufffdc", "x" * 10_000, ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"message": b"bytes"}, "message must be a text, not a bytes"),
+        ({"message": None}, "message must be a text, not None"),
+        ({"level": "loud"}, "level must be one of debug, info, warning, error, critical"),
+        ({"level": 30}, "level must be one of"),
+        ({"data": float("nan")}, "data is not JSON"),
+        ({"data": {1, 2}}, "data holds a set"),
+        ({"data": "\0"}, "data holds U\\+0000"),
+        ({"attempt": True}, "attempt must be a whole number"),
+    ],
+)
+def test_bad_arguments(any_manager: ExecutionManager, arguments: dict[str, Any], says: str) -> None:
+    id = any_manager.create("a").id
+    with pytest.raises(InvalidValue, match=says):
+        any_manager.log(id, **{"message": "x", **arguments})
+    assert any_manager.logs(id) == []
+
+
+@pytest.mark.parametrize("data", [None, 0, "", [], {"a": None}, 1e23, "ü'\"\\;--"])
+def test_data_comes_back_as_it_went_in(any_manager: ExecutionManager, data: object) -> None:
+    id = any_manager.create("a").id
+    assert any_manager.log(id, "x", data=data).data == data
+    assert any_manager.logs(id)[0].data == data
+
+
+def test_a_log_goes_with_its_execution(any_manager: ExecutionManager) -> None:
+    id = any_manager.create("a").id
+    any_manager.log(id, "x")
+    any_manager.delete(id)
+    with pytest.raises(ExecutionNotFound):
+        any_manager.logs(id)
+
+
+def log_much(number: int, url: str, id: str) -> list[str]:
+    with connect(url) as manager:
+        return [manager.log(id, f"{number}-{n}").message for n in range(50)]
+
+
+def test_none_is_lost_whoever_writes_at_once(database: Database) -> None:
+    with connect(database.url) as manager:
+        id = manager.create("a").id
+        said = [line for lines in race(log_much, database.url, id) for line in lines]
+        found = messages(manager, id)
+    assert sorted(found) == sorted(said)
+    for number in range(8):  # and each process's own lines stay in their order
+        own = [line for line in found if line.startswith(f"{number}-")]
+        assert own == [f"{number}-{n}" for n in range(50)]
+
+
+def test_a_line_for_what_is_deleted_meanwhile_breaks_nothing(database: Database) -> None:
+    """No foreign key fails in the caller's transaction: it could not go on after that."""
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    gone, other = manager.create("a"), manager.create("a")
+    manager.delete(gone.id)
+    with database.engine.begin() as connection:
+        inside = manager.within(connection)
+        with pytest.raises(ExecutionNotFound):
+            inside.log(gone.id, "x")
+        inside.log(other.id, "y")
+    assert messages(manager, other.id) == ["y"]
+
+
+# --- attempts ----------------------------------------------------------------------------------
+
+
+def test_an_attempt_logs(any_manager: ExecutionManager) -> None:
+    id = any_manager.create("a", max_attempts=2).id
+    with any_manager.attempt(id) as attempt:
+        attempt.log("begun", data={"rows": 3})
+        attempt.log("odd", level="error")
+    entries = any_manager.logs(id)
+    assert [(e.message, e.level, e.attempt, e.data) for e in entries] == [
+        ("odd", "error", 1, None),
+        ("begun", "info", 1, {"rows": 3}),
+    ]
+
+
+def test_an_attempt_that_was_lost_logs_nothing_more(any_manager: ExecutionManager) -> None:
+    id = any_manager.create("a").id
+    with pytest.raises(AttemptLost), any_manager.attempt(id) as attempt:
+        any_manager.cancel(id)
+        attempt.log("still here")
+    assert any_manager.logs(id) == []
+
+
+# --- logging -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """A logger that sends to attempts, and to nobody else."""
+    logger = logging.getLogger("tests.service")
+    handler = ExecutionLogHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    yield logger
+    logger.removeHandler(handler)
+
+
+def test_records_go_to_the_attempt_around_them(database: Database, logger: logging.Logger) -> None:
+    with connect(database.url) as manager:
+        outer, inner = manager.create("a").id, manager.create("a").id
+        logger.info("before")
+        with manager.attempt(outer):
+            logger.info("one %s", 1)
+            with manager.attempt(inner):
+                logger.warning("two")
+            logger.critical("three")
+        logger.info("after")
+        assert messages(manager, outer) == ["one 1", "three"]
+        assert messages(manager, inner) == ["two"]
+        last = manager.logs(outer)[0]
+        assert (last.level, last.attempt) == ("critical", 1)
+        assert last.data == {"logger": "tests.service"}
+
+
+def test_an_inner_block_that_was_left_elsewhere_is_no_wall(
+    database: Database, logger: logging.Logger
+) -> None:
+    """What is logged then is the outer block's, whether or not there still is an inner attempt."""
+    with connect(database.url) as manager:
+        outer = manager.create("a").id
+        with manager.attempt(outer):
+            inner = manager.attempt(manager.create("a").id)
+            inner.__enter__()
+            context = copy_context()
+            leave = threading.Thread(target=inner.__exit__, args=(None, None, None))
+            leave.start()
+            leave.join()
+            logger.info("one")
+            del inner, leave
+            logger.info("two")
+            context.run(logger.info, "three")
+        assert messages(manager, outer) == ["one", "two", "three"]
+
+
+def test_records_of_a_block_that_fails_are_kept(database: Database, logger: logging.Logger) -> None:
+    with connect(database.url) as manager:
+        id = manager.create("a", max_attempts=2).id
+        with pytest.raises(ZeroDivisionError), manager.attempt(id, retry_on=ZeroDivisionError):
+            try:
+                1 / 0  # noqa: B018
+            except ZeroDivisionError:
+                logger.exception("it broke")
+                raise
+        with manager.attempt(id):
+            logger.info("again")
+        first, second = reversed(manager.logs(id))
+        assert first.message.startswith("it broke\nTraceback")
+        assert "ZeroDivisionError" in first.message
+        assert [first.attempt, second.attempt] == [1, 2]
+
+
+def test_nobody_waits_for_the_log(database: Database, logger: logging.Logger) -> None:
+    """Not even for the lock that the block itself holds, on a database with one writer."""
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    id = manager.create("a").id
+    with manager.attempt(id) as attempt:
+        with database.engine.begin() as connection:
+            attempt.within(connection).progress(1, 2)
+            for n in range(100):
+                logger.info("%d", n)
+        attempt.progress(2, 2)
+    assert messages(manager, id) == [str(n) for n in range(100)]
+
+
+def test_threads_log_to_their_own_attempts(database: Database, logger: logging.Logger) -> None:
+    with connect(database.url) as manager:
+        ids = [manager.create("a").id for _ in range(4)]
+
+        def work(id: str) -> None:
+            with manager.attempt(id):
+                for n in range(25):
+                    logger.info("%s %d", id, n)
+
+        threads = [threading.Thread(target=work, args=(id,)) for id in ids]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for id in ids:
+            assert messages(manager, id) == [f"{id} {n}" for n in range(25)]
+
+
+def test_a_thread_of_no_attempt_logs_nowhere(database: Database, logger: logging.Logger) -> None:
+    with connect(database.url) as manager:
+        id = manager.create("a").id
+        with manager.attempt(id):
+            thread = threading.Thread(target=lambda: logger.info("whose?"))
+            thread.start()
+            thread.join()
+        assert manager.logs(id) == []
+
+
+def test_in_the_callers_transaction(database: Database, logger: logging.Logger) -> None:
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    kept, lost = manager.create("a").id, manager.create("a").id
+    with database.engine.begin() as connection, manager.within(connection).attempt(kept) as attempt:
+        logger.info("one")
+        attempt.progress(1, 2)
+        assert [e.message for e in manager.within(connection).logs(kept)] == ["one"]
+        logger.info("two")
+    with database.engine.connect() as connection:
+        with manager.within(connection).attempt(lost):
+            logger.info("rolled back")
+        connection.rollback()
+    assert messages(manager, kept) == ["one", "two"]
+    assert manager.logs(lost) == []
+
+
+def test_in_memory(logger: logging.Logger) -> None:
+    from execution_core import migrate
+    from execution_core.sql.driver.engine import create_sync_engine
+
+    engine = create_sync_engine("sqlite://")
+    migrate.upgrade(engine)
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    id = manager.create("a").id
+    with manager.attempt(id):
+        logger.info("one")
+    assert messages(manager, id) == ["one"]
+    engine.dispose()
+
+
+def test_what_the_database_says_while_it_logs_is_not_logged(database: Database) -> None:
+    """A handler on the root logger sees its own statements as well."""
+    handler, root = ExecutionLogHandler(), logging.getLogger()
+    engine_logger = logging.getLogger("sqlalchemy.engine")
+    level = engine_logger.level
+    root.addHandler(handler)
+    engine_logger.setLevel(logging.INFO)
+    try:
+        manager = ExecutionManager(SqlExecutionStore(database.engine))
+        id = manager.create("a").id
+        with manager.attempt(id) as attempt:
+            attempt.progress(1, 2)
+        with database.engine.begin() as connection:
+            inside = manager.within(connection)
+            other = inside.create("a").id
+            with inside.attempt(other) as attempt:
+                attempt.progress(1, 2)
+                attempt.progress(2, 2)
+    finally:
+        root.removeHandler(handler)
+        engine_logger.setLevel(level)
+    for each in (id, other):
+        found = messages(manager, each)
+        assert any("UPDATE executions" in line for line in found)
+        assert not any("INSERT INTO execution_logs" in line for line in found)
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(
+    database: Database, logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    id = manager.create("a").id
+    database.run("ALTER TABLE execution_logs RENAME TO elsewhere")
+    try:
+        with manager.attempt(id) as attempt:
+            for n in range(3):
+                logger.info("%d", n)
+            attempt.result = "done"
+    finally:
+        database.run("ALTER TABLE elsewhere RENAME TO execution_logs")
+    assert manager.get(id).result == "done"
+    assert "could not add to its log" in caplog.text
+    assert manager.logs(id) == []
+
+
+def test_a_lost_attempt_hears_of_it_from_its_own_writes(
+    database: Database, logger: logging.Logger
+) -> None:
+    with connect(database.url) as manager:
+        id = manager.create("a").id
+        with pytest.raises(AttemptLost), manager.attempt(id):
+            manager.cancel(id)
+            logger.info("nobody hears this")
+        assert manager.logs(id) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "level"),
+    [(0, "debug"), (10, "debug"), (19, "debug"), (20, "info"), (25, "info"), (30, "warning"),
+     (40, "error"), (49, "error"), (50, "critical"), (99, "critical")],
+)  # fmt: skip
+def test_levels_of_logging(number: int, level: str) -> None:
+    assert level_of(number) == level
+
+
+# --- logging in asyncio --------------------------------------------------------------------------
+
+
+def test_tasks_log_to_their_own_attempts(database: Database, logger: logging.Logger) -> None:
+    async def main() -> None:
+        async with connect_async(database.url) as manager:
+            ids = [(await manager.create("a")).id for _ in range(4)]
+
+            async def work(id: str) -> None:
+                async with manager.attempt(id) as attempt:
+                    for n in range(10):
+                        logger.info("%s %d", id, n)
+                        await attempt.progress(n, 10)
+                    await asyncio.to_thread(logger.info, "%s in a thread", id)
+                    logger.info("%s last", id)
+
+            await asyncio.gather(*map(work, ids))
+            logger.info("of no attempt")
+            for id in ids:
+                found = [e.message for e in reversed(await manager.logs(id))]
+                assert sorted(found) == sorted(
+                    [*(f"{id} {n}" for n in range(10)), f"{id} in a thread", f"{id} last"]
+                )
+                assert [line for line in found if line.split()[1].isdigit()] == [
+                    f"{id} {n}" for n in range(10)
+                ]
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_has_logged_all_it_said(
+    database: Database, logger: logging.Logger
+) -> None:
+    ids: list[str] = []
+
+    async def main() -> None:
+        async with connect_async(database.url) as manager:
+            ids.append((await manager.create("a")).id)
+            async with manager.attempt(ids[0]):
+                for n in range(20):
+                    logger.info("%d", n)
+                raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    with connect(database.url) as manager:
+        assert messages(manager, ids[0]) == [str(n) for n in range(20)]
+        error = manager.get(ids[0]).error
+        assert error is not None
+        assert error.code == "interrupted"
+
+
+def test_in_the_callers_transaction_in_asyncio(
+    database: Database, logger: logging.Logger, tmp_path: Path
+) -> None:
+    from execution_core import AsyncExecutionManager, AsyncSqlExecutionStore
+    from execution_core.sql.driver.engine import create_async_engine
+
+    async def main() -> None:
+        engine = create_async_engine(database.url)
+        manager = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
+        id = (await manager.create("a")).id
+        async with engine.begin() as connection:
+            inside = manager.within(connection)
+            async with inside.attempt(id) as attempt:
+                logger.info("one")
+                await attempt.progress(1, 2)
+                assert [e.message for e in await inside.logs(id)] == ["one"]
+                logger.info("two")
+        assert [e.message for e in await manager.logs(id)] == ["two", "one"]
+        await engine.dispose()
+
+    asyncio.run(main())

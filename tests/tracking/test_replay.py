@@ -1,0 +1,147 @@
+"""Replays: what is over is done again, as an execution of its own."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+
+from execution_core import (
+    Execution,
+    ExecutionManager,
+    ExecutionNotFound,
+    InvalidStateTransition,
+    InvalidValue,
+    connect,
+)
+
+from ..conftest import Database
+from ..support.situations import SITUATIONS, bring_to
+
+OVER = [each for each in SITUATIONS if each.split("-")[0] in
+        ("completed", "failed", "timed_out", "cancelled")]  # fmt: skip
+LIVE = [each for each in SITUATIONS if each not in OVER]
+
+
+@pytest.mark.parametrize("situation", OVER)
+def test_what_is_over_can_be_done_again(any_manager: ExecutionManager, situation: str) -> None:
+    over = bring_to(any_manager, situation)
+    again = any_manager.replay(over.id)
+    assert again == any_manager.get(again.id)
+    assert (again.status, again.attempts, again.replay_of) == ("pending", 0, over.id)
+    assert (again.type, again.payload, again.max_attempts) == ("work", {"n": 1}, 2)
+    assert again.metadata == {"kept": True}  # and no reason of the old one's cancellation
+    assert any_manager.get(over.id) == over
+    assert any_manager.start(again.id).attempts == 1
+
+
+@pytest.mark.parametrize("situation", LIVE)
+def test_what_is_not_over_cannot(any_manager: ExecutionManager, situation: str) -> None:
+    live = bring_to(any_manager, situation)
+    with pytest.raises(InvalidStateTransition) as caught:
+        any_manager.replay(live.id)
+    assert (caught.value.verb, caught.value.to_status) == ("replay", None)
+    assert caught.value.sources == ("completed", "failed", "timed_out", "cancelled")
+    assert any_manager.list() == [live]
+
+
+def test_what_is_taken_over_and_what_is_not(any_manager: ExecutionManager) -> None:
+    parent = any_manager.create("workflow")
+    old = any_manager.create(
+        "work",
+        [1e23, None, "ü", 10**30],
+        max_attempts=7,
+        timeout=timedelta(seconds=9),
+        idempotency_key="once",
+        parent_id=parent.id,
+        metadata={"tenant": 7},
+        start_after=timedelta(0),
+    )
+    any_manager.start(old.id, worker="host")
+    any_manager.advance(old.id, 1, 2, "last", 0)
+    any_manager.log(old.id, "a line")
+    any_manager.complete(old.id, "done")
+    new = any_manager.replay(old.id)
+    kept = {"type", "payload", "max_attempts", "timeout", "parent_id", "metadata"}
+    assert new.model_dump(include=kept) == any_manager.get(old.id).model_dump(include=kept)
+    fresh = any_manager.create("work")
+    changed = kept | {"id", "created_at", "updated_at", "replay_of"}
+    assert new.model_dump(exclude=changed) == fresh.model_dump(exclude=changed)
+    assert any_manager.logs(new.id) == []
+
+
+@pytest.mark.parametrize("payload", [None, {"other": 1}, 0, [], ""])
+def test_with_another_payload(any_manager: ExecutionManager, payload: object) -> None:
+    old = bring_to(any_manager, "failed")
+    assert any_manager.replay(old.id, payload=payload).payload == payload
+
+
+def test_bad_payloads_change_nothing(any_manager: ExecutionManager) -> None:
+    old = bring_to(any_manager, "failed")
+    with pytest.raises(InvalidValue, match="payload"):
+        any_manager.replay(old.id, payload=float("nan"))
+    assert any_manager.list() == [old]
+
+
+def test_what_is_not_there(any_manager: ExecutionManager) -> None:
+    for id in ("0198aaaa-0000-7000-8000-000000000000", "nonsense"):
+        with pytest.raises(ExecutionNotFound):
+            any_manager.replay(id)
+
+
+def test_a_replay_survives_what_it_replays(any_manager: ExecutionManager) -> None:
+    old = bring_to(any_manager, "completed")
+    first, second = any_manager.replay(old.id), any_manager.replay(old.id)
+    any_manager.delete(old.id)
+    assert any_manager.get(first.id).replay_of is None
+    any_manager.delete(second.id)
+
+
+def test_a_parent_deleted_meanwhile_leaves_the_replay_without_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(database.url) as manager, connect(database.url) as other:
+        parent = manager.create("workflow")
+        child = manager.create("work", parent_id=parent.id)
+        manager.cancel(child.id)
+        reading = manager.get
+
+        def get_then_lose_it(id: str) -> Execution:
+            found = reading(id)
+            if other.list(type="workflow"):
+                other.delete(parent.id)
+            return found
+
+        monkeypatch.setattr(manager, "get", get_then_lose_it)
+        again = manager.replay(child.id)
+        assert (again.parent_id, again.replay_of) == (None, child.id)
+
+
+def test_it_joins_the_callers_transaction(database: Database) -> None:
+    with connect(database.url) as manager:
+        old = bring_to(manager, "failed")
+    from execution_core import SqlExecutionStore
+
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    with database.engine.connect() as connection:
+        inside = manager.within(connection)
+        again = inside.replay(old.id)
+        inside.log(again.id, "in it")
+        assert inside.logs(again.id)[0].message == "in it"
+        connection.rollback()
+    assert manager.list() == [old]
+    assert database.rows("SELECT * FROM execution_logs") == []
+
+
+def test_many_replays_at_once(database: Database) -> None:
+    with connect(database.url) as manager:
+        old = bring_to(manager, "completed")
+        made: list[Execution] = []
+        threads = [
+            threading.Thread(target=lambda: made.append(manager.replay(old.id))) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({each.id for each in made}) == 8
+        assert {each.replay_of for each in made} == {old.id}

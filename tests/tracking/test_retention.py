@@ -1,0 +1,316 @@
+"""Retention: what has been over for long goes, with all that belongs to it; nothing else does."""
+
+import re
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from execution_core import (
+    Execution,
+    ExecutionManager,
+    ExecutionNotFound,
+    InvalidValue,
+    SqlExecutionStore,
+    connect,
+)
+from execution_core.core.selections import pruning
+from execution_core.sql.statements import queries
+
+from ..conftest import Database
+from ..support.situations import SITUATIONS, bring_to
+from .test_claims import explained, fill
+from .test_races import race
+
+NOW = timedelta(0)
+DAY = timedelta(days=1)
+OVER = ("completed", "failed", "timed_out", "cancelled")
+
+
+class Clock:
+    """A clock that is set by hand, and moves a little by itself."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(milliseconds=1)
+        return self.now
+
+
+def left(manager: ExecutionManager) -> set[str]:
+    return {each.id for each in manager.list(limit=10_000)}
+
+
+def test_only_what_is_over_and_all_of_it(any_manager: ExecutionManager) -> None:
+    situations = {name: bring_to(any_manager, name) for name in SITUATIONS}
+    live = {each.id for each in situations.values() if each.status not in OVER}
+    assert any_manager.prune(DAY) == 0
+    assert left(any_manager) == {each.id for each in situations.values()}
+    assert any_manager.prune(NOW) == len(situations) - len(live)
+    assert left(any_manager) == live
+    assert any_manager.prune(NOW) == 0
+
+
+def test_by_the_time_when_it_came_to_rest(database: Database) -> None:
+    clock = Clock()
+    manager = ExecutionManager(SqlExecutionStore(database.engine, clock=clock))
+    old, slow = manager.create("a"), manager.create("a")
+    manager.cancel(old.id)
+    manager.start(slow.id)
+    clock.now += 2 * DAY
+    manager.complete(slow.id)
+    clock.now += DAY
+    assert manager.prune(3 * DAY) == 1
+    assert left(manager) == {slow.id}
+    assert manager.prune(timedelta(hours=23)) == 1
+
+
+def test_some_statuses_or_one_type(any_manager: ExecutionManager) -> None:
+    made = {name: bring_to(any_manager, name) for name in OVER}
+    assert any_manager.prune(NOW, statuses="completed") == 1
+    assert any_manager.prune(NOW, statuses=["failed", "timed_out"], type="other") == 0
+    assert any_manager.prune(NOW, statuses=["failed", "timed_out"], type="work") == 2
+    assert left(any_manager) == {made["cancelled"].id}
+    assert any_manager.prune(NOW, statuses=[]) == 0
+
+
+def test_the_oldest_first_and_no_more_than_asked(any_manager: ExecutionManager) -> None:
+    made = [any_manager.create("a") for _ in range(5)]
+    for each in (made[3], made[0], made[4], made[1], made[2]):
+        any_manager.cancel(each.id)
+    remaining = {each.id for each in made}
+    for gone in (3, 0, 4, 1, 2):
+        # Within one millisecond SQLite's clock cannot tell which was the first.
+        assert any_manager.prune(NOW, limit=1) == 1
+        remaining.discard(made[gone].id)
+        assert len(left(any_manager)) == len(remaining)
+    assert any_manager.prune(NOW, limit=1) == 0
+
+
+def test_a_key_can_be_kept_for_longer(any_manager: ExecutionManager) -> None:
+    keyed = any_manager.create("a", idempotency_key="once")
+    plain = any_manager.create("a")
+    for each in (keyed, plain):
+        any_manager.cancel(each.id)
+    assert any_manager.prune(NOW, keys_older_than=DAY) == 1
+    assert left(any_manager) == {keyed.id}
+    assert any_manager.create("a", idempotency_key="once").id == keyed.id
+    assert any_manager.prune(DAY, keys_older_than=NOW) == 1
+    assert any_manager.create("a", idempotency_key="once").id != keyed.id
+
+
+def test_a_parent_waits_for_its_children(any_manager: ExecutionManager) -> None:
+    parent = any_manager.create("workflow", max_attempts=2)
+    child = any_manager.create("step", parent_id=parent.id, max_attempts=2)
+    done = any_manager.create("step", parent_id=parent.id)
+    any_manager.cancel(parent.id)
+    any_manager.cancel(done.id)
+    assert any_manager.prune(NOW) == 1
+    any_manager.start(child.id)
+    assert any_manager.prune(NOW) == 0
+    any_manager.fail(child.id, "no", retryable=True)
+    assert any_manager.prune(NOW) == 0
+    assert left(any_manager) == {parent.id, child.id}
+    any_manager.fail(child.id, "no")
+    assert any_manager.prune(NOW) == 2
+
+
+def test_what_belongs_to_it_goes_and_what_names_it_stays(
+    database: Database, manager: ExecutionManager
+) -> None:
+    old = bring_to(manager, "completed")
+    manager.log(old.id, "a line")
+    again = manager.replay(old.id)
+    assert manager.prune(NOW) == 1
+    for table in ("execution_history", "execution_logs"):
+        rows = database.rows(f"SELECT * FROM {table}")
+        assert {str(row["execution_id"]) for row in rows} <= {again.id}
+    assert manager.get(again.id).replay_of is None
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_without_foreign_keys_logs_and_links_are_forgotten_too(database: Database) -> None:
+    with connect(database.url) as manager:
+        old = bring_to(manager, "completed")
+        manager.log(old.id, "a line")
+        again = manager.replay(old.id)
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("ROLLBACK")  # the switch works outside transactions alone
+            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+            connection.exec_driver_sql("DELETE FROM executions WHERE id = ?", (old.id,))
+            connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+            connection.exec_driver_sql("BEGIN")
+        assert database.rows("SELECT * FROM execution_logs") == []
+        assert manager.get(again.id).replay_of is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"older_than": 30}, "older_than must be a timedelta, not an int"),
+        ({"older_than": timedelta(days=-1)}, "older_than must be at least 0"),
+        ({"older_than": DAY, "keys_older_than": 1.5}, "keys_older_than must be a timedelta"),
+        ({"older_than": DAY, "statuses": "running"}, "statuses must be over, and running is not"),
+        ({"older_than": DAY, "statuses": ["failed", "x"]}, "statuses must be one or several of"),
+        ({"older_than": DAY, "type": ""}, "type must not be empty"),
+        ({"older_than": DAY, "limit": 0}, "limit must be from 1 to 10000, not 0"),
+        ({"older_than": DAY, "limit": True}, "limit must be a whole number"),
+    ],
+)
+def test_what_makes_no_sense(
+    any_manager: ExecutionManager, arguments: dict[str, Any], says: str
+) -> None:
+    done = bring_to(any_manager, "completed")
+    with pytest.raises(InvalidValue, match=says):
+        any_manager.prune(**arguments)
+    assert left(any_manager) == {done.id}
+
+
+def test_it_joins_the_callers_transaction(database: Database) -> None:
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    done = bring_to(manager, "completed")
+    with database.engine.connect() as connection:
+        assert manager.within(connection).prune(NOW) == 1
+        connection.rollback()
+    assert manager.get(done.id) == done
+
+
+@pytest.mark.parametrize(("days", "found"), [(30, 5), (30_000, 0)])
+def test_it_reads_what_it_deletes(
+    database: Database, days: int, found: int, tell: Callable[[str], None]
+) -> None:
+    """However much has finished: by its index, whether that is old enough or not."""
+    fill(database, "running", 100)
+    fill(database, "completed", 20_000)
+    if database.name == "postgresql":
+        database.run("ANALYZE executions")
+    old = pruning(timedelta(days=days), None, None, timedelta(days=days + 1), 5)
+    plan, rows = explained(database, queries.prune(old, None))
+    tell(f"{database.name}: a prune of {found} beside 20000 finished, {rows} rows read:\n{plan}")
+    assert "Seq Scan" not in plan
+    assert not re.search(r"SCAN executions(?! USING)", plan), plan
+    assert re.search(r"\bix_executions_completed_at\b", plan), plan
+    assert rows <= 2 * found
+
+
+# --- races -------------------------------------------------------------------------------------
+
+
+# SQLite has one writer at a time: nothing can come between.
+on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+
+
+@on_postgresql
+def test_what_another_transaction_holds_is_left_alone(database: Database) -> None:
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    failed, done = bring_to(manager, "failed"), bring_to(manager, "completed")
+    with database.engine.begin() as connection:
+        manager.within(connection).retry(failed.id)
+        assert manager.prune(NOW) == 1
+    assert left(manager) == {failed.id}
+    assert manager.get(failed.id).status == "retrying"
+    with pytest.raises(ExecutionNotFound):
+        manager.get(done.id)
+
+
+@on_postgresql
+def test_a_parent_to_be_waits_as_well(database: Database) -> None:
+    """Its child's transaction holds it until the child is there to be seen."""
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    parent = bring_to(manager, "completed")
+    with database.engine.begin() as connection:
+        child = manager.within(connection).create("step", parent_id=parent.id)
+        assert manager.prune(NOW) == 0
+    assert manager.prune(NOW) == 0
+    assert manager.get(child.id).parent_id == parent.id
+
+
+@on_postgresql
+def test_a_child_committed_after_the_statement_began_keeps_its_parent(database: Database) -> None:
+    """The statement has chosen the parent, and waits before it locks it; then comes the child."""
+    manager = ExecutionManager(SqlExecutionStore(database.engine))
+    parent = bring_to(manager, "completed")
+    database.run(
+        # Called for the row after it was chosen by its status and age: it waits for our lock.
+        "CREATE OR REPLACE FUNCTION test_wait(id uuid) RETURNS boolean LANGUAGE plpgsql VOLATILE"
+        " AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4711); RETURN true; END $$"
+    )
+    pruned: list[int] = []
+
+    def prune() -> None:
+        statement, parameters, *_ = queries.prune(pruning(NOW, None, None, None, 10), None)
+        with database.engine.begin() as connection:
+            compiled: Any = statement.compile(dialect=database.engine.dialect)
+            spelt = compiled.string.replace(
+                "ORDER BY executions.completed_at",
+                "AND test_wait(executions.id) ORDER BY executions.completed_at",
+            )
+            assert spelt != compiled.string
+            values = {**compiled.params, **parameters}
+            found = connection.exec_driver_sql(
+                spelt, {name: values[name] for name in compiled.params}
+            )
+            pruned.append(len(found.all()))
+
+    with database.engine.begin() as gate:
+        gate.execute(text("SELECT pg_advisory_xact_lock(4711)"))
+        thread = threading.Thread(target=prune)
+        thread.start()
+        waits = text(
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+            " WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+        )
+        while not gate.scalar(waits):
+            pass
+        child = manager.create("step", parent_id=parent.id)
+    thread.join()
+    database.run("DROP FUNCTION test_wait(uuid)")
+    assert pruned == [0]
+    assert manager.get(child.id).parent_id == parent.id
+
+
+def prune_all(number: int, url: str) -> int:
+    pruned = 0
+    with connect(url) as manager:
+        while batch := manager.prune(NOW, limit=7):
+            pruned += batch
+    return pruned
+
+
+def test_pruners_at_once_delete_each_once(database: Database) -> None:
+    with connect(database.url) as manager:
+        kept = bring_to(manager, "running")
+        for _ in range(200):
+            manager.cancel(manager.create("a").id)
+        counts = race(prune_all, database.url)
+        # Where one was skipped because another held it, that other has deleted it.
+        assert sum(counts) == 200
+        assert left(manager) == {kept.id}
+
+
+def make_children(number: int, url: str, parents: list[str]) -> list[tuple[str, str]]:
+    made = []
+    with connect(url) as manager:
+        for parent in parents:
+            try:
+                if number % 2:
+                    made.append((parent, manager.create("step", parent_id=parent).id))
+                else:
+                    manager.prune(NOW, limit=1)
+            except ExecutionNotFound:
+                pass
+    return made
+
+
+def test_no_child_loses_its_parent_to_a_pruner(database: Database) -> None:
+    with connect(database.url) as manager:
+        parents = [bring_to(manager, "completed").id for _ in range(100)]
+        for made in race(make_children, database.url, parents):
+            for parent, child in made:
+                found: Execution = manager.get(child)
+                assert found.parent_id == parent
+                manager.get(parent)

@@ -1,0 +1,466 @@
+"""The caller's transaction: joined, never ended, usable after a refusal."""
+
+import asyncio
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from execution_core import (
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
+    ExecutionManager,
+    ExecutionNotFound,
+    IdempotencyConflict,
+    InvalidStateTransition,
+    InvalidValue,
+    MaxRetriesExceeded,
+    SqlExecutionStore,
+    StaleAttempt,
+    configure_sqlite,
+    connect,
+    connect_async,
+)
+
+from ..conftest import Blocking, Database
+from ..support.memory import memory_store
+from ..support.situations import SITUATIONS
+
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "Connection": lambda engine: engine.connect(),
+    "Session": Session,
+    "scoped_session": lambda engine: scoped_session(sessionmaker(engine)),
+    "AsyncConnection": lambda engine: engine.connect(),
+    "AsyncSession": AsyncSession,
+    "async_scoped_session": lambda engine: async_scoped_session(
+        async_sessionmaker(engine), scopefunc=asyncio.current_task
+    ),
+}
+
+
+class Caller:
+    """A host with an engine as SQLAlchemy makes it, and a transaction under way on it."""
+
+    def __init__(
+        self, kind: str, database: Database, runner: asyncio.Runner, configured: bool
+    ) -> None:
+        self.runner = runner
+        self.is_async = kind.lower().startswith("async")
+        url = make_url(database.url)
+        if database.name == "sqlite":
+            url = url.set(drivername="sqlite+aiosqlite" if self.is_async else "sqlite")
+        make: Callable[..., Any] = create_async_engine if self.is_async else create_engine
+        self.engine = make(url)
+        if configured and database.name == "sqlite":
+            configure_sqlite(self.engine.sync_engine if self.is_async else self.engine)
+        outside: Any
+        if self.is_async:
+            outside = Blocking(AsyncExecutionManager(AsyncSqlExecutionStore(self.engine)), runner)
+        else:
+            outside = ExecutionManager(SqlExecutionStore(self.engine))
+        self.outside: ExecutionManager = outside
+        self.transaction: Any = KINDS[kind](self.engine)
+        if kind == "AsyncConnection":
+            self.await_(self.transaction.start())
+        self.inside: ExecutionManager = self.outside.within(self.transaction)
+
+    def await_(self, answer: Any) -> Any:
+        async def finish() -> Any:
+            return await answer
+
+        return (
+            self.runner.run(finish()) if self.is_async and hasattr(answer, "__await__") else answer
+        )
+
+    def do(self, verb: str, *args: Any) -> Any:
+        return self.await_(getattr(self.transaction, verb)(*args))
+
+    def close(self) -> None:
+        self.do("close")
+        self.await_(self.engine.dispose())
+
+
+@pytest.fixture(params=[k for k in KINDS if k != "async_scoped_session"])
+def caller(
+    request: pytest.FixtureRequest, database: Database, runner: asyncio.Runner
+) -> Iterator[Caller]:
+    caller = Caller(request.param, database, runner, configured=True)
+    yield caller
+    caller.close()
+
+
+def every_verb(manager: ExecutionManager) -> list[str]:
+    """Use every verb, and return the ids of what is left."""
+    ids = []
+    for situation, steps in SITUATIONS.items():
+        execution = manager.create("work", {"n": 1}, max_attempts=2, idempotency_key=situation)
+        for step in steps:
+            execution = step(manager, execution.id)
+        ids.append(execution.id)
+    parent, gone = ids[0], manager.create("gone").id
+    child = manager.create("child", parent_id=parent, idempotency_key="child").id
+    manager.update_progress(child, 1, 2)
+    manager.checkpoint(child, "k", 1)
+    manager.delete(gone)
+    assert manager.get(child).checkpoints == {"k": 1}
+    assert manager.find_by_idempotency_key("child") == manager.get(child)
+    assert [e.id for e in manager.list(limit=len(ids) + 1)] == [child, *reversed(ids)]
+    return [*ids, child]
+
+
+def test_a_rollback_leaves_nothing(database: Database, caller: Caller) -> None:
+    kept = caller.outside.create("kept")
+    every_verb(caller.inside)
+    caller.inside.start(kept.id)
+    caller.do("rollback")
+    assert caller.outside.list() == [kept]
+    assert database.history(kept.id) == [(None, "pending")]
+    assert len(database.rows("SELECT * FROM execution_history")) == 1
+
+
+def test_the_callers_commit_commits(database: Database, caller: Caller) -> None:
+    ids = every_verb(caller.inside)
+    before = [caller.inside.get(id) for id in ids]
+    caller.do("commit")
+    assert [caller.outside.get(id) for id in ids] == before
+    assert len(database.history(ids[2])) == 4
+
+
+def test_a_claim_and_a_sweep_go_with_it(database: Database, caller: Caller) -> None:
+    """The first statement of a transaction, too: a driver may begin one only for what it knows."""
+    job = caller.outside.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
+    for end in ("rollback", "commit"):
+        (claimed,) = caller.inside.claim()
+        assert claimed.id == job.id
+        caller.do(end)
+        assert caller.outside.get(job.id).status == ("pending" if end == "rollback" else "running")
+    time.sleep(0.01)
+    for end in ("rollback", "commit"):
+        (swept,) = caller.inside.sweep(stalled_after=timedelta(hours=1))
+        caller.inside.retry(swept.id)
+        caller.do(end)
+        assert caller.outside.get(job.id).status == ("running" if end == "rollback" else "retrying")
+
+
+def test_nobody_else_sees_it_before_the_commit(database: Database, caller: Caller) -> None:
+    id = caller.inside.create("a", idempotency_key="k").id
+    with connect(database.url) as other, pytest.raises(ExecutionNotFound):
+        other.get(id)
+    caller.do("commit")
+    with connect(database.url) as other:
+        assert other.get(id).idempotency_key == "k"
+
+
+def test_the_callers_own_rows_go_with_it(database: Database, caller: Caller) -> None:
+    database.run("CREATE TABLE IF NOT EXISTS orders (id integer)")
+    database.run("DELETE FROM orders")
+    for end, count in (("rollback", 0), ("commit", 1)):
+        caller.do("execute", text("INSERT INTO orders VALUES (7)"))
+        caller.inside.create("ship-order", {"order": 7}, idempotency_key="ship-7")
+        caller.do(end)
+        assert len(database.rows("SELECT * FROM orders")) == count
+        assert len(database.rows("SELECT * FROM executions")) == count
+
+
+def test_a_refusal_leaves_the_transaction_usable(database: Database, caller: Caller) -> None:
+    inside = caller.inside
+    done = inside.create("a", 1, idempotency_key="k")
+    nobody = inside.create("gone").id
+    inside.delete(nobody)
+    inside.start(done.id)
+    refused: list[tuple[type[Exception], Callable[[], object]]] = [
+        (ExecutionNotFound, lambda: inside.create("b", parent_id=nobody)),
+        (ExecutionNotFound, lambda: inside.create("b", parent_id="nope")),
+        (ExecutionNotFound, lambda: inside.start(nobody)),
+        (ExecutionNotFound, lambda: inside.delete(nobody)),
+        (IdempotencyConflict, lambda: inside.create("a", 2, idempotency_key="k")),
+        (InvalidStateTransition, lambda: inside.start(done.id)),
+        (StaleAttempt, lambda: inside.complete(done.id, attempt=7)),
+        (InvalidValue, lambda: inside.complete(done.id, b"x")),
+        (InvalidValue, lambda: inside.complete(done.id, "\0")),
+    ]
+    for problem, call in refused:
+        with pytest.raises(problem):
+            call()
+    inside.fail(done.id, "no")
+    with pytest.raises(MaxRetriesExceeded):
+        inside.retry(done.id)
+    caller.do("commit")
+    assert [e.status for e in caller.outside.list()] == ["failed"]
+
+
+def test_a_conflict_with_what_others_committed(database: Database, caller: Caller) -> None:
+    with connect(database.url) as other:
+        held = other.create("a", 1, idempotency_key="k")
+    assert caller.inside.create("a", 1, idempotency_key="k") == held
+    with pytest.raises(IdempotencyConflict):
+        caller.inside.create("a", 2, idempotency_key="k")
+    caller.inside.start(held.id)
+    caller.do("commit")
+    assert caller.outside.get(held.id).status == "running"
+
+
+def test_a_savepoint_is_the_callers_too(database: Database, caller: Caller) -> None:
+    first = caller.inside.create("a")
+    savepoint = caller.do("begin_nested")
+    caller.inside.start(first.id)
+    caller.await_(savepoint.rollback())
+    assert caller.inside.get(first.id).status == "pending"
+    caller.do("commit")
+    assert caller.outside.get(first.id) == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_engine_as_sqlalchemy_makes_it_will_do(
+    database: Database, runner: asyncio.Runner, kind: str
+) -> None:
+    caller = Caller(kind, database, runner, configured=False)
+    every_verb(caller.outside)
+    for execution in caller.outside.list():
+        caller.outside.delete(execution.id)
+    if kind != "async_scoped_session":  # its scope ends with the task, and each call is one here
+        every_verb(caller.inside)
+        caller.do("rollback")
+        assert caller.outside.list() == []
+    caller.close()
+
+
+def test_async_scoped_session(database: Database, runner: asyncio.Runner) -> None:
+    caller = Caller("async_scoped_session", database, runner, configured=False)
+
+    async def work() -> None:
+        manager = AsyncExecutionManager(AsyncSqlExecutionStore(caller.engine))
+        await manager.within(caller.transaction).create("a")
+        await caller.transaction.rollback()
+        assert await manager.list() == []
+        await manager.within(caller.transaction).create("a")
+        await caller.transaction.commit()
+        await caller.transaction.remove()
+        assert len(await manager.list()) == 1
+
+    runner.run(work())
+    runner.run(caller.engine.dispose())
+
+
+def test_a_hosts_own_begin_recipe(database: Database) -> None:
+    """The recipe of SQLAlchemy's documentation, on an engine that knows nothing of this library."""
+    engine = create_engine(database.url)
+    if database.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def on_connect(connection: Any, record: Any) -> None:
+            connection.isolation_level = None
+
+        @event.listens_for(engine, "begin")
+        def on_begin(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    created = manager.create("a")
+    with connect(database.url) as other:
+        assert other.get(created.id) == created
+    engine.dispose()
+
+
+def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.Runner) -> None:
+    sync, colourful = (
+        Caller("Session", database, runner, True),
+        Caller("AsyncSession", database, runner, True),
+    )
+    cases: list[tuple[ExecutionManager, Any]] = [
+        (sync.outside, colourful.transaction),
+        (sync.outside, sync.engine),
+        (sync.outside, None),
+        (colourful.outside, sync.transaction),
+        (colourful.outside, colourful.engine),
+    ]
+    for manager, wrong in cases:
+        with pytest.raises(InvalidValue) as caught:
+            manager.within(wrong)
+        assert caught.value.argument == "connection_or_session"
+    with pytest.raises(InvalidValue, match="engine must be an Engine, not AsyncEngine"):
+        SqlExecutionStore(colourful.engine)
+    with pytest.raises(InvalidValue, match="engine must be an AsyncEngine, not Engine"):
+        AsyncSqlExecutionStore(sync.engine)
+    with pytest.raises(NotImplementedError, match="MemoryStore cannot join a transaction"):
+        ExecutionManager(memory_store()).within(sync.transaction)
+    sync.close()
+    colourful.close()
+
+
+def test_a_joined_manager_closes_nothing(database: Database) -> None:
+    with connect(database.url) as manager, database.engine.connect() as connection:
+        created = manager.create("a")
+        pool = manager._store._bind.engine.pool  # type: ignore[attr-defined]
+        with manager.within(connection) as joined:
+            assert joined.get(created.id) == created
+        assert manager._store._bind.engine.pool is pool  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 2}])
+def test_an_engine_that_streams(database: Database, options: dict[str, Any]) -> None:
+    engine = create_engine(database.url).execution_options(**options)
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    every_verb(manager)
+    with engine.connect() as connection:
+        assert manager.within(connection).create("a").status == "pending"
+    engine.dispose()
+
+
+def test_an_engine_that_reads_json_its_own_way(database: Database) -> None:
+    engine = create_engine(database.url, json_deserializer=lambda text: "host's own")
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    created = manager.create("a", {"price": 1.5}, max_attempts=2)
+    manager.start(created.id)
+    failed = manager.fail(created.id, "no")
+    assert (failed.payload, failed.error and failed.error.message) == ({"price": 1.5}, "no")
+    engine.dispose()
+
+
+def test_a_clock_is_asked_everywhere(database: Database, runner: asyncio.Runner) -> None:
+    ticks = iter(datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) for second in range(60))
+    clock = lambda: next(ticks)  # noqa: E731
+    async_engine = create_async_engine(
+        make_url(database.url).set(drivername="sqlite+aiosqlite")
+        if database.name == "sqlite"
+        else database.url
+    )
+    manager = ExecutionManager(SqlExecutionStore(database.engine, clock=clock))
+    blocking: Any = Blocking(
+        AsyncExecutionManager(AsyncSqlExecutionStore(async_engine, clock=clock)), runner
+    )
+    id = manager.create("a").id
+    with database.engine.begin() as connection:
+        assert manager.within(connection).start(id).updated_at.second == 1
+    assert blocking.checkpoint(id, "k", 1).updated_at.second == 2
+    assert blocking.update_progress(id, 1, 2).updated_at.second == 3
+    assert blocking.complete(id).completed_at == datetime(2026, 1, 1, 0, 0, 4, tzinfo=UTC)
+    runner.run(async_engine.dispose())
+
+
+def test_a_parent_cannot_go_while_a_child_is_made(database: Database) -> None:
+    with connect(database.url) as manager, database.engine.connect() as connection:
+        parent = manager.create("a")
+        manager.within(connection).delete(parent.id)
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(manager.create, "b", parent_id=parent.id)
+            time.sleep(0.3)
+            connection.commit()
+            with pytest.raises(ExecutionNotFound):
+                waiting.result(60)
+
+
+def test_transactions_begin_as_writers(database: Database) -> None:
+    """One that reads and then writes waits for its turn, and sees what the other wrote."""
+    with connect(database.url) as manager:
+        id = manager.create("a").id
+
+    def add_one(_: int) -> None:
+        engine = (
+            configure_sqlite(create_engine(database.url)) if database.name == "sqlite" else None
+        )
+        with (engine or database.engine).begin() as connection:
+            if database.name == "postgresql":
+                connection.execute(text("LOCK TABLE executions"))
+            read = "SELECT coalesce(progress_current, 0) FROM executions"
+            count = connection.execute(text(read)).scalar_one()
+            time.sleep(0.01)
+            ExecutionManager(SqlExecutionStore(database.engine)).within(connection).update_progress(
+                id, count + 1, 20
+            )
+        if engine:
+            engine.dispose()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add_one, range(20)))
+    with connect(database.url) as manager:
+        progress = manager.get(id).progress
+        assert progress is not None
+        assert progress.current == 20
+
+
+def test_a_clock_without_a_timezone_is_refused(database: Database) -> None:
+    manager = ExecutionManager(SqlExecutionStore(database.engine, clock=datetime.now))
+    with pytest.raises(InvalidValue, match="clock must return aware datetimes"):
+        manager.create("a")
+
+
+def test_configuring_twice_is_configuring_once(tmp_path: Path) -> None:
+    engine = configure_sqlite(configure_sqlite(create_engine(f"sqlite:///{tmp_path}/x.db")))
+    with engine.begin() as connection:
+        connection.execute(text("SELECT 1"))
+    engine.dispose()
+    async_engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    for bad in (5, timedelta(0), None):
+        with pytest.raises(InvalidValue, match="busy_timeout"):
+            configure_sqlite(async_engine, busy_timeout=bad)  # type: ignore[arg-type]
+    assert configure_sqlite(async_engine) is async_engine
+
+
+def test_cancelled_tasks_leave_pool_and_database_free(database: Database) -> None:
+    async def cancel_many() -> None:
+        async with connect_async(database.url) as manager:
+            id = (await manager.create("a")).id
+            for n in range(200):
+                task = asyncio.create_task(manager.checkpoint(id, "k", n))
+                for _ in range(n % 25):  # at one await after the other
+                    await asyncio.sleep(0)
+                if n % 2:
+                    await asyncio.sleep(random.choice([0.0003, 0.001, 0.002]))
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            gc.collect()  # complains of connections that nobody gave back
+            with connect(database.url) as other:  # finds no lock that the cancelled left behind
+                other.checkpoint(id, "k", "done")
+            assert (await manager.get(id)).checkpoints == {"k": "done"}
+            pool = manager._store._bind.engine.pool  # type: ignore[attr-defined]
+        assert pool.checkedout() == 0
+
+    asyncio.run(cancel_many())
+
+
+def test_no_time_lies_before_an_earlier_one(database: Database) -> None:
+    """PostgreSQL reads its clock, then waits for the row: B's time is older than A's, and later."""
+    with connect(database.url) as manager, database.engine.connect() as connection:
+        id = manager.create("a", max_attempts=2).id
+        manager.start(id)
+        with ThreadPoolExecutor(1) as thread:
+            first = manager.within(connection)
+            first.fail(id, "no", retryable=True)
+            waiting = thread.submit(manager.complete, id)
+            time.sleep(0.3)
+            first.start(id)
+            connection.commit()
+            done = waiting.result(60)
+    assert done.attempts == 2
+    assert done.started_at is not None
+    assert done.completed_at is not None
+    assert done.started_at <= done.completed_at
+    times = database.rows("SELECT occurred_at FROM execution_history ORDER BY seq")
+    assert [str(t["occurred_at"]) for t in times] == sorted(str(t["occurred_at"]) for t in times)
+
+
+def test_closing_leaves_a_hosts_engine_alone(database: Database, runner: asyncio.Runner) -> None:
+    caller = Caller("Connection", database, runner, configured=True)
+    caller.outside.create("a")
+    pool = caller.engine.pool
+    with caller.outside:
+        pass
+    assert caller.engine.pool is pool
+    caller.close()
