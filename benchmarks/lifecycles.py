@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from .databases import Databases
-from .turns import Contender, Runner, ratio, running, take_turns
+from .turns import Contender, Runner, ratio, run_alternating, running
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def measure(databases: Databases, *, count: int, rounds: int) -> Iterator[dict[s
                 stack.enter_context(running(contender, url))
                 for contender, url in zip(group.contenders, made, strict=True)
             ]
-            taken = take_turns(runners, count=count, rounds=rounds)
+            taken = run_alternating(runners, count=count, rounds=rounds)
             rows = [
                 {
                     "name": contender.name,

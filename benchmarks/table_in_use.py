@@ -24,7 +24,7 @@ from execution_core import (
 
 from .contenders import PAYLOAD
 from .databases import Databases
-from .turns import Contender, ratio, running, take_turns
+from .turns import Contender, ratio, run_alternating, running
 
 FINISHED = """
 INSERT INTO executions (id, type, status, payload, result, error, attempts, max_attempts,
@@ -81,7 +81,7 @@ def many_finished(
         contender = Contender("execution-core", "library", {"own": kind == "postgresql"})
         with ExitStack() as stack:
             runners = [stack.enter_context(running(contender, url)) for url in urls]
-            taken = take_turns(runners, count=count, rounds=rounds)
+            taken = run_alternating(runners, count=count, rounds=rounds)
         yield {
             "database": kind,
             "rows": rows,

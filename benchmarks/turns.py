@@ -80,7 +80,7 @@ def running(contender: Contender, url: str) -> Iterator[Runner]:
             process.wait()
 
 
-def take_turns(runners: Sequence[Runner], *, count: int, rounds: int) -> list[list[float]]:
+def run_alternating(runners: Sequence[Runner], *, count: int, rounds: int) -> list[list[float]]:
     """Return the seconds that each contender took in each round; a round before is not counted."""
     taken: list[list[float]] = [[] for _ in runners]
     for turn in range(-1, rounds):

@@ -90,7 +90,7 @@ def make_invoices(month: str, customers: list[str], *, attempt: Any = None) -> d
             connection.execute(
                 text("INSERT INTO invoices VALUES (:month, :customer, :attempt)"), invoice
             )
-            attempt.within(connection).advance(number, len(customers), "invoices", number)
+            attempt.within(connection).advance(number, len(customers), key="invoices", value=number)
     return {"invoices": len(customers)}
 
 

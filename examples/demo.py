@@ -78,7 +78,7 @@ def work(engine: Engine, manager: ExecutionManager, id: str) -> None:
             with engine.begin() as connection:
                 connection.execute(insert(parsed_files), rows)
                 attempt.within(connection).advance(
-                    done, len(paths), "files_done", done, message=batch[-1].name
+                    done, len(paths), key="files_done", value=done, message=batch[-1].name
                 )
         with engine.connect() as connection:
             query = "SELECT count(*) AS files, sum(functions) AS functions FROM demo_parsed_files"

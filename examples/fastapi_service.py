@@ -141,7 +141,9 @@ async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
         await asyncio.sleep(0.05)  # the carrier prints a label
         async with sessions.begin() as session:  # no crash comes between the two
             session.add(Parcel(order_id=order.id, number=number))
-            await attempt.within(session).advance(number, order.parcels, "shipped", number)
+            await attempt.within(session).advance(
+                number, order.parcels, key="shipped", value=number
+            )
     return {"shipped": order.parcels}
 
 

@@ -22,19 +22,17 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from execution_core import (
-    Batch,
-    Creation,
-    Execution,
-    ExecutionStatus,
-    Line,
-    LogEntry,
-    Page,
-    Pruning,
-    Transition,
-)
+from execution_core import Execution, ExecutionStatus, LogEntry
 from execution_core.core.state_machine import Condition
 from execution_core.core.transitions import due_at
+from execution_core.stores import (
+    BatchTransition,
+    NewExecution,
+    NewLogEntry,
+    Page,
+    PruneRequest,
+    Transition,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,7 +90,7 @@ class Plans:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
 
-    def create(self, creation: Creation) -> Plan[Execution | None]:
+    def create(self, creation: NewExecution) -> Plan[Execution | None]:
         now, _ = yield from self._rows([])
         new = creation.apply(now)
         named = {link: id for link in LINKS if (id := getattr(new, link))}
@@ -126,7 +124,7 @@ class Plans:
         moved = yield from self.update(id, transition)
         return None if moved is None else moved.status
 
-    def update_many(self, batch: Batch) -> Plan[builtins.list[Execution]]:
+    def update_many(self, batch: BatchTransition) -> Plan[builtins.list[Execution]]:
         moved: builtins.list[Execution] = []
         now, _ = yield from self._rows([])
         rule = batch.transition.rule
@@ -156,7 +154,7 @@ class Plans:
             if (yield from self._removed(rows[0], naming, [these, there])):
                 return True
 
-    def prune(self, pruning: Pruning) -> Plan[int]:
+    def prune(self, pruning: PruneRequest) -> Plan[int]:
         count = stay = 0
         now, _ = yield from self._rows([])
         until = now - min(pruning.older_than, pruning.keys_older_than)
@@ -183,7 +181,7 @@ class Plans:
             highest = ids[-1]
         return found[: page.limit]
 
-    def log(self, line: Line) -> Plan[LogEntry | None]:
+    def log(self, line: NewLogEntry) -> Plan[LogEntry | None]:
         while True:
             now, rows = yield from self._rows([line.execution_id])
             entry = line.apply(rows[0].execution, now) if rows else None
@@ -226,7 +224,7 @@ class Plans:
         _, rows = yield from self._rows(ids)
         return ("SMEMBERS", links, " ".join(sorted(ids))), rows
 
-    def _pruned(self, row: Row, pruning: Pruning, now: datetime) -> Plan[bool]:
+    def _pruned(self, row: Row, pruning: PruneRequest, now: datetime) -> Plan[bool]:
         if not pruning.apply([row.execution], now):
             return False
         these, naming = yield from self._naming(row.execution.id)

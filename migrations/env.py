@@ -9,7 +9,7 @@ from sqlalchemy import Connection, ForeignKeyConstraint, text
 
 from execution_core.migrate import VERSION_TABLE
 from execution_core.sql.driver.engine import create_sync_engine
-from execution_core.sql.driver.url import DEFAULT_URL, database_url
+from execution_core.sql.driver.url import DEFAULT_URL, parse_url
 from execution_core.sql.schema.indexes import metadata
 
 # Any number does, as long as it is always the same: those who migrate at once wait for each other.
@@ -66,7 +66,7 @@ def run(connection: Connection) -> None:
 
 url = context.config.attributes.get("url") or os.environ.get("EXECUTION_CORE_URL") or DEFAULT_URL
 if context.is_offline_mode():
-    dialect = database_url(url).get_backend_name()
+    dialect = parse_url(url).get_backend_name()
     context.configure(dialect_name=dialect, literal_binds=True, **SETTINGS)
     with context.begin_transaction():
         context.run_migrations()

@@ -10,13 +10,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from execution_core import (
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
-    Batch,
-    Creation,
     Execution,
     ExecutionManager,
-    Page,
     SqlExecutionStore,
-    Transition,
     configure_sqlite,
 )
 from execution_core.core.json_values import to_json
@@ -25,6 +21,7 @@ from execution_core.sql.async_store import AsyncOwningStore
 from execution_core.sql.driver import engine as engines
 from execution_core.sql.schema.tables import executions
 from execution_core.sql.store import OwningStore
+from execution_core.stores import BatchTransition, NewExecution, Page, Transition
 
 from .journal import Journal
 
@@ -40,7 +37,7 @@ class Journaled:
         self.journal.token(token)
         return token
 
-    def create(self, creation: Creation) -> Any:
+    def create(self, creation: NewExecution) -> Any:
         """Write down the id, which is the token of a creation."""
         self.journal.token(creation.id)
         return super().create(creation)  # type: ignore[misc]
@@ -81,7 +78,7 @@ class ReadThenWriteStore(HostStore):
             self._overwrite(moved)
         return moved
 
-    def update_many(self, batch: Batch) -> builtins.list[Execution]:
+    def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """The same, for many."""
         everything = self.list(Page(None, None, None, MAX_PAGE, None))
         moved = batch.apply(everything, datetime.now(UTC))
@@ -122,7 +119,7 @@ def manager_of(kind: str, url: str, journal: Journal) -> Any:
     asynchronous = "async" in kind
     own = kind.startswith("own")
     make: Any = engines.create_async_engine if asynchronous else engines.create_sync_engine
-    engine = make(url, own=True) if own else host_engine(url, asynchronous=asynchronous)
+    engine = make(url, exclusive=True) if own else host_engine(url, asynchronous=asynchronous)
     event.listen(getattr(engine, "sync_engine", engine), "invalidate", journal.cut)
     store: Any = {
         "own": OwnStore,

@@ -126,7 +126,7 @@ class PostgreSQL(Target):
 def postgresql(server: postgres.Server, folder: Path) -> Iterator[Target]:  # noqa: ARG001
     """Make an empty database on a server that may be crashed."""
     if server.postmaster is None:
-        raise ValueError("only a server of our own may be crashed: postgres.server(own=True)")
+        raise ValueError("only a server of our own may be crashed: postgres.server(exclusive=True)")
     with psycopg.connect(postgres.dsn(server.url), autocommit=True) as connection:
         (number,) = connection.execute("SELECT count(*) FROM pg_database").fetchone() or (0,)
         name = f"proof_{number}"

@@ -205,7 +205,7 @@ class BlockingAttempt(Blocking):
 
 
 @pytest.fixture(params=["sync", "async"])
-def colour(request: pytest.FixtureRequest) -> str:
+def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -216,30 +216,30 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @contextmanager
-def open_manager(url: str, colour: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
-    manager: Any = connect(url) if colour == "sync" else Blocking(connect_async(url), runner)
+def open_manager(url: str, mode: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
+    manager: Any = connect(url) if mode == "sync" else Blocking(connect_async(url), runner)
     yield manager
     manager.close()
 
 
 @pytest.fixture
-def manager(database: Database, colour: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
-    """A manager over each database, in each colour."""
-    with open_manager(database.url, colour, runner) as manager:
+def manager(database: Database, mode: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
+    """A manager over each database, in each mode."""
+    with open_manager(database.url, mode, runner) as manager:
         yield manager
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "memory"])
 def any_manager(
-    request: pytest.FixtureRequest, colour: str, runner: asyncio.Runner
+    request: pytest.FixtureRequest, mode: str, runner: asyncio.Runner
 ) -> Iterator[ExecutionManager]:
     """The same, and a manager over a store that knows no SQL."""
     if request.param == "memory":
         blocking: Any = Blocking(AsyncExecutionManager(AsyncMemoryStore()), runner)
-        yield ExecutionManager(memory_store()) if colour == "sync" else blocking
+        yield ExecutionManager(memory_store()) if mode == "sync" else blocking
         return
     with (
         open_database(request.param, request) as database,
-        open_manager(database.url, colour, runner) as manager,
+        open_manager(database.url, mode, runner) as manager,
     ):
         yield manager

@@ -78,7 +78,8 @@ def work(
         while not stop.is_set():
             time.sleep(pause * every)
             done += every
-            attempt.progress(min(done, total), total, f"item {done:,}" if total else "collecting")
+            message = f"item {done:,}" if total else "collecting"
+            attempt.update_progress(min(done, total), total, message=message)
 
 
 def fail(manager: ExecutionManager) -> str:
@@ -100,7 +101,7 @@ def fail(manager: ExecutionManager) -> str:
         try:
             with manager.attempt(job.id, worker=worker, retry_on=OSError) as attempt:
                 attempt.log("asking the bank", data={"order": 4711})
-                attempt.advance(1, 2, "authorised", True, "authorised")  # noqa: FBT003
+                attempt.advance(1, 2, key="authorised", value=True, message="authorised")
                 attempt.log("no answer for 10 seconds", level="warning")
                 charge(4711)
         except ConnectionResetError:

@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .core.backoff import Backoff
-from .core.creation import Creation
 from .core.errors import (
     AlreadyRunning,
     AttemptLost,
@@ -19,18 +18,14 @@ from .core.errors import (
     MaxRetriesExceeded,
     StaleAttempt,
 )
-from .core.log_lines import Line
 from .core.models import (
     Execution,
-    ExecutionError,
+    ExecutionFailure,
     ExecutionStatus,
     LogEntry,
     LogLevel,
     ProgressInfo,
 )
-from .core.selections import Batch, Page, Pruning
-from .core.store import AsyncExecutionStore, ExecutionStore
-from .core.transitions import Transition
 from .tracking.async_attempt import AsyncAttempt
 from .tracking.async_manager import AsyncExecutionManager
 from .tracking.attempt import Attempt
@@ -47,37 +42,29 @@ __all__ = [
     "AlreadyRunning",
     "AsyncAttempt",
     "AsyncExecutionManager",
-    "AsyncExecutionStore",
     "AsyncSqlExecutionStore",
     "Attempt",
     "AttemptLost",
     "Backoff",
-    "Batch",
     "ConcurrentUpdate",
     "ConnectionLost",
-    "Creation",
     "Execution",
-    "ExecutionError",
+    "ExecutionFailure",
     "ExecutionLogHandler",
     "ExecutionManager",
     "ExecutionNotFound",
     "ExecutionProblem",
     "ExecutionProblemCode",
     "ExecutionStatus",
-    "ExecutionStore",
     "IdempotencyConflict",
     "InvalidStateTransition",
     "InvalidValue",
-    "Line",
     "LogEntry",
     "LogLevel",
     "MaxRetriesExceeded",
-    "Page",
     "ProgressInfo",
-    "Pruning",
     "SqlExecutionStore",
     "StaleAttempt",
-    "Transition",
     "configure_sqlite",
     "connect",
     "connect_async",

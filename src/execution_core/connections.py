@@ -20,7 +20,7 @@ def connect(url: str | URL) -> ExecutionManager:
     Raises:
         InvalidValue: it is no such URL.
     """
-    return ExecutionManager(OwningStore(create_sync_engine(url, own=True)))
+    return ExecutionManager(OwningStore(create_sync_engine(url, exclusive=True)))
 
 
 def connect_async(url: str | URL) -> AsyncExecutionManager:
@@ -30,4 +30,4 @@ def connect_async(url: str | URL) -> AsyncExecutionManager:
     """
     from .sql.async_store import AsyncOwningStore  # noqa: PLC0415 - slow, and not for all
 
-    return AsyncExecutionManager(AsyncOwningStore(create_async_engine(url, own=True)))
+    return AsyncExecutionManager(AsyncOwningStore(create_async_engine(url, exclusive=True)))

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, SingletonThreadPool
 
 from .core.errors import InvalidValue
-from .sql.driver.engine import create_sync_engine, single_statements
+from .sql.driver.engine import create_sync_engine, for_single_statements
 
 VERSION_TABLE: Final = "execution_core_version"
 
@@ -44,7 +44,7 @@ def upgrade(target: Target) -> None:
             made the schema.
         RuntimeError: another task of the same thread is about it.
     """
-    with _alone(), _engine_or_connection(target) as bind, _transaction(bind) as connection:
+    with _exclusive(), _engine_or_connection(target) as bind, _transaction(bind) as connection:
         config, at = _config(), current(connection)
         if at is not None and at not in revisions():
             raise InvalidValue(
@@ -76,7 +76,7 @@ def upgrade_sql(url: URL | str, output: TextIO | None = None) -> None:
     Nothing is connected: of the URL only the kind of database counts. It goes to standard output,
     or into `output`.
     """
-    with _alone():
+    with _exclusive():
         config = _config()
         config.output_buffer = output or sys.stdout
         config.attributes["url"] = url
@@ -130,11 +130,11 @@ def _transaction(bind: Engine | Connection) -> AbstractContextManager[Connection
 
 
 def _reading(bind: Engine | Connection) -> AbstractContextManager[Connection]:
-    return single_statements(bind).connect() if isinstance(bind, Engine) else nullcontext(bind)
+    return for_single_statements(bind).connect() if isinstance(bind, Engine) else nullcontext(bind)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _exclusive() -> Iterator[None]:
     """Alembic keeps the migration that runs in globals: one at a time in a process."""
     if _running.locked() and _running_in == [threading.get_ident()]:
         raise RuntimeError("another task of this thread migrates: await one before the other")

@@ -44,7 +44,7 @@ def test_printing_sql_touches_nothing(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         ("nonsense", "url is no database URL, such as sqlite:///executions.db"),
         ("mysql://u:secret@h/d", "url must begin with sqlite:/// or postgresql+psycopg://"),
@@ -55,11 +55,11 @@ def test_printing_sql_touches_nothing(tmp_path: Path, kind: str) -> None:
         ("sqlite://", "is in memory"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, url: str, says: str) -> None:
+def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, url: str, message: str) -> None:
     done = run("migrate", "--url", url, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
 

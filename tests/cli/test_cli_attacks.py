@@ -163,7 +163,7 @@ def test_wide_characters_take_their_room(embedded: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (("list", "--newer-than", "999999999d"), 1, "INVALID_VALUE: age must be at least 0 and at"),
         (("list", "--older-than", "900000d"), 1, "INVALID_VALUE: age must be at least 0 and at"),
@@ -180,15 +180,15 @@ def test_wide_characters_take_their_room(embedded: Database) -> None:
     ],
 )
 def test_what_is_refused(
-    embedded: Database, call: Call, arguments: tuple[str, ...], code: int, says: str
+    embedded: Database, call: Call, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     ended, out, err = call(embedded.url, *arguments)
     assert (ended, out) == (code, "")
-    assert says in err
+    assert message in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ("--backoff 99999999d -- true", 1, "INVALID_VALUE: backoff must be more than 0"),
         ("-- ''", 2, "there is no COMMAND"),
@@ -196,10 +196,10 @@ def test_what_is_refused(
         (f"-- {'x' * 300}", 126, "cannot be run: File name too long"),
     ],
 )
-def test_what_cannot_be_run(embedded: Database, arguments: str, code: int, says: str) -> None:
+def test_what_cannot_be_run(embedded: Database, arguments: str, code: int, message: str) -> None:
     done = in_shell(f"PROGRAM run {arguments}", embedded.url)
     assert done.returncode == code
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("width", ["36500d", "36499d"])
@@ -260,7 +260,7 @@ def test_what_a_server_repeats_cannot_move_the_cursor(
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         ("sqlite://", "INVALID_VALUE: url is in memory"),
         ("sqlite:///:memory:", "INVALID_VALUE: url is in memory"),
@@ -268,10 +268,10 @@ def test_what_a_server_repeats_cannot_move_the_cursor(
         ("sqlite:///.", "unable to open database file"),
     ],
 )
-def test_what_is_no_file(call: Call, url: str, says: str) -> None:
+def test_what_is_no_file(call: Call, url: str, message: str) -> None:
     code, out, err = call(url, "list")
     assert (code, out) == (1, "")
-    assert says in err
+    assert message in err
 
 
 def test_the_name_of_a_file_is_too_long() -> None:

@@ -20,7 +20,7 @@ from execution_core.cli import main, output, queries
 from execution_core.cli.commands import stats, watch
 
 from ..conftest import Database
-from ..support.situations import SITUATIONS, bring_to
+from ..support.situations import STATES, bring_to
 
 PROGRAM = Path(sys.executable).with_name("execution-core")
 NASTY = "\x1b]0;owned\x07\x1b[2J\u202erm -rf\u2028\x00"[:-1]
@@ -98,7 +98,7 @@ def test_ids_differ_from_their_neighbours_even_when_those_are_not_listed(
 
 
 def test_list_and_its_filters(shell: Shell, plain: ExecutionManager) -> None:
-    made = {name: bring_to(plain, name).id for name in SITUATIONS}
+    made = {name: bring_to(plain, name).id for name in STATES}
     child = plain.create("other", parent_id=made["pending"]).id
     everything = [child, *reversed(made.values())]
     assert listed(shell) == everything
@@ -152,7 +152,7 @@ SECRETS = ("the-payload", "the-result", "the-stack", "the-metadata", "the-checkp
 
 
 def make_secrets(manager: ExecutionManager) -> dict[str, str]:
-    from execution_core import ExecutionError
+    from execution_core import ExecutionFailure
 
     done = manager.create("a", ["the-payload"], metadata={"m": "the-metadata"})
     manager.start(done.id)
@@ -160,7 +160,7 @@ def make_secrets(manager: ExecutionManager) -> dict[str, str]:
     manager.complete(done.id, "the-result")
     failed = manager.create("a", ["the-payload"])
     manager.start(failed.id)
-    manager.fail(failed.id, ExecutionError(message="broken", stack="the-stack"))
+    manager.fail(failed.id, ExecutionFailure(message="broken", stack="the-stack"))
     running = manager.create("a", ["the-payload"])
     manager.start(running.id)
     return {"done": done.id, "failed": failed.id, "running": running.id}
@@ -201,7 +201,7 @@ def test_show_has_all_of_it(shell: Shell, plain: ExecutionManager) -> None:
     plain.fail(parent.id, ValueError("first"), retryable=True)
     plain.start(parent.id, worker="host-2")
     plain.log(parent.id, "half way", level="warning", data={"rows": 3})
-    plain.advance(parent.id, 5, 10, "rows", 5, message="reading")
+    plain.advance(parent.id, 5, 10, key="rows", value=5, message="reading")
     try:
         raise OSError("second")
     except OSError as error:
@@ -384,7 +384,7 @@ def test_rates_and_what_is_left(database: Database, plain: ExecutionManager) -> 
         "execution_id": "a", "status": "running", "attempts": 1, "started_at": now,
         "progress_current": 0, "progress_total": 100,
     }  # fmt: skip
-    pace = watch.Pace()
+    pace = watch.RateEstimator()
 
     def seen(seconds: int, current: int | None) -> tuple[Any, Any]:
         row["progress_current"] = current
@@ -444,7 +444,7 @@ def test_no_stored_text_reaches_the_terminal_as_it_is(
 ) -> None:
     job = plain.create(NASTY, NASTY, metadata={NASTY: NASTY}, idempotency_key=NASTY)
     plain.start(job.id, worker=NASTY)
-    plain.advance(job.id, 1, 2, NASTY, NASTY, message=NASTY)
+    plain.advance(job.id, 1, 2, key=NASTY, value=NASTY, message=NASTY)
     plain.log(job.id, NASTY, data=NASTY)
     plain.fail(job.id, NASTY, retryable=False)
     cancelled = plain.create(NASTY, parent_id=job.id)
@@ -551,12 +551,12 @@ def test_without_rich_it_is_plain_text(database: Database, plain: ExecutionManag
 
 
 @pytest.mark.parametrize(
-    ("seconds", "says"),
+    ("seconds", "message"),
     [(None, "-"), (0, "0.000s"), (0.0421, "0.042s"), (3.21, "3.2s"), (42.9, "42s"),
      (65, "1m 05s"), (3_600, "1h 00m"), (90_061, "1d 01h"), (-5, "-5.0s")],
 )  # fmt: skip
-def test_durations(seconds: float | None, says: str) -> None:
-    assert output.duration(seconds) == says
+def test_durations(seconds: float | None, message: str) -> None:
+    assert output.format_duration(seconds) == message
 
 
 def test_the_views_are_described_as_they_are(database: Database) -> None:
@@ -581,15 +581,15 @@ def test_reading_asks_the_views_alone(database: Database, plain: ExecutionManage
         asked.append(statement)
 
     with database.engine.connect() as connection:
-        queries.resolved(connection, job.id[:30])
-        queries.short(connection, [job.id])
+        queries.resolve_id(connection, job.id[:30])
+        queries.short_ids(connection, [job.id])
         for query in (
             *(queries.page(limit=5), queries.one(job.id), queries.attempts(job.id)),
             *(queries.timeline(job.id), queries.replays(job.id, 5), queries.counts()),
-            *(queries.live_counts(), queries.finished(5)),
+            *(queries.live_counts(), queries.last_finished(5)),
         ):
             queries.rows(connection, query)
-    assert watch.look(database.engine, None, 5, watch.Pace()).executions
+    assert watch.look(database.engine, None, 5, watch.RateEstimator()).executions
     event.remove(database.engine, "before_cursor_execute", heard)
     assert asked
     assert not any(re.search(r"\b(FROM|JOIN) executions\b", statement) for statement in asked)

@@ -156,7 +156,7 @@ def test_an_attempt_that_is_no_number(call: Call, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("progress", "3", "-2"), "total must be from 0"),
         (("progress", "--", "-3", "2"), "current must be from 0"),
@@ -167,9 +167,9 @@ def test_an_attempt_that_is_no_number(call: Call, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_what_is_refused(
-    call: Call, arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+    call: Call, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*arguments) == 1
     said = capsys.readouterr().err
     assert "INVALID_VALUE" in said
-    assert says in said
+    assert message in said

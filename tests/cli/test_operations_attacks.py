@@ -14,11 +14,11 @@ from sqlalchemy import text
 from execution_core import (
     ExecutionLogHandler,
     ExecutionManager,
-    Line,
     SqlExecutionStore,
     connect,
     connect_async,
 )
+from execution_core.stores import NewLogEntry
 
 from ..conftest import Database
 from ..support.situations import bring_to
@@ -197,12 +197,12 @@ def lock(database: Database, id: str) -> str:
     return "UPDATE executions SET type = type"
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_what_is_dropped_is_counted(
-    database: Database, colour: str, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    database: Database, mode: str, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("threads", "attempt_state"):
-        monkeypatch.setattr(f"execution_core.tracking.{module}.MOST_LINES", 100)
+        monkeypatch.setattr(f"execution_core.tracking.{module}.MAX_BUFFERED_ENTRIES", 100)
     waiting = 0
 
     def log_much(id: str) -> None:
@@ -211,7 +211,7 @@ def test_what_is_dropped_is_counted(
             connection.exec_driver_sql(lock(database, id))
             for n in range(1000):
                 logger.info("%d", n)
-            waiting = sum(isinstance(each, Line) for each in gc.get_objects())
+            waiting = sum(isinstance(each, NewLogEntry) for each in gc.get_objects())
 
     async def main(id: str) -> None:
         async with connect_async(database.url) as manager, manager.attempt(id):
@@ -219,7 +219,7 @@ def test_what_is_dropped_is_counted(
 
     with connect(database.url) as manager:
         id = manager.create("a").id
-        if colour == "async":
+        if mode == "async":
             asyncio.run(main(id))
         else:
             with manager.attempt(id):

@@ -19,9 +19,9 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from execution_core import AttemptLost, Execution, ExecutionManager, SqlExecutionStore
 from execution_core.cli import main
 from execution_core.cli.run import exit_codes
-from execution_core.cli.run.child_process import TAIL_BYTES, TAIL_LINES, Child
-from execution_core.cli.run.events import Inbox
-from execution_core.cli.run.supervisor import Command, Heart
+from execution_core.cli.run.child_process import TAIL_BYTES, TAIL_LINES, ChildProcess
+from execution_core.cli.run.events import EventQueue
+from execution_core.cli.run.supervisor import Command, HeartbeatThread
 
 from ..conftest import Database, open_database
 
@@ -63,9 +63,9 @@ class Shell:
 
     def end(self, process: "subprocess.Popen[bytes]") -> tuple[int, bytes, str]:
         out, err = process.communicate(timeout=PATIENCE)
-        says = (err or b"").decode()
-        assert "Traceback" not in says, says
-        return process.returncode, out, says
+        message = (err or b"").decode()
+        assert "Traceback" not in message, message
+        return process.returncode, out, message
 
     @property
     def execution(self) -> Execution:
@@ -369,10 +369,10 @@ def test_a_signal_between_attempts(embedded: Shell) -> None:
 
 def test_a_signal_while_the_attempt_is_started(tmp_path: Path) -> None:
     """Nothing is run, in any database: it was told to end before there was a command to tell."""
-    inbox = Inbox()
-    inbox.interrupted = signal.SIGINT
-    command = Command(["touch", f"{tmp_path}/ran"], os.environ, timedelta(0), inbox)
-    outcome = command.run(cast("Heart", None), None)
+    events = EventQueue()
+    events.interrupted = signal.SIGINT
+    command = Command(["touch", f"{tmp_path}/ran"], os.environ, timedelta(0), events)
+    outcome = command.run(cast("HeartbeatThread", None), None)
     assert (outcome.code, list(tmp_path.iterdir())) == (130, [])
 
 
@@ -467,9 +467,9 @@ def test_done_but_taken_away(embedded: Shell) -> None:
 
 
 OUTCOMES = {
-    "completed": exit_codes.ended(0, "said"),
-    "failed": exit_codes.ended(3, "said"),
-    "killed": exit_codes.ended(-9, "said"),
+    "completed": exit_codes.exited(0, "said"),
+    "failed": exit_codes.exited(3, "said"),
+    "killed": exit_codes.exited(-9, "said"),
     "timed_out": exit_codes.timed_out("said"),
     "interrupted": exit_codes.interrupted(signal.SIGINT),
 }
@@ -543,7 +543,7 @@ def test_the_database_is_away_for_a_while(shell: Shell) -> None:
         )
         wait_for((shell.folder / "begun").exists)
         database.bar()
-        if shell.database.name == "postgresql":  # SQLite's own patience says nothing yet
+        if shell.database.name == "postgresql":  # SQLite's own patience message nothing yet
             wait_for(lambda: "No heartbeat was recorded" in errors.read_text())
         (shell.folder / "enough").touch()
         assert process.stdout
@@ -589,10 +589,10 @@ def spoken(capfdbinary: pytest.CaptureFixture[bytes]) -> Spoken:
     """Run a script: its status, its tail, and all that was passed on. In no database at all."""
 
     def run(script: str) -> tuple[int | None, str, bytes]:
-        inbox = Inbox()
-        child = Child(["sh", "-c", script], os.environ, inbox.post)
+        events = EventQueue()
+        child = ChildProcess(["sh", "-c", script], os.environ, events.post)
         limit = time.monotonic() + PATIENCE
-        assert {inbox.next(limit), inbox.next(limit)} == {child, child.output}
+        assert {events.next(limit), events.next(limit)} == {child, child.output}
         assert len(child.output._kept) <= TAIL_BYTES + 1
         out, err = capfdbinary.readouterr()
         return child.status, child.output.tail(), out + err
@@ -672,16 +672,16 @@ def test_misuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("--key", "x" * 300), "idempotency_key must have at most 255 characters"),
         (("--heartbeat", "0s"), "heartbeat must be more than 0"),
     ],
 )
-def test_what_is_refused(embedded: Shell, arguments: tuple[str, ...], says: str) -> None:
+def test_what_is_refused(embedded: Shell, arguments: tuple[str, ...], message: str) -> None:
     code, out, err = embedded.run(*arguments, "--", "echo", "ran")
     assert (code, out) == (1, b"")
-    assert f"INVALID_VALUE: {says}" in err
+    assert f"INVALID_VALUE: {message}" in err
     assert embedded.manager.list() == []
 
 

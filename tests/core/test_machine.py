@@ -15,7 +15,7 @@ from execution_core import (
 )
 
 from ..conftest import Database
-from ..support.situations import SITUATIONS, bring_to
+from ..support.situations import STATES, bring_to
 
 VERBS = {
     "start": lambda m, id: m.start(id),
@@ -28,7 +28,7 @@ VERBS = {
     "retry": lambda m, id: m.retry(id),
     "progress": lambda m, id: m.update_progress(id, 1, 2),
     "checkpoint": lambda m, id: m.checkpoint(id, "k", 1),
-    "advance": lambda m, id: m.advance(id, 1, 2, "k", 1),
+    "advance": lambda m, id: m.advance(id, 1, 2, key="k", value=1),
     "heartbeat": lambda m, id: m.heartbeat(id),
 }
 CHANGE_NO_STATUS = ("progress", "checkpoint", "advance", "heartbeat")
@@ -60,7 +60,7 @@ CASES = [
 
 
 def test_the_table_is_whole() -> None:
-    assert list(SITUATIONS) == HEAD
+    assert list(STATES) == HEAD
     assert [line[0] for line in LINES] == list(VERBS)
     assert {s.removesuffix("-last") for s in HEAD} == {str(s) for s in ExecutionStatus}
 
@@ -123,7 +123,7 @@ FENCED = {
     "timeout": lambda m, id, attempt: m.timeout(id, attempt=attempt),
     "progress": lambda m, id, attempt: m.update_progress(id, 1, 2, attempt=attempt),
     "checkpoint": lambda m, id, attempt: m.checkpoint(id, "k", 1, attempt=attempt),
-    "advance": lambda m, id, attempt: m.advance(id, 1, 2, "k", 1, attempt=attempt),
+    "advance": lambda m, id, attempt: m.advance(id, 1, 2, key="k", value=1, attempt=attempt),
     "heartbeat": lambda m, id, attempt: m.heartbeat(id, attempt=attempt),
 }
 

@@ -23,7 +23,7 @@ from execution_core import (
     StaleAttempt,
 )
 from execution_core.core import state_machine, transitions
-from execution_core.core.creation import Creation
+from execution_core.core.creation import NewExecution
 
 ID = "0198a000-0000-7000-8000-000000000001"
 
@@ -60,7 +60,7 @@ def test_refusal(transition: transitions.Transition, row: Execution | None, refu
     assert type(problem) is refused
     assert isinstance(problem, ExecutionProblem)
     with pytest.raises(refused):
-        transitions.unmoved(transition, ID, row)
+        transitions.resolve_no_match(transition, ID, row)
 
 
 def test_start_needs_an_attempt() -> None:
@@ -116,7 +116,7 @@ class Reluctant:
     def __init__(self) -> None:
         self.created = 0
 
-    def create(self, creation: Creation) -> Execution | None:
+    def create(self, creation: NewExecution) -> Execution | None:
         self.created += 1
         return creation.apply(datetime.now(UTC)) if self.created > 1 else None
 

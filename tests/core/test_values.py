@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from execution_core import (
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
-    ExecutionError,
+    ExecutionFailure,
     ExecutionManager,
     InvalidValue,
     SqlExecutionStore,
@@ -292,7 +292,7 @@ class Chatty(Exception):
         return "x" * 5_000_000
 
 
-class Detailed(ExecutionError, frozen=True, arbitrary_types_allowed=True):
+class Detailed(ExecutionFailure, frozen=True, arbitrary_types_allowed=True):
     detail: str
     more: object
 
@@ -314,10 +314,10 @@ FAILURES = {
     "text with a surrogate": "\udfff",
     "text of megabytes": "y" * 5_000_000,
     "empty text": "",
-    "a copy": ExecutionError(message="x").model_copy(update={"message": "a\0b"}),
+    "a copy": ExecutionFailure(message="x").model_copy(update={"message": "a\0b"}),
     "a subclass": Detailed(message="a\ud800b", detail="\0", more=object()),
-    "another type": ExecutionError.model_construct(message=5, code=7),
-    "everything in an error": ExecutionError(
+    "another type": ExecutionFailure.model_construct(message=5, code=7),
+    "everything in an error": ExecutionFailure(
         message="\0" * 99_999, code="\ud800" * 999, stack="\0z" * 10**6
     ),
 }
@@ -346,7 +346,7 @@ def test_a_failures_own_text_never_keeps_it_from_being_recorded(
 
 
 def test_how_much_of_a_failure_is_kept() -> None:
-    error = ExecutionError(
+    error = ExecutionFailure(
         message="m" * 20_000, code="c" * 300, stack="first" + "s" * 200_000 + "last"
     )
     assert error.stack is not None

@@ -48,7 +48,9 @@ def test_the_python_examples_run_in_order(tmp_path: Path) -> None:
 
 
 def test_the_sql_of_complete_is_what_is_sent() -> None:
-    statement = builders._update(state_machine.COMPLETE, fenced=True, clocked=False, whole=True)
+    statement = builders.update_statement(
+        state_machine.COMPLETE, fenced=True, clocked=False, whole=True
+    )
     dialect = PGDialect()  # type: ignore[no-untyped-call]
     sent = str(statement.compile(dialect=dialect))
     sent = re.sub(r"RETURNING .*", "RETURNING *", sent)

@@ -12,19 +12,17 @@ from execution_core import (
     AlreadyRunning,
     AsyncAttempt,
     AsyncExecutionManager,
-    AsyncExecutionStore,
     AsyncSqlExecutionStore,
     Attempt,
     AttemptLost,
     Backoff,
     Execution,
-    ExecutionError,
+    ExecutionFailure,
     ExecutionManager,
     ExecutionNotFound,
     ExecutionProblem,
     ExecutionProblemCode,
     ExecutionStatus,
-    ExecutionStore,
     InvalidStateTransition,
     LogEntry,
     LogLevel,
@@ -35,6 +33,7 @@ from execution_core import (
     connect_async,
     migrate,
 )
+from execution_core.stores import AsyncExecutionStore, ExecutionStore
 from tests.support.memory import AsyncMemoryStore
 
 engine = configure_sqlite(create_engine("sqlite://"), busy_timeout=timedelta(seconds=5))
@@ -60,7 +59,7 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     assert_type(manager.complete(execution.id, [1], attempt=1), Execution)
     assert_type(manager.fail(execution.id, "text"), Execution)
     assert_type(manager.fail(execution.id, ValueError(), retryable=True, attempt=1), Execution)
-    assert_type(manager.fail(execution.id, ExecutionError(message="x", code="E")), Execution)
+    assert_type(manager.fail(execution.id, ExecutionFailure(message="x", code="E")), Execution)
     assert_type(manager.timeout(execution.id, attempt=1), Execution)
     assert_type(manager.cancel(execution.id, "reason"), Execution)
     assert_type(manager.retry(execution.id), Execution)
@@ -80,9 +79,11 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     assert_type(manager.log(execution.id, "m", level="error", data={"a": 1}, attempt=1), LogEntry)
     assert_type(manager.log(execution.id, "m", level=LogLevel.ERROR).level, LogLevel)
     assert_type(manager.logs(execution.id, limit=5, before="id"), list[LogEntry])
-    assert_type(manager.prune(timedelta(days=1), statuses="failed", type="a", limit=5), int)
+    assert_type(manager.prune(timedelta(days=1), status="failed", type="a", limit=5), int)
     assert_type(manager.prune(timedelta(days=1), keys_older_than=timedelta(days=9)), int)
-    assert_type(manager.advance(execution.id, 1, 2, "key", {"v": 1}, message="m"), Execution)
+    assert_type(
+        manager.advance(execution.id, 1, 2, key="key", value={"v": 1}, message="m"), Execution
+    )
     assert_type(manager.claim("type", limit=5, worker="me"), list[Execution])
     assert_type(manager.sweep(stalled_after=timedelta(hours=1), limit=5), list[Execution])
     manager.create("type", start_after=timedelta(hours=1))
@@ -116,8 +117,8 @@ def attempts(manager: ExecutionManager, session: Session) -> None:
         assert_type(attempt.execution, Execution)
         for item in attempt.each(["a"], checkpoint="last", every=10):
             assert_type(item, str)
-        attempt.progress(1, 2, "message")
-        attempt.within(session).advance(1, 2, "key", [1])
+        attempt.update_progress(1, 2, message="message")
+        attempt.within(session).advance(1, 2, key="key", value=[1])
         attempt.result = {"any": ["json", 1]}
         attempt.checkpoints["key"] = 1  # type: ignore[index]
     for claimed in manager.claim():
@@ -154,11 +155,11 @@ def data(execution: Execution) -> None:
     assert_type(execution.retry_at, datetime | None)
     assert_type(execution.status, ExecutionStatus)
     assert_type(execution.payload, Any)
-    assert_type(execution.error, ExecutionError | None)
+    assert_type(execution.error, ExecutionFailure | None)
     assert_type(execution.progress, ProgressInfo | None)
     assert_type(execution.timeout, timedelta | None)
     assert_type(execution.checkpoints, dict[str, Any])
-    assert_type(ExecutionError.from_exception(ValueError(), retryable=True), ExecutionError)
+    assert_type(ExecutionFailure.from_exception(ValueError(), retryable=True), ExecutionFailure)
     execution.status = ExecutionStatus.FAILED  # type: ignore[misc]
 
 

@@ -26,8 +26,8 @@ from execution_core import (
 from execution_core.core.state_machine import RULES
 from execution_core.sql.driver.engine import create_async_engine, create_sync_engine
 from execution_core.testing import AsyncStoreContract, StoreContract
-from execution_core.testing.harness import Subject
-from execution_core.testing.states import SITUATIONS, bring_to, every_transition
+from execution_core.testing.harness import StoreHarness
+from execution_core.testing.states import STATES, bring_to, every_transition
 
 from ..conftest import Database
 from ..docs.test_docs import FENCED, PAGES, blocks
@@ -55,13 +55,13 @@ class TestSql(StoreContract):
 
     @pytest.fixture
     def store(self, database: Database) -> Iterator[Any]:
-        engine = create_sync_engine(database.url, own=True)
+        engine = create_sync_engine(database.url, exclusive=True)
         yield SqlExecutionStore(engine)
         engine.dispose()
 
     @pytest.fixture
     def other_store(self, database: Database) -> Iterator[Any]:
-        engine = create_sync_engine(database.url, own=True)
+        engine = create_sync_engine(database.url, exclusive=True)
         yield SqlExecutionStore(engine)
         engine.dispose()
 
@@ -69,13 +69,13 @@ class TestSql(StoreContract):
 class TestAsyncSql(AsyncStoreContract):
     @pytest.fixture
     def store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:
-        engine = create_async_engine(database.url, own=True)
+        engine = create_async_engine(database.url, exclusive=True)
         yield AsyncSqlExecutionStore(engine)
         runner.run(engine.dispose())
 
     @pytest.fixture
     def other_store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:
-        engine = create_async_engine(database.url, own=True)
+        engine = create_async_engine(database.url, exclusive=True)
         yield AsyncSqlExecutionStore(engine)
         runner.run(engine.dispose())
 
@@ -240,8 +240,8 @@ def test_the_page_shows_what_there_is() -> None:
 
 def test_the_contract_leaves_out_no_rule_and_no_status() -> None:
     assert {*RULES} <= {transition.rule for transition in every_transition(1)}
-    subject = Subject(memory_store(), memory_store(), None)
-    assert {bring_to(subject, each).status for each in SITUATIONS} == {*ExecutionStatus}
+    subject = StoreHarness(memory_store(), memory_store(), None)
+    assert {bring_to(subject, each).status for each in STATES} == {*ExecutionStatus}
 
 
 def test_no_scenario_hides_another() -> None:

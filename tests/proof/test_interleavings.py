@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, update
 
-from execution_core import Execution, InvalidStateTransition, Transition
+from execution_core import Execution, InvalidStateTransition
 from execution_core.core import json_values
 from execution_core.sql.schema.tables import executions
+from execution_core.stores import Transition
 
 from ..conftest import Database
 from ..support.interleaving import (

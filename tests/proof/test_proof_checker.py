@@ -60,7 +60,7 @@ TOLD: list[tuple[str, Json]] = [
     ("complete", {"result": "w-5", "attempt": 7}),  # refused: stale
     ("fail", {"error": "w-6", "retryable": True, "retry_after": None, "attempt": 1}),
     ("complete", {"result": "w-7"}),  # refused: retrying
-    ("retry", {}),  # settled
+    ("retry", {}),  # already_done_in
     ("claim", {"worker": "w-9", "limit": 3}),
     ("update_progress", {"current": 20, "total": 100, "message": "w-10", "percent": 20.0}),
     ("heartbeat", {"attempt": 2}),

@@ -32,10 +32,10 @@ from execution_core import (
     migrate,
 )
 from execution_core.core import json_values, transitions, validation
-from execution_core.core.selections import page
+from execution_core.core.selections import check_page
 from execution_core.sql.driver.connection_cache import CURSOR
 from execution_core.sql.driver.engine import OWN_POOL
-from execution_core.sql.driver.executor import Direct
+from execution_core.sql.driver.executor import Executor
 from execution_core.sql.schema.column_types import JsonText
 from execution_core.sql.statements import queries
 
@@ -49,7 +49,7 @@ def every_verb(manager: ExecutionManager) -> None:
     manager.start(id, worker="w")
     manager.update_progress(id, 1, 2)
     manager.checkpoint(id, "k", {"v": 1})
-    manager.advance(id, 2, 2, "l", 2, attempt=1)
+    manager.advance(id, 2, 2, key="l", value=2, attempt=1)
     manager.heartbeat(id)
     assert manager.sweep(stalled_after=timedelta(hours=1)) == []
     waiting = manager.fail(id, "no", retryable=True, retry_after=timedelta(0))
@@ -58,7 +58,7 @@ def every_verb(manager: ExecutionManager) -> None:
     time.sleep(0.002)
     assert [claimed.id for claimed in manager.claim("a", limit=2)] == [parent, id]
     with manager.attempt(manager.create("b", start_after=timedelta(1)).id) as attempt:
-        attempt.advance(1, 1, "k", 1)
+        attempt.advance(1, 1, key="k", value=1)
     manager.delete(attempt.execution.id)
     done = manager.complete(id, {"r": 2.5})
     assert manager.get(id) == done
@@ -74,10 +74,10 @@ class Host:
     """A manager over a host's own engine, in one of the colours."""
 
     def __init__(
-        self, database: Database, colour: str, runner: asyncio.Runner, **options: Any
+        self, database: Database, mode: str, runner: asyncio.Runner, **options: Any
     ) -> None:
         url = database.url
-        if colour == "sync":
+        if mode == "sync":
             engine = create_engine(url, **options)
             self.engine: Engine = engine
             self.store: Any = SqlExecutionStore(engine)
@@ -93,7 +93,7 @@ class Host:
 
     def failure(self) -> DBAPIError:
         """Send what the driver refuses, and return what is raised."""
-        query = queries.page(page(None, None, None, 1, None))
+        query = queries.page(check_page(None, None, None, 1, None))
         query.parameters["limit"] = "many"
         with pytest.raises(DBAPIError) as caught:
             self.store._rows(query)
@@ -101,13 +101,13 @@ class Host:
 
 
 @pytest.fixture
-def host(database: Database, colour: str, runner: asyncio.Runner) -> Iterator[Callable[..., Host]]:
+def host(database: Database, mode: str, runner: asyncio.Runner) -> Iterator[Callable[..., Host]]:
     made = []
     url = database.url.replace("sqlite:", "sqlite+pysqlite:")
     over = Database(database.name, url, database.engine)
 
     def make(**options: Any) -> Host:
-        made.append(Host(over, colour, runner, **options))
+        made.append(Host(over, mode, runner, **options))
         return made[-1]
 
     yield make
@@ -198,7 +198,7 @@ def test_a_hosts_transaction_is_still_a_transaction(database: Database) -> None:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_connection_that_the_server_ended(
-    postgres_database: Database, colour: str, own: bool
+    postgres_database: Database, mode: str, own: bool
 ) -> None:
     """No call reports it: each connects anew, whatever else was idle, and is made once."""
     database = postgres_database
@@ -239,7 +239,7 @@ def test_a_connection_that_the_server_ended(
         engine.dispose()
 
     database.engine.dispose()
-    if colour == "sync":
+    if mode == "sync":
         synchronous()
     else:
         asyncio.run(asynchronous())
@@ -257,7 +257,7 @@ def listen(manager: Any) -> None:
     event.listen(manager._store._bind.engine, "commit", lambda _: None)
 
 
-def test_more_callers_than_connections(database: Database, colour: str) -> None:
+def test_more_callers_than_connections(database: Database, mode: str) -> None:
     """They wait for one another; nobody is turned away, and nobody is forgotten.
 
     Also once somebody listens, and statements go SQLAlchemy's own way, by its own pool.
@@ -291,7 +291,7 @@ def test_more_callers_than_connections(database: Database, colour: str) -> None:
                 listen(manager)
 
     database.engine.dispose()
-    if colour == "sync":
+    if mode == "sync":
         synchronous()
     else:
         asyncio.run(asynchronous())
@@ -326,10 +326,10 @@ def test_one_event_loop_after_the_other(database: Database) -> None:
     assert database.rows("SELECT count(*) AS n FROM executions") == [{"n": 9 * OWN_POOL}]
 
 
-def test_a_server_that_is_not_there(colour: str, runner: asyncio.Runner) -> None:
+def test_a_server_that_is_not_there(mode: str, runner: asyncio.Runner) -> None:
     """However often it was tried, the next call tries again, and gets an answer."""
     url = f"postgresql+psycopg://postgres@127.0.0.1:{free_port()}/none"
-    manager: Any = connect(url) if colour == "sync" else Blocking(connect_async(url), runner)
+    manager: Any = connect(url) if mode == "sync" else Blocking(connect_async(url), runner)
     for _ in range(OWN_POOL + 2):
         with pytest.raises(OperationalError) as caught:
             manager.list()
@@ -347,14 +347,14 @@ def test_an_interrupted_call_gives_up_its_connection(database: Database) -> None
             used.append(pooled.driver_connection)
             raise KeyboardInterrupt
 
-        direct._drive = interrupted
+        direct._execute_on = interrupted
         with pytest.raises(KeyboardInterrupt):
             manager.get(id)
-        del direct._drive
+        del direct._execute_on
         assert manager.get(id).status == "pending"
         pooled = direct._take()
         assert pooled.driver_connection is not used[0]
-        direct._give_back(pooled)
+        direct._checkin(pooled)
 
 
 def test_callers_that_share_one_connection() -> None:
@@ -394,8 +394,8 @@ def test_a_sync_store_in_an_asyncio_hosts_greenlet(database: Database) -> None:
     assert len(database.rows("SELECT id FROM executions")) == 1
 
 
-def test_a_page_is_what_a_filter_finds(database: Database, colour: str, runner: Any) -> None:
-    with open_manager(database.url, colour, runner) as manager:
+def test_a_page_is_what_a_filter_finds(database: Database, mode: str, runner: Any) -> None:
+    with open_manager(database.url, mode, runner) as manager:
         parents = [manager.create("parent").id for _ in range(2)]
         for n in range(60):
             id = manager.create("ab"[n % 2], max_attempts=2, parent_id=parents[n % 3 - 1]).id
@@ -409,7 +409,7 @@ def test_a_page_is_what_a_filter_finds(database: Database, colour: str, runner: 
         chosen = random.Random(7)
         for _ in range(300):
             statuses = chosen.sample(list(ExecutionStatus), chosen.randrange(1, 5))
-            wanted = page(
+            wanted = check_page(
                 chosen.choice([None, statuses, statuses[0], []]),
                 chosen.choice([None, "a", "b", "c"]),
                 chosen.choice([None, *parents]),
@@ -435,7 +435,7 @@ def test_executions_share_nothing(database: Database) -> None:
 
 def test_a_configured_engine_goes_the_fast_way(database: Database) -> None:
     with connect(database.url) as manager:
-        assert not manager._store._bind._is_ordinary()  # type: ignore[attr-defined]
+        assert not manager._store._bind._must_use_sqlalchemy()  # type: ignore[attr-defined]
 
 
 def test_a_cursor_that_is_kept_keeps_no_payload(database: Database) -> None:
@@ -516,7 +516,7 @@ def asked() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("wanted", asked(), ids=str)
 def test_every_page_is_found_by_an_index(database: Database, wanted: dict[str, Any]) -> None:
     """No page reads, or sorts, what it does not show: however much has finished."""
-    query = queries.page(page(**wanted))
+    query = queries.page(check_page(**wanted))
     compiled = query.statement.compile(dialect=database.engine.dialect)
     given = {**compiled.params, **query.parameters}
     with database.engine.connect() as connection:
@@ -562,7 +562,7 @@ def updated(url: str) -> tuple[int, int]:
             for id in ids:
                 manager.update_progress(id, n, 30, message="m" * n)
                 manager.checkpoint(id, "last", n)
-                manager.advance(id, n, 30, "last", n)
+                manager.advance(id, n, 30, key="last", value=n)
                 manager.heartbeat(id)
     counted = (
         "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'executions'"
@@ -591,7 +591,7 @@ def test_a_large_payload_is_not_written_again(postgres_database: Database) -> No
             id = manager.create("a", payload).id
             total = 0
             for move in moves:
-                statement, parameters, *_ = queries.change(id, move, validation.new_id(), None)
+                statement, parameters, *_ = queries.update(id, move, validation.new_id(), None)
                 compiled: Any = statement.compile(dialect=engine.dialect)
                 given = {
                     name: bind.type.dialect_impl(engine.dialect).bind_processor(engine.dialect)
@@ -633,7 +633,7 @@ def test_what_is_imported(statement: str, unwanted: list[str]) -> None:
 def test_a_statement_is_compiled_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(database.url) as manager:
         every_verb(manager)
-        direct: Direct = manager._store._bind  # type: ignore[attr-defined]
-        known = dict(direct._spelled)
+        direct: Executor = manager._store._bind  # type: ignore[attr-defined]
+        known = dict(direct._compiled)
         every_verb(manager)
-        assert direct._spelled == known
+        assert direct._compiled == known

@@ -35,7 +35,7 @@ from execution_core.sql.driver.engine import create_async_engine, create_sync_en
 
 from ..conftest import Database
 from ..support.postgres import dsn
-from ..support.situations import SITUATIONS, bring_to
+from ..support.situations import STATES, bring_to
 from .test_schema import DONE, FAILED, ROW, RUNNING, insert
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def found(target: Engine | str, **options: Any) -> dict[str, Finding]:
 def wrong(target: Engine | str, **options: Any) -> dict[str, tuple[str, str]]:
     """How bad each thing is that is not as it should be, and what is said of it."""
     return {
-        check: (finding.level, finding.says)
+        check: (finding.level, finding.message)
         for check, finding in found(target, **options).items()
         if finding.level != "ok" and check not in HASTY
     }
@@ -69,7 +69,7 @@ def wrong(target: Engine | str, **options: Any) -> dict[str, tuple[str, str]]:
 
 def problems(target: Engine | str, **options: Any) -> dict[str, str]:
     everything = wrong(target, **options).items()
-    return {check: says for check, (level, says) in everything if level == "problem"}
+    return {check: message for check, (level, message) in everything if level == "problem"}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_fresh_database_is_sound(own: Database) -> None:
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_verbs_and_hands_leave_is_sound(own: Database, whole: bool) -> None:
     with connect(own.url) as manager:
-        for situation in SITUATIONS:
+        for situation in STATES:
             bring_to(manager, situation)
         manager.start(manager.retry(bring_to(manager, "timed_out").id).id)
     late = {**RUNNING, "attempts": 3, "max_attempts": 5}
@@ -422,7 +422,7 @@ def test_an_index_that_could_not_be_built(own: Database) -> None:
 
 
 def rebuild(database: Database, table: str, old: str, new: str) -> None:
-    """Change a table as SQLite's own documentation says: make it anew, and copy the rows."""
+    """Change a table as SQLite's own documentation message: make it anew, and copy the rows."""
     raw = sqlite3.connect(database.url.removeprefix("sqlite:///"), isolation_level=None)
     raw.execute("PRAGMA legacy_alter_table = ON")
     ((made,),) = raw.execute("SELECT sql FROM sqlite_master WHERE name = ?", [table])
@@ -500,7 +500,7 @@ def test_an_empty_database(empty_url: str) -> None:
         connection.execute(text("CREATE TABLE orders (id integer)"))
     findings = found(empty_url)
     assert findings["migrated"].level == "problem"
-    assert findings["migrated"].says == "no table executions is visible"
+    assert findings["migrated"].message == "no table executions is visible"
     assert {*SCHEMA, *CONTENTS}.isdisjoint(findings)
 
 
@@ -509,7 +509,9 @@ def test_an_older_version(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> No
     command.upgrade(Config(ROOT / "alembic.ini"), "execution_core_0002")
     findings = found(empty_url)
     assert findings["migrated"].level == "problem"
-    assert findings["migrated"].says.startswith("at execution_core_0002, before execution_core_0")
+    assert findings["migrated"].message.startswith(
+        "at execution_core_0002, before execution_core_0"
+    )
     assert {*SCHEMA, *CONTENTS}.isdisjoint(findings)
 
 
@@ -581,7 +583,7 @@ def test_what_is_no_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "says"),
+    ("target", "message"),
     [
         (None, "target must be an Engine or a URL, not NoneType"),
         ("sqlite://", "target is in memory, and gone at once: pass an Engine"),
@@ -589,10 +591,10 @@ def test_what_is_no_database(tmp_path: Path) -> None:
         ("mysql://u:secret@h/d", "url must begin with"),
     ],
 )
-def test_bad_targets_are_refused(target: Any, says: str) -> None:
+def test_bad_targets_are_refused(target: Any, message: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         doctor.examine(target)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_bad_engines_and_times_are_refused() -> None:
@@ -699,7 +701,7 @@ def test_who_may_not_write(closed_folder: Path) -> None:
         findings = settings.sqlite_settings(engine, given=False)
     (writable,) = (each for each in findings if each.check == "writable")
     assert writable.level == "warning"
-    assert writable.says == f"{file} is not; {closed_folder} is not"
+    assert writable.message == f"{file} is not; {closed_folder} is not"
 
 
 def test_who_may_not_even_read(closed_folder: Path) -> None:
@@ -713,7 +715,7 @@ def test_who_may_not_even_read(closed_folder: Path) -> None:
 
 @only("postgresql")
 @pytest.mark.parametrize(
-    ("settings", "check", "level", "says"),
+    ("settings", "check", "level", "message"),
     [
         ({"default_transaction_isolation": "serializable"}, "transaction_isolation", "warning",
          "serializable: calls that meet raise where they would wait"),
@@ -726,13 +728,13 @@ def test_who_may_not_even_read(closed_folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_settings_of_postgresql(
-    own: Database, settings: dict[str, str], check: str, level: str, says: str
+    own: Database, settings: dict[str, str], check: str, level: str, message: str
 ) -> None:
     assert check not in wrong(own.url)
     bad = wrong(with_settings(own.url, **settings))
     assert {*bad} == {check}
     assert bad[check][0] == level
-    assert bad[check][1].startswith(says)
+    assert bad[check][1].startswith(message)
 
 
 @only("postgresql")
@@ -926,9 +928,9 @@ def test_unclaimed(own: Database) -> None:
     old.fail(retrying.id, "no", retryable=True, retry_after=timedelta(minutes=30))
     bad = wrong(own.url)
     assert {*bad} == {"unclaimed"}
-    level, says = bad["unclaimed"]
+    level, message = bad["unclaimed"]
     assert level == "warning"
-    assert says == (
+    assert message == (
         f"2, the first since {forgotten.created_at:%Y-%m-%d %H:%M:%S} UTC: {forgotten.id} (mail)"
     )
     with connect(own.url) as now:
@@ -1041,10 +1043,10 @@ def test_the_command_in_json(own: Database, say: Say) -> None:
     assert {*document} == {"database", "findings"}
     assert document["database"] == own.url.replace("+psycopg", "")
     by_check = {each["check"]: each for each in document["findings"]}
-    assert all({*each} == {"check", "level", "says", "advice"} for each in by_check.values())
+    assert all({*each} == {"check", "level", "message", "advice"} for each in by_check.values())
     assert by_check["migrated"]["advice"] is None
     assert by_check["unclaimed"]["level"] == "warning"
-    assert forgotten.id in by_check["unclaimed"]["says"]
+    assert forgotten.id in by_check["unclaimed"]["message"]
 
 
 def test_the_command_reads_all_histories(own: Database, say: Say) -> None:

@@ -63,7 +63,7 @@ WRITES: dict[str, tuple[str, Verb]] = {
     "heartbeat": ("running", lambda m, id: m.heartbeat(id)),
     "update_progress": ("running", lambda m, id: m.update_progress(id, 1, 2)),
     "checkpoint": ("running", lambda m, id: m.checkpoint(id, "k", 1)),
-    "advance": ("running", lambda m, id: m.advance(id, 1, 2, "k", 1)),
+    "advance": ("running", lambda m, id: m.advance(id, 1, 2, key="k", value=1)),
     "log": ("running", lambda m, id: m.log(id, "line")),
     "delete": ("completed", lambda m, id: m.delete(id)),
     "prune": ("completed", lambda m, id: m.prune(timedelta(0), type="prune")),
@@ -237,7 +237,7 @@ def disk(request: pytest.FixtureRequest, runner: asyncio.Runner, tmp_path: Path)
     if request.param == "sqlite by a limit":
         yield from limited(tmp_path)
         return
-    kind, colour = request.param.split()
+    kind, mode = request.param.split()
     with small_file_system(megabytes=18) as (folder, make_room), ExitStack() as stack:
         url = f"sqlite:///{folder}/executions.db"
         if kind == "postgresql":
@@ -246,7 +246,7 @@ def disk(request: pytest.FixtureRequest, runner: asyncio.Runner, tmp_path: Path)
             url = with_settings(url, default_tablespace="small")
         migrate.upgrade(url)
         engine = create_sync_engine(url)
-        manager = stack.enter_context(open_manager(url, colour, runner))
+        manager = stack.enter_context(open_manager(url, mode, runner))
         yield Disk(Database(engine.dialect.name, url, engine), manager, make_room)
         engine.dispose()
 
@@ -364,13 +364,13 @@ def read_only(own: Database) -> str:
 
 
 def test_who_may_only_read(
-    own: Database, read_only: str, colour: str, runner: asyncio.Runner
+    own: Database, read_only: str, mode: str, runner: asyncio.Runner
 ) -> None:
     subjects = Subjects(own)
-    with open_manager(read_only, colour, runner) as reader:
+    with open_manager(read_only, mode, runner) as reader:
         assert subjects.refused(reader, *READ_ONLY) == [*WRITES]
         subjects.read(reader)
-    with open_manager(own.url, colour, runner) as manager:
+    with open_manager(own.url, mode, runner) as manager:
         subjects.assert_sound(manager)
 
 
@@ -456,16 +456,16 @@ def rename(database: Database, table: str, name: str) -> None:
 
 
 def problems(url: str) -> dict[str, str]:
-    return {each.check: each.says for each in doctor.examine(url) if each.level == "problem"}
+    return {each.check: each.message for each in doctor.examine(url) if each.level == "problem"}
 
 
 def test_a_history_that_is_missing(
-    own: Database, colour: str, runner: asyncio.Runner, said: Said
+    own: Database, mode: str, runner: asyncio.Runner, said: Said
 ) -> None:
     """What cannot be recorded does not happen."""
     subjects = Subjects(own)
     before = subjects.stored()
-    with open_manager(own.url, colour, runner) as manager:
+    with open_manager(own.url, mode, runner) as manager:
         rename(own, "execution_history", "elsewhere")
         for verb in MOVES:
             with pytest.raises(DBAPIError, match="execution_history"):
@@ -477,10 +477,10 @@ def test_a_history_that_is_missing(
         subjects.assert_sound(manager)
 
 
-def test_a_log_that_is_missing(own: Database, colour: str, runner: asyncio.Runner) -> None:
+def test_a_log_that_is_missing(own: Database, mode: str, runner: asyncio.Runner) -> None:
     subjects = Subjects(own)
     before = subjects.stored()
-    with open_manager(own.url, colour, runner) as manager:
+    with open_manager(own.url, mode, runner) as manager:
         rename(own, "execution_logs", "elsewhere")
         with pytest.raises(DBAPIError, match="execution_logs"):
             subjects.call(manager, "log")
@@ -491,10 +491,10 @@ def test_a_log_that_is_missing(own: Database, colour: str, runner: asyncio.Runne
 
 
 def test_what_was_never_migrated(
-    own: Database, colour: str, runner: asyncio.Runner, said: Said
+    own: Database, mode: str, runner: asyncio.Runner, said: Said
 ) -> None:
     downgrade(own, "base")
-    with open_manager(own.url, colour, runner) as manager:
+    with open_manager(own.url, mode, runner) as manager:
         for _, verb in WRITES.values():
             with pytest.raises(DBAPIError) as caught:
                 verb(manager, "0198a000-0000-7000-8000-000000000001")
@@ -547,9 +547,9 @@ STARTING = ("the database system is starting up", "the database system is not")
 
 
 def test_a_server_that_is_down_and_comes_back(
-    away: Away, colour: str, runner: asyncio.Runner, said: Said
+    away: Away, mode: str, runner: asyncio.Runner, said: Said
 ) -> None:
-    with at(away) as database, open_manager(away.url, colour, runner) as manager:
+    with at(away) as database, open_manager(away.url, mode, runner) as manager:
         subjects = Subjects(database)
         before = subjects.stored()
         subjects.read(manager)  # it has a connection, which it will lose
@@ -565,10 +565,10 @@ def test_a_server_that_is_down_and_comes_back(
 
 
 def test_a_server_that_is_starting_up(
-    away: Away, colour: str, runner: asyncio.Runner, said: Said
+    away: Away, mode: str, runner: asyncio.Runner, said: Said
 ) -> None:
     """A standby that takes no connection starts up for as long as it is left to."""
-    with at(away) as database, open_manager(away.url, colour, runner) as manager:
+    with at(away) as database, open_manager(away.url, mode, runner) as manager:
         subjects = Subjects(database)
         before = subjects.stored()
         with starting_up(away):
@@ -609,14 +609,14 @@ def wait(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < limit
 
 
-def test_too_many_connections(away: Away, colour: str, runner: asyncio.Runner, said: Said) -> None:
+def test_too_many_connections(away: Away, mode: str, runner: asyncio.Runner, said: Said) -> None:
     away.run(
         "CREATE ROLE crowd LOGIN CONNECTION LIMIT 1",
         "GRANT ALL ON ALL TABLES IN SCHEMA public TO crowd",
     )
     url = make_url(away.url).set(username="crowd").render_as_string(False)
     says = ("too many connections for role",)
-    with at(away) as database, open_manager(url, colour, runner) as manager:
+    with at(away) as database, open_manager(url, mode, runner) as manager:
         subjects = Subjects(database)
         with psycopg.connect(postgres.dsn(url)):
             assert subjects.refused(manager, *says) == [*WRITES]
@@ -629,7 +629,7 @@ def test_too_many_connections(away: Away, colour: str, runner: asyncio.Runner, s
 
 @pytest.mark.parametrize("setting", ["lock_timeout", "statement_timeout"])
 def test_a_wait_that_takes_too_long(
-    postgres_database: Database, colour: str, runner: asyncio.Runner, said: Said, setting: str
+    postgres_database: Database, mode: str, runner: asyncio.Runner, said: Said, setting: str
 ) -> None:
     database = postgres_database
     database.run("TRUNCATE executions CASCADE")
@@ -637,7 +637,7 @@ def test_a_wait_that_takes_too_long(
     says = (f"canceling statement due to {setting.replace('_', ' ')}",)
     subjects = Subjects(database)
     before = subjects.stored()
-    with open_manager(url, colour, runner) as manager:
+    with open_manager(url, mode, runner) as manager:
         with database.engine.begin() as connection:
             connection.execute(text("LOCK TABLE executions"))
             for verb in WRITES:
@@ -646,7 +646,7 @@ def test_a_wait_that_takes_too_long(
                 assert any(each in str(caught.value.orig) for each in says)
             assert_a_line(said(url, "list"), says)
         assert subjects.stored() == before
-    with open_manager(database.url, colour, runner) as manager:
+    with open_manager(database.url, mode, runner) as manager:
         subjects.assert_sound(manager)
 
 

@@ -16,9 +16,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from execution_core import AsyncSqlExecutionStore, Execution, Transition
+from execution_core import AsyncSqlExecutionStore, Execution
 from execution_core.core import transitions
 from execution_core.sql.driver import async_executor, executor
+from execution_core.stores import Transition
 
 from ..conftest import Database
 from ..support import injection

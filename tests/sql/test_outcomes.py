@@ -30,8 +30,8 @@ from execution_core import (
     connect,
     connect_async,
 )
-from execution_core.core.creation import TRIES
-from execution_core.sql.driver.lost import Lost
+from execution_core.core.creation import MAX_TRIES
+from execution_core.sql.driver.lost import ConnectionBroken
 from execution_core.sql.recovery import queries
 
 from ..conftest import Blocking, Database
@@ -56,7 +56,7 @@ VERBS: dict[str, Verb] = {
     "heartbeat": ("running", lambda m, id: m.heartbeat(id, attempt=1)),
     "update_progress": ("running", lambda m, id: m.update_progress(id, 1, 3, message="m")),
     "checkpoint": ("running", lambda m, id: m.checkpoint(id, 'k"', {"v": [1.5]})),
-    "advance": ("running", lambda m, id: m.advance(id, 1, 3, "k", 1)),
+    "advance": ("running", lambda m, id: m.advance(id, 1, 3, key="k", value=1)),
     "create": ("pending", lambda m, id: m.create("more", {"p": 1}, parent_id=id)),
     "create with a key": ("pending", lambda m, id: m.create("more", idempotency_key=f"of {id}")),
     "replay": ("failed", lambda m, id: m.replay(id)),
@@ -67,14 +67,14 @@ BINDINGS = ["own", "host's", "watched"]
 
 
 @contextmanager
-def bound(url: str, colour: str, binding: str, runner: asyncio.Runner) -> Iterator[Any]:
+def bound(url: str, mode: str, binding: str, runner: asyncio.Runner) -> Iterator[Any]:
     """Yield a manager on an engine of its own, on the host's, or on one that is listened to."""
     if binding == "own":
-        manager: Any = connect(url) if colour == "sync" else Blocking(connect_async(url), runner)
+        manager: Any = connect(url) if mode == "sync" else Blocking(connect_async(url), runner)
         yield manager
         manager.close()
         return
-    if colour == "sync":
+    if mode == "sync":
         engine: Engine = create_engine(url)
         manager = ExecutionManager(SqlExecutionStore(engine))
         dispose: Callable[[], Any] = engine.dispose
@@ -152,14 +152,14 @@ def undisturbed(postgres_database: Database) -> dict[str, Any]:
 def test_a_call_that_was_cut_off_is_made_once(
     postgres_database: Database,
     proxy: Proxy,
-    colour: str,
+    mode: str,
     binding: str,
     when: Cut,
     runner: asyncio.Runner,
     undisturbed: dict[str, Any],
 ) -> None:
     """Its answer, and what it leaves behind, are those of a call that nobody disturbed."""
-    with bound(proxy.url, colour, binding, runner) as manager:
+    with bound(proxy.url, mode, binding, runner) as manager:
         for verb, (situation, call) in VERBS.items():
             left, answer = undisturbed[verb]
             id = bring_to(manager, situation).id
@@ -174,9 +174,9 @@ def test_a_call_that_was_cut_off_is_made_once(
 
 
 def test_a_block_knows_nothing_of_cuts(
-    postgres_database: Database, proxy: Proxy, colour: str, runner: asyncio.Runner
+    postgres_database: Database, proxy: Proxy, mode: str, runner: asyncio.Runner
 ) -> None:
-    with bound(proxy.url, colour, "own", runner) as manager:
+    with bound(proxy.url, mode, "own", runner) as manager:
         id = manager.create("work").id
         for when in (Cut.AFTER, Cut.BEFORE, Cut.AFTER, Cut.RACING):
             proxy.cut(when)  # the start, two writes, and the end
@@ -190,9 +190,9 @@ def test_a_block_knows_nothing_of_cuts(
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_a_read_is_read_again(
-    proxy: Proxy, colour: str, binding: str, runner: asyncio.Runner
+    proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner
 ) -> None:
-    with bound(proxy.url, colour, binding, runner) as manager:
+    with bound(proxy.url, mode, binding, runner) as manager:
         id = manager.create("work", idempotency_key="k").id
         manager.log(id, "line")
         for read in (
@@ -208,11 +208,11 @@ def test_a_read_is_read_again(
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_what_is_cut_off_time_after_time_was_not_done(
-    postgres_database: Database, proxy: Proxy, colour: str, binding: str, runner: asyncio.Runner
+    postgres_database: Database, proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner
 ) -> None:
-    with bound(proxy.url, colour, binding, runner) as manager:
+    with bound(proxy.url, mode, binding, runner) as manager:
         id = manager.create("work").id
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             proxy.cut(Cut.BEFORE)
         with pytest.raises(
             ConnectionLost, match=f"again and again during start of execution {id}, which"
@@ -220,7 +220,7 @@ def test_what_is_cut_off_time_after_time_was_not_done(
             manager.start(id)
         assert proxy.waiting == 0
         assert manager.get(id).status == "pending"
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             proxy.cut(Cut.BEFORE)
         with pytest.raises(ConnectionLost, match="during claim, which changed nothing: try again"):
             manager.claim()
@@ -228,9 +228,9 @@ def test_what_is_cut_off_time_after_time_was_not_done(
     assert_legal(postgres_database)
 
 
-def test_what_cannot_be_asked_is_unknown(proxy: Proxy, colour: str, runner: asyncio.Runner) -> None:
+def test_what_cannot_be_asked_is_unknown(proxy: Proxy, mode: str, runner: asyncio.Runner) -> None:
     """The error is the database's own, as it came."""
-    with bound(proxy.url, colour, "own", runner) as manager:
+    with bound(proxy.url, mode, "own", runner) as manager:
         id = manager.create("work").id
         proxy.cut(Cut.AFTER)
         proxy.cut(Cut.READING)  # the first question
@@ -243,9 +243,9 @@ def test_what_cannot_be_asked_is_unknown(proxy: Proxy, colour: str, runner: asyn
 
 
 def test_what_was_pruned_has_left_no_trace(
-    postgres_database: Database, proxy: Proxy, colour: str, runner: asyncio.Runner
+    postgres_database: Database, proxy: Proxy, mode: str, runner: asyncio.Runner
 ) -> None:
-    with bound(proxy.url, colour, "own", runner) as manager:
+    with bound(proxy.url, mode, "own", runner) as manager:
         bring_to(manager, "failed")
         age(postgres_database)
         proxy.cut(Cut.AFTER)
@@ -273,12 +273,12 @@ def test_within_a_transaction_a_lost_connection_is_the_callers(
 class Interrupted:
     """A manager that is quicker to lose a connection than to ask: others come in between."""
 
-    def __init__(self, proxy: Proxy, runner: asyncio.Runner, colour: str) -> None:
+    def __init__(self, proxy: Proxy, runner: asyncio.Runner, mode: str) -> None:
         self.proxy = proxy
-        made: Any = connect(proxy.url) if colour == "sync" else connect_async(proxy.url)
-        self.manager: Any = made if colour == "sync" else Blocking(made, runner)
+        made: Any = connect(proxy.url) if mode == "sync" else connect_async(proxy.url)
+        self.manager: Any = made if mode == "sync" else Blocking(made, runner)
         self.direct = made._store._bind
-        self.name = "rows" if colour == "sync" else "rows_async"
+        self.name = "rows" if mode == "sync" else "rows_async"
 
     def call(self, when: Cut, others: Callable[[], object], call: Callable[[Any], Any]) -> Any:
         rows = getattr(self.direct, self.name)
@@ -286,7 +286,7 @@ class Interrupted:
         def sync(query: Any) -> Any:
             try:
                 return rows(query)
-            except Lost:
+            except ConnectionBroken:
                 setattr(self.direct, self.name, rows)
                 others()
                 raise
@@ -294,7 +294,7 @@ class Interrupted:
         async def asynchronous(query: Any) -> Any:
             try:
                 return await rows(query)
-            except Lost:
+            except ConnectionBroken:
                 setattr(self.direct, self.name, rows)
                 others()
                 raise
@@ -305,8 +305,8 @@ class Interrupted:
 
 
 @pytest.fixture
-def interrupted(proxy: Proxy, colour: str, runner: asyncio.Runner) -> Iterator[Interrupted]:
-    made = Interrupted(proxy, runner, colour)
+def interrupted(proxy: Proxy, mode: str, runner: asyncio.Runner) -> Iterator[Interrupted]:
+    made = Interrupted(proxy, runner, mode)
     yield made
     made.manager.close()
 
@@ -407,7 +407,7 @@ def test_what_is_in_no_history_is_known_by_its_value(
         beat = lambda: other.heartbeat(id)  # noqa: E731
         assert writes(Cut.AFTER, beat, lambda m: m.update_progress(id, 1, 4)) == 1
         assert writes(Cut.AFTER, beat, lambda m: m.checkpoint(id, "k", [1, {"x": None}])) == 1
-        assert writes(Cut.AFTER, beat, lambda m: m.advance(id, 2, 4, "k", None)) == 1
+        assert writes(Cut.AFTER, beat, lambda m: m.advance(id, 2, 4, key="k", value=None)) == 1
         nobody = lambda: None  # noqa: E731
         age(postgres_database)
         assert writes(Cut.BEFORE, nobody, lambda m: m.checkpoint(id, "l", None)) == 2
@@ -428,7 +428,7 @@ def test_what_stands_already_is_refused_all_the_same(
         for when, others in ((Cut.BEFORE, nobody), (Cut.AFTER, nobody)):
             id = other.create("work", max_attempts=2).id
             other.start(id)
-            other.advance(id, 1, 4, "k", 1)
+            other.advance(id, 1, 4, key="k", value=1)
             other.fail(id, "no", retryable=True)
             other.start(id)
             age(postgres_database)
@@ -481,7 +481,7 @@ def test_what_others_may_have_written_over_is_unknown(
         for call in (
             lambda m: m.update_progress(id, 1, 4),
             lambda m: m.checkpoint(id, "k", 1),
-            lambda m: m.advance(id, 1, 4, "k", 1),
+            lambda m: m.advance(id, 1, 4, key="k", value=1),
         ):
             with pytest.raises(OperationalError):
                 interrupted.call(when, writes, call)
@@ -551,7 +551,7 @@ def test_only_a_process_of_the_lost_connection_is_ended(postgres_database: Datab
 
         def end(connection: Connection, age: timedelta) -> Any:
             number = connection.scalar(text("SELECT pg_backend_pid()"))
-            query = queries.end_backend(number, age)
+            query = queries.terminate_backend(number, age)
             answer: Any = asking.execute(query.statement, query.parameters).one()
             return answer[1]
 
@@ -569,15 +569,15 @@ def test_an_older_connection_may_ask(postgres_database: Database, proxy: Proxy) 
         store: Any = manager._store
         direct = store._bind
         older, newer = direct._take(), direct._take()
-        direct._give_back(newer)
+        direct._checkin(newer)
         rows = direct.rows
 
         def quick(query: Any) -> Any:
             try:
                 return rows(query)
-            except Lost:
+            except ConnectionBroken:
                 direct.rows = rows
-                direct._give_back(older)
+                direct._checkin(older)
                 raise
 
         direct.rows = quick
@@ -590,11 +590,11 @@ def test_a_pooler_in_between_leaves_it_unknown(proxy: Proxy) -> None:
     with connect(proxy.url) as manager:
         id = manager.create("work").id
         direct: Any = manager._store._bind  # type: ignore[attr-defined]
-        meet, direct._meet = direct._meet, lambda pooled: 1
+        meet, direct._learn_backend = direct._learn_backend, lambda pooled: 1
         proxy.cut(Cut.AFTER)
         with pytest.raises(OperationalError):
             manager.start(id)
-        direct._meet = meet
+        direct._learn_backend = meet
         assert manager.get(id).status == "running"
 
 
@@ -603,7 +603,7 @@ def test_a_pooler_in_between_leaves_it_unknown(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_a_conflict_outside_a_transaction_is_tried_again(
-    postgres_database: Database, level: str, colour: str, runner: asyncio.Runner
+    postgres_database: Database, level: str, mode: str, runner: asyncio.Runner
 ) -> None:
     """Where the server is set to a stricter level, which single statements take over."""
     options = f"?options=-c%20default_transaction_isolation%3D{level.replace(' ', '%5C%20')}"

@@ -186,7 +186,7 @@ def test_a_mover_moves(roles: Roles, story: Story, created: Callable[..., str]) 
         mover.heartbeat(id, attempt=1)
         mover.update_progress(id, 1, 2, message="half", attempt=1)
         mover.checkpoint(id, "k", 1, attempt=1)
-        mover.advance(id, 2, 2, "k", 2, attempt=1)
+        mover.advance(id, 2, 2, key="k", value=2, attempt=1)
         mover.log(id, "line", level="warning", attempt=1)
         assert [each.message for each in mover.logs(id)] == ["line"]
         mover.fail(id, OSError("no"), retryable=True, retry_after=timedelta(0))

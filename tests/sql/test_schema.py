@@ -41,7 +41,7 @@ from execution_core.sql.driver.engine import create_async_engine, create_sync_en
 from execution_core.sql.schema.indexes import metadata
 
 from ..conftest import Database
-from ..support.situations import SITUATIONS, bring_to
+from ..support.situations import STATES, bring_to
 from ..tracking.test_races import spawn
 
 ROOT = Path(__file__).parents[2]
@@ -871,7 +871,7 @@ def test_a_qualified_name_finds_the_history(database: Database, manager: Executi
     assert len(database.rows("SELECT * FROM execution_history")) == 2
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("situation", STATES)
 def test_times_and_json_are_readable_without_the_library(
     database: Database, manager: ExecutionManager, situation: str
 ) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from execution_core import Execution, ExecutionProblem
 from execution_core.sql.driver import async_executor, connection_cache, executor
-from execution_core.sql.driver.executor import Direct, OwnDirect
+from execution_core.sql.driver.executor import CachingExecutor, Executor
 from execution_core.tracking.attempt import Attempt
 
 from ..conftest import Database
@@ -62,8 +62,8 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 ROWS = {
-    "own": partial(Calls, OwnDirect.rows.__code__),
-    "host": partial(Calls, Direct.rows.__code__),
+    "own": partial(Calls, CachingExecutor.rows.__code__),
+    "host": partial(Calls, Executor.rows.__code__),
 }
 
 
@@ -179,7 +179,7 @@ def test_a_block_at_every_call(database: Database, situation: str, tell: Tell) -
             until(lambda: not threads(), threads)  # also where it is left running
             figures[end := world.end()] += 1
             if end == "running":
-                assert calls.came_within("SqlExecutionStore.update", "Ownership._own") or (
+                assert calls.came_within("SqlExecutionStore.update", "AttemptState._own") or (
                     calls.stack[0] is Attempt.__exit__.__code__
                 ), calls.stack
     tell(f"{database.name}, own, signals: a block that was {situation}, {said(figures)}")

@@ -65,9 +65,9 @@ def without_triggers(database: Database) -> None:
 
 
 @pytest.fixture
-def watched(database: Database, colour: str, runner: asyncio.Runner) -> Any:
+def watched(database: Database, mode: str, runner: asyncio.Runner) -> Any:
     without_triggers(database)
-    if colour == "sync":
+    if mode == "sync":
         engine = create_sync_engine(database.url)
         wire = Wire(engine)
         yield ExecutionManager(SqlExecutionStore(engine)), wire
@@ -100,10 +100,10 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
         counted(lambda: manager.start(id, worker="w"))
         counted(lambda: manager.update_progress(id, 1, 2, message="m"))
         counted(lambda: manager.checkpoint(id, "k", [1]))
-        counted(lambda: manager.advance(id, 1, 2, "k", [1]))
+        counted(lambda: manager.advance(id, 1, 2, key="k", value=[1]))
         counted(lambda: manager.heartbeat(id))
         owner = manager.attempt(manager.get(id)).__enter__()
-        counted(lambda: owner.advance(1, 2, "k", [1]))  # noqa: B023
+        counted(lambda: owner.advance(1, 2, key="k", value=[1]))  # noqa: B023
         counted(lambda: list(owner.each([1], checkpoint=f"at-{n}")))  # noqa: B023
         counted(owner.heartbeat)
         counted(lambda: owner.log("m"))  # noqa: B023

@@ -6,8 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from execution_core import Batch, Execution, Pruning, Transition
-from execution_core.core.json_values import Entry, to_json
+from execution_core import Execution
+from execution_core.core.json_values import JsonMember, to_json
+from execution_core.stores import BatchTransition, PruneRequest, Transition
 
 from .memory import AsyncMemoryStore, memory_store
 
@@ -38,12 +39,14 @@ class KeyOverwritten(MemoryStore):
 
 class MergedDeep(MemoryStore):
     def update(self, id: str, transition: Transition) -> Execution | None:
-        found, entry = self.rows.get(id), transition.given.get("checkpoints")
-        if found and isinstance(entry, Entry):
+        found, entry = self.rows.get(id), transition.values.get("checkpoints")
+        if found and isinstance(entry, JsonMember):
             old, new = found.checkpoints.get(entry.key), entry.value.value
             if isinstance(old, dict) and isinstance(new, dict):
-                merged = Entry(entry.key, to_json("value", old | new))
-                transition = replace(transition, given={**transition.given, "checkpoints": merged})
+                merged = JsonMember(entry.key, to_json("value", old | new))
+                transition = replace(
+                    transition, values={**transition.values, "checkpoints": merged}
+                )
         return super().update(id, transition)
 
 
@@ -57,14 +60,14 @@ class RefusalTouches(MemoryStore):
 
 
 class BatchUnguarded(MemoryStore):
-    def update_many(self, batch: Batch) -> list[Execution]:
+    def update_many(self, batch: BatchTransition) -> list[Execution]:
         moved = batch.apply([*self.rows.values()], datetime.now(UTC))
         self.rows.update((each.id, each) for each in moved)
         return moved
 
 
 class PruneKeepsLog(MemoryStore):
-    def prune(self, pruning: Pruning) -> int:
+    def prune(self, pruning: PruneRequest) -> int:
         kept = self.lines
         count: int = super().prune(pruning)
         self.lines[:] = kept

@@ -20,7 +20,7 @@ from execution_core import (
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
     Execution,
-    ExecutionError,
+    ExecutionFailure,
     ExecutionManager,
     ExecutionProblem,
     SqlExecutionStore,
@@ -33,7 +33,7 @@ from execution_core.sql.schema.tables import execution_history
 from ..conftest import Database
 from .memory import memory_store
 from .model import recorded
-from .situations import SITUATIONS
+from .situations import STATES
 from .verbs import SOON, Verb
 
 NAMES = map("injected {}".format, itertools.count())
@@ -68,7 +68,7 @@ class World:
         for n in range(2):
             given: dict[str, Any] = {"timeout": SOON, "idempotency_key": f"key-{n}"}
             id = self.manager.create("work", 1, max_attempts=2, **given).id
-            for step in SITUATIONS[self.verb.situation]:
+            for step in STATES[self.verb.situation]:
                 step(self.manager, id)
         self.manager.log(id, "begun")
         self.target = self.manager.get(id)
@@ -127,7 +127,7 @@ class World:
 
     @staticmethod
     def essence(value: Any) -> Any:
-        interrupted = isinstance(value, ExecutionError) and value.code == "interrupted"
+        interrupted = isinstance(value, ExecutionFailure) and value.code == "interrupted"
         return "a time" if isinstance(value, datetime) else "interrupted" if interrupted else value
 
     def assert_recorded(self, rows: list[Execution]) -> None:
@@ -163,7 +163,7 @@ class BlockWorld(World):
         manager = self.memory()
         store: Any = manager._store
         update, log = store.update, store.log
-        interruption = ExecutionError(message="", code="interrupted", retryable=True)
+        interruption = ExecutionFailure(message="", code="interrupted", retryable=True)
         fail = transitions.fail(interruption, None, None, None)
 
         def seen(answer: Any) -> Any:
@@ -199,8 +199,8 @@ class Subject:
     most = 1
     """How many connections there may be."""
 
-    def __init__(self, database: Database, kind: str, colour: str) -> None:
-        self.database, self.kind, self.colour = database, kind, colour
+    def __init__(self, database: Database, kind: str, mode: str) -> None:
+        self.database, self.kind, self.mode = database, kind, mode
         self.is_own, self.name = kind == "own", next(NAMES)
         self.manager: Any = (self._own if self.is_own else self._over_an_engine)(self._url())
         self.engine = self.manager._store._bind.engine
@@ -214,15 +214,15 @@ class Subject:
         url = make_url(self.database.url)
         if self.database.name == "postgresql":
             return url.update_query_dict({"application_name": self.name})
-        driver = "pysqlite" if self.colour == "sync" or self.is_own else "aiosqlite"
+        driver = "pysqlite" if self.mode == "sync" or self.is_own else "aiosqlite"
         return url.set(drivername=f"sqlite+{driver}")
 
     def _own(self, url: URL) -> Any:
-        return connect(url) if self.colour == "sync" else connect_async(url)
+        return connect(url) if self.mode == "sync" else connect_async(url)
 
     def _over_an_engine(self, url: URL) -> Any:
         options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
-        if self.colour == "sync":
+        if self.mode == "sync":
             self.host: Any = create_engine(url, **options)
             return ExecutionManager(SqlExecutionStore(self.host))
         self.host = create_async_engine(url, **options)

@@ -21,20 +21,20 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from execution_core import (
-    Batch,
     ConcurrentUpdate,
     Execution,
     ExecutionManager,
     ExecutionProblem,
-    Pruning,
     SqlExecutionStore,
     connect_async,
 )
 from execution_core.sql.driver.engine import create_sync_engine
+from execution_core.stores import BatchTransition, PruneRequest
 
 from ..conftest import Blocking, Database
+from . import situations
 from .memory import memory_store
-from .situations import SITUATIONS, Steps
+from .situations import Steps
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TRY_AGAIN = "another writer came between: try again"
@@ -45,9 +45,9 @@ NOBODY = "0198a000-0000-7000-8000-000000000000"
 FAMILY = "completed, with a failed child"
 STATES: dict[str, Steps] = {
     "nothing": (),
-    **{name: SITUATIONS[name] for name in ("pending", "running", "retrying", "failed")},
-    "completed": SITUATIONS["completed"],
-    FAMILY: SITUATIONS["completed"],
+    **{name: situations.STATES[name] for name in ("pending", "running", "retrying", "failed")},
+    "completed": situations.STATES["completed"],
+    FAMILY: situations.STATES["completed"],
 }
 """What tells verbs apart: timed_out is to them as failed is, cancelled as completed."""
 
@@ -89,7 +89,7 @@ VERBS: dict[str, Call] = {
     "progress": lambda m, it, who: m.update_progress(it.id, 1, 2, message=who),
     "checkpoint": lambda m, it, who: m.checkpoint(it.id, "common", who),
     "own checkpoint": lambda m, it, who: m.checkpoint(it.id, who, who),
-    "advance": lambda m, it, who: m.advance(it.id, 1, 3, who, 1, message=who),
+    "advance": lambda m, it, who: m.advance(it.id, 1, 3, key=who, value=1, message=who),
     "log": lambda m, it, who: m.log(it.id, who),
     "log as attempt": lambda m, it, who: m.log(it.id, who, attempt=1),
     "delete": lambda m, it, who: m.delete(it.id),
@@ -163,13 +163,13 @@ class Pure(MEMORY):  # type: ignore[misc]
         self.rows = {row.id: row for row in rows}
         self.held = held
 
-    def update_many(self, batch: Batch) -> list[Execution]:
+    def update_many(self, batch: BatchTransition) -> list[Execution]:
         free = [row for row in self.rows.values() if row.id not in self.held]
         moved = batch.apply(free, Later.now(UTC))
         self.rows.update((each.id, each) for each in moved)
         return moved
 
-    def prune(self, pruning: Pruning) -> int:
+    def prune(self, pruning: PruneRequest) -> int:
         gone = pruning.apply(self.rows.values(), Later.now(UTC))
         return sum(self.delete(each.id) for each in gone if each.id not in self.held)
 
@@ -197,7 +197,7 @@ class Scene:
         if self.name != FAMILY:
             return Subject(type, made.id)
         child = self.manager.create(type, max_attempts=3, parent_id=made.id).id
-        for step in SITUATIONS["failed"]:
+        for step in STATES["failed"]:
             step(self.manager, child)
         return Subject(type, made.id, child)
 

@@ -5,16 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from execution_core import (
-    Batch,
-    Creation,
-    Execution,
-    ExecutionStatus,
+from execution_core import Execution, ExecutionStatus, LogEntry
+from execution_core.stores import (
+    BatchTransition,
     ExecutionStore,
-    Line,
-    LogEntry,
+    NewExecution,
+    NewLogEntry,
     Page,
-    Pruning,
+    PruneRequest,
     Transition,
 )
 
@@ -35,7 +33,7 @@ class AsyncMemoryStore:
     def __init__(self) -> None:
         self.store = memory_store()
 
-    async def create(self, creation: Creation) -> Execution | None:
+    async def create(self, creation: NewExecution) -> Execution | None:
         return self.store.create(creation)
 
     async def find_by_id(self, id: str) -> Execution | None:
@@ -50,16 +48,16 @@ class AsyncMemoryStore:
     async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
         return self.store.write(id, transition)
 
-    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+    async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         return self.store.update_many(batch)
 
     async def delete(self, id: str) -> bool:
         return self.store.delete(id)
 
-    async def prune(self, pruning: Pruning) -> int:
+    async def prune(self, pruning: PruneRequest) -> int:
         return self.store.prune(pruning)
 
-    async def log(self, line: Line) -> LogEntry | None:
+    async def log(self, line: NewLogEntry) -> LogEntry | None:
         return self.store.log(line)
 
     async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:

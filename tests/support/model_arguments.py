@@ -10,11 +10,11 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from execution_core import Execution, ExecutionError, ExecutionStatus, LogLevel
+from execution_core import Execution, ExecutionFailure, ExecutionStatus, LogLevel
 from execution_core.core.state_machine import (
     FAILED,
+    FINISHED,
     LIVE,
-    OVER,
     PENDING,
     RETRYING,
     RUNNING,
@@ -129,7 +129,7 @@ json_values = st.recursive(
 )
 encodable = st.sampled_from(
     [{}, [], nested(200), (1, (2,)), Decimal("1.10"), UUID(int=7), date(2026, 1, 31), HOUR,
-     datetime(2026, 1, 31, tzinfo=UTC), LogLevel.INFO, ExecutionError(message="m")]
+     datetime(2026, 1, 31, tzinfo=UTC), LogLevel.INFO, ExecutionFailure(message="m")]
 )  # fmt: skip
 no_json = st.sampled_from(
     [math.nan, [math.inf], b"x", {1}, {1: 2}, nested(201), ["a\0b"], {"a\0b": 1}, "\ud800", ...]
@@ -185,14 +185,14 @@ timeouts = mostly(
 delays = mostly(st.sampled_from([None, timedelta(0), OnTheHour(), OnTheHour()]) | spans, no_spans)
 ENDS = st.sampled_from([timedelta(0), timedelta(0), MILLISECOND, -MILLISECOND])
 silences = st.builds(Age, st.integers(0, 9), st.just((RUNNING,)), ENDS)
-ages = st.builds(Age, st.integers(0, 9), st.just(OVER), ENDS)
+ages = st.builds(Age, st.integers(0, 9), st.just(FINISHED), ENDS)
 stalls = mostly(st.sampled_from([None, MILLISECOND, HOUR]) | silences, no_spans)
 extremes = st.sampled_from([timedelta(0), LONGEST])
 retentions = mostly(extremes | ages, no_spans | st.none())
 key_retentions = mostly(st.none() | extremes | ages, no_spans)
 
 over = mostly(
-    st.none() | st.sampled_from([(), *OVER]) | st.lists(st.sampled_from(OVER), max_size=3),
+    st.none() | st.sampled_from([(), *FINISHED]) | st.lists(st.sampled_from(FINISHED), max_size=3),
     st.sampled_from(["pending", ["failed", "running"], "Failed", 5]),
 )
 statuses = mostly(
@@ -205,9 +205,9 @@ failures = st.sampled_from(
         KeyError(),
         "a\0b\ud800",
         "x" * 10_001,
-        ExecutionError(message="m", code="c", stack="s"),
-        ExecutionError(message="m", retryable=True),
-        ExecutionError.model_construct(message="a\0b", code=5, stack="\ud800", retryable=True),
+        ExecutionFailure(message="m", code="c", stack="s"),
+        ExecutionFailure(message="m", retryable=True),
+        ExecutionFailure.model_construct(message="a\0b", code=5, stack="\ud800", retryable=True),
     ]
 )
 errors = mostly(texts | failures, st.sampled_from([None, 5, b"x", ValueError]))
@@ -263,7 +263,7 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
             "max_attempts": max_attempts,
             "timeout": timeouts,
             "idempotency_key": idempotency_keys,
-            "parent_id": st.none() | ids(*OVER),
+            "parent_id": st.none() | ids(*FINISHED),
             "metadata": metadata,
             "start_after": delays,
         },
@@ -285,7 +285,7 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
     "sweep": (4, {"stalled_after": stalls, "type": any_type, "limit": limits}),
     "cancel": (2, {"id": ids(PENDING, RUNNING), "reason": reasons}),
     "retry": (3, {"id": ids(FAILED, TIMED_OUT)}),
-    "replay": (1, {"id": ids(*OVER), "payload": st.just(...) | documents}),
+    "replay": (1, {"id": ids(*FINISHED), "payload": st.just(...) | documents}),
     "heartbeat": (1, {"id": ids(RUNNING), **fence}),
     "update_progress": (1, {"id": ids(*LIVE), **progress, **fence}),
     "checkpoint": (3, {"id": ids(*LIVE), **entry, **fence}),

@@ -13,7 +13,7 @@ retry = lambda m, id: m.retry(id)  # noqa: E731
 timeout = lambda m, id: m.timeout(id)  # noqa: E731
 
 # With two attempts allowed; "last" means that both are used.
-SITUATIONS: dict[str, Steps] = {
+STATES: dict[str, Steps] = {
     "pending": (),
     "running": (start,),
     "running-last": (start, fail_retryable, start),
@@ -29,6 +29,6 @@ SITUATIONS: dict[str, Steps] = {
 
 def bring_to(manager: ExecutionManager, situation: str) -> Execution:
     execution = manager.create("work", {"n": 1}, max_attempts=2, metadata={"kept": True})
-    for step in SITUATIONS[situation]:
+    for step in STATES[situation]:
         execution = step(manager, execution.id)
     return execution

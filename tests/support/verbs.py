@@ -1,4 +1,4 @@
-"""Every verb as a call on an execution, in either colour, that was brought into a situation."""
+"""Every verb as a call on an execution, in either mode, that was brought into a situation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Call = Callable[[Any, Execution], Any]
 
 @dataclass(frozen=True)
 class Verb:
-    """A call, in either colour, on an execution that was brought into a situation."""
+    """A call, in either mode, on an execution that was brought into a situation."""
 
     situation: str
     call: Call
@@ -36,7 +36,7 @@ VERBS = {
     "heartbeat": Verb("running", lambda m, x: m.heartbeat(x.id)),
     "update_progress": Verb("running", lambda m, x: m.update_progress(x.id, 1, 2, message="half")),
     "checkpoint": Verb("running", lambda m, x: m.checkpoint(x.id, "k", [1])),
-    "advance": Verb("running", lambda m, x: m.advance(x.id, 1, 2, "k", 2)),
+    "advance": Verb("running", lambda m, x: m.advance(x.id, 1, 2, key="k", value=2)),
     "claim": Verb("pending", lambda m, x: m.claim("work", limit=2, worker="w")),
     "sweep": Verb("running", lambda m, x: m.sweep()),
     "log": Verb("running", lambda m, x: m.log(x.id, "said", data=[1])),

@@ -61,9 +61,9 @@ def test_a_block_starts_and_completes(any_manager: ExecutionManager) -> None:
         assert attempt.execution == running
         assert attempt.number == 1
         assert attempt.checkpoints == {}
-        attempt.progress(1, 2, "half")
+        attempt.update_progress(1, 2, message="half")
         attempt.checkpoint("k", {"v": [1]})
-        attempt.advance(2, 2, "l", 7)
+        attempt.advance(2, 2, key="l", value=7)
         attempt.heartbeat()
         assert attempt.checkpoints == {"k": {"v": [1]}, "l": 7}
         attempt.result = {"done": True}
@@ -284,12 +284,12 @@ def test_bad_values_change_nothing(any_manager: ExecutionManager) -> None:
     with any_manager.attempt(job.id) as attempt:
         before = any_manager.get(job.id)
         for bad in (
-            lambda: attempt.progress(-1, 2),
-            lambda: attempt.progress(1, 2, "\0"),
+            lambda: attempt.update_progress(-1, 2),
+            lambda: attempt.update_progress(1, 2, message="\0"),
             lambda: attempt.checkpoint("", 1),
             lambda: attempt.checkpoint("k", {1}),
-            lambda: attempt.advance(1, 2, "k", float("inf")),
-            lambda: attempt.advance(1, -2, "k", 1),
+            lambda: attempt.advance(1, 2, key="k", value=float("inf")),
+            lambda: attempt.advance(1, -2, key="k", value=1),
             lambda: list(attempt.each([1], checkpoint="")),
             lambda: list(attempt.each([1], every=0)),
         ):
@@ -313,9 +313,9 @@ def test_bad_values_change_nothing(any_manager: ExecutionManager) -> None:
 # --- losing it ---------------------------------------------------------------------------------
 
 WRITES: dict[str, Callable[[Any], Any]] = {
-    "progress": lambda attempt: attempt.progress(1, 2),
+    "progress": lambda attempt: attempt.update_progress(1, 2),
     "checkpoint": lambda attempt: attempt.checkpoint("k", 1),
-    "advance": lambda attempt: attempt.advance(1, 2, "k", 1),
+    "advance": lambda attempt: attempt.advance(1, 2, key="k", value=1),
     "heartbeat": lambda attempt: attempt.heartbeat(),
     "each": lambda attempt: list(attempt.each("abc")),
     "the end": lambda attempt: None,
@@ -515,7 +515,7 @@ def test_writes_in_the_callers_transaction(database: Database) -> None:
         for end in ("rollback", "commit"):
             with database.engine.connect() as connection:
                 inside = attempt.within(connection)
-                inside.advance(1, 2, "done", 1)
+                inside.advance(1, 2, key="done", value=1)
                 inside.heartbeat()
                 assert inside.checkpoints == {"done": 1}
                 getattr(connection, end)()
@@ -645,7 +645,7 @@ def test_what_gives_a_sign_of_life(any_manager: ExecutionManager) -> None:
         lambda: m.heartbeat(job.id, attempt=1),
         lambda: m.update_progress(job.id, 1, 2),
         lambda: m.checkpoint(job.id, "k", 1),
-        lambda: m.advance(job.id, 1, 2, "k", 1),
+        lambda: m.advance(job.id, 1, 2, key="k", value=1),
     ]
     for write in writes:
         time.sleep(0.003)
@@ -839,7 +839,7 @@ def test_a_cancellation_at_any_moment_leaves_nobody_running(database: Database) 
 
     async def work(manager: Any, id: str) -> None:
         async with manager.attempt(id) as attempt:
-            await attempt.progress(1, 2)
+            await attempt.update_progress(1, 2)
             attempt.result = 7
 
     async def run() -> dict[str, int]:
@@ -905,7 +905,7 @@ def test_a_session_of_the_task_stays_with_the_task(database: Database) -> None:
         job = await manager.create("a", max_attempts=2)
         scoped = async_scoped_session(async_sessionmaker(engine), asyncio.current_task)
         async with manager.within(scoped).attempt(job.id) as attempt:
-            await attempt.progress(1, 2)
+            await attempt.update_progress(1, 2)
         assert len(scoped.registry.registry) == 1
         await scoped.commit()
         await scoped.remove()
@@ -921,7 +921,7 @@ def test_a_loop_that_ends_lets_a_block_record_it(database: Database, millisecond
 
     async def work(manager: Any, id: str) -> None:
         async with manager.attempt(id) as attempt:
-            await attempt.progress(1, 2)
+            await attempt.update_progress(1, 2)
             await asyncio.sleep(0.01)
 
     async def run() -> str:
@@ -985,10 +985,10 @@ def test_a_timeout_around_a_block(database: Database) -> None:
 # --- what goes over the wire -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_write_brings_no_payload_back(
     postgres_database: Database,
-    colour: str,
+    mode: str,
     runner: asyncio.Runner,
     tell: Callable[[str], None],
 ) -> None:
@@ -996,7 +996,7 @@ def test_a_write_brings_no_payload_back(
     from ..support.proxy import proxied
 
     url = postgres_database.url
-    with proxied(url) as proxy, open_manager(proxy.url, colour, runner) as manager:
+    with proxied(url) as proxy, open_manager(proxy.url, mode, runner) as manager:
 
         def count() -> int:
             return proxy.bytes_seen
@@ -1004,21 +1004,19 @@ def test_a_write_brings_no_payload_back(
         job = manager.create("a", "x" * 5_000_000)
         with manager.attempt(job.id) as attempt:
             for _ in range(8):  # prepared, from the sixth on
-                attempt.advance(1, 2, "k", 1)
+                attempt.advance(1, 2, key="k", value=1)
                 attempt.heartbeat()
             writes: list[Callable[[], Any]] = [
-                lambda: attempt.progress(1, 2, "message"),
+                lambda: attempt.update_progress(1, 2, message="message"),
                 lambda: attempt.checkpoint("k", [1]),
-                lambda: attempt.advance(1, 2, "k", 1),
+                lambda: attempt.advance(1, 2, key="k", value=1),
                 attempt.heartbeat,
             ]
             for write in writes:
                 before = count()
                 write()
                 assert 0 < count() - before < 1500
-                tell(
-                    f"postgresql: {colour}, a write of a block: {count() - before} bytes both ways"
-                )
+                tell(f"postgresql: {mode}, a write of a block: {count() - before} bytes both ways")
             before = count()
             assert manager.get(job.id).payload == attempt.execution.payload
             assert count() - before > 5_000_000  # the control

@@ -20,7 +20,7 @@ from execution_core import (
     connect,
 )
 from execution_core.core import state_machine, transitions, validation
-from execution_core.core.selections import batch
+from execution_core.core.selections import check_batch
 from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.sql.statements import queries
 
@@ -479,7 +479,7 @@ def test_what_has_finished_costs_nothing(
     sweep reads what runs: by its deadline, or in SQLite by its status.
     """
     transition, type, index = BATCHES[name]
-    query = queries.change_many(batch(transition, type, 5), validation.new_id(), None)
+    query = queries.update_many(check_batch(transition, type, 5), validation.new_id(), None)
 
     def look(finished: int, known: str = "") -> int:
         plan, rows = explained(database, query)

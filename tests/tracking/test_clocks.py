@@ -444,7 +444,7 @@ LIFE: list[Callable[[ExecutionManager, str], Execution]] = [
     lambda m, id: m.timeout(id),
     lambda m, id: m.retry(id),
     lambda m, id: m.start(id),
-    lambda m, id: m.advance(id, 1, 2, "k", 2),
+    lambda m, id: m.advance(id, 1, 2, key="k", value=2),
     lambda m, id: m.complete(id),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from execution_core import ExecutionManager, ExecutionNotFound, IdempotencyConflict
 
 from ..conftest import Database
-from ..support.situations import SITUATIONS
+from ..support.situations import STATES
 
 
 def test_a_repeat_returns_the_execution(any_manager: ExecutionManager) -> None:
@@ -22,10 +22,10 @@ def test_a_repeat_returns_the_execution(any_manager: ExecutionManager) -> None:
     assert len(any_manager.list()) == 1
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("situation", STATES)
 def test_in_whatever_status_it_is(any_manager: ExecutionManager, situation: str) -> None:
     execution = any_manager.create("work", 1, max_attempts=2, idempotency_key="k")
-    for step in SITUATIONS[situation]:
+    for step in STATES[situation]:
         execution = step(any_manager, execution.id)
     assert any_manager.create("work", 1, idempotency_key="k") == execution
 

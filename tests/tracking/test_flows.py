@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from execution_core import ExecutionError, ExecutionManager, ExecutionNotFound, ExecutionStatus
+from execution_core import ExecutionFailure, ExecutionManager, ExecutionNotFound, ExecutionStatus
 
 
 def test_the_whole_way(any_manager: ExecutionManager) -> None:
@@ -91,7 +91,7 @@ def test_cancelling_keeps_the_metadata(any_manager: ExecutionManager) -> None:
 def test_how_a_failure_is_described(any_manager: ExecutionManager) -> None:
     m = any_manager
 
-    def failed(error: ExecutionError | BaseException | str, **options: Any) -> ExecutionError:
+    def failed(error: ExecutionFailure | BaseException | str, **options: Any) -> ExecutionFailure:
         id = m.create("a", max_attempts=9).id
         m.start(id)
         recorded = m.fail(id, error, **options)
@@ -100,10 +100,10 @@ def test_how_a_failure_is_described(any_manager: ExecutionManager) -> None:
         assert recorded.status == ("retrying" if recorded.error.retryable else "failed")
         return recorded.error
 
-    assert failed("broken") == ExecutionError(message="broken")
+    assert failed("broken") == ExecutionFailure(message="broken")
     assert failed("broken", retryable=True).retryable
-    assert failed(ExecutionError(message="x", code="E1", retryable=True)).code == "E1"
-    assert not failed(ExecutionError(message="x", retryable=True), retryable=False).retryable
+    assert failed(ExecutionFailure(message="x", code="E1", retryable=True)).code == "E1"
+    assert not failed(ExecutionFailure(message="x", retryable=True), retryable=False).retryable
     try:
         raise KeyError("missing")
     except KeyError as exc:

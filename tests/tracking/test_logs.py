@@ -24,10 +24,10 @@ from execution_core import (
     connect,
     connect_async,
 )
-from execution_core.tracking.log_capture import level_of
+from execution_core.tracking.log_capture import to_log_level
 
 from ..conftest import Database
-from ..support.situations import SITUATIONS, bring_to
+from ..support.situations import STATES, bring_to
 from .test_races import race
 
 
@@ -38,7 +38,7 @@ def messages(manager: ExecutionManager, id: str) -> list[str]:
 # --- the verb ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("situation", STATES)
 def test_anybody_may_add_a_line_at_any_time(any_manager: ExecutionManager, situation: str) -> None:
     execution = bring_to(any_manager, situation)
     entry = any_manager.log(execution.id, "refunded", level="warning", data={"by": ["hand", 1.5]})
@@ -253,10 +253,10 @@ def test_nobody_waits_for_the_log(database: Database, logger: logging.Logger) ->
     id = manager.create("a").id
     with manager.attempt(id) as attempt:
         with database.engine.begin() as connection:
-            attempt.within(connection).progress(1, 2)
+            attempt.within(connection).update_progress(1, 2)
             for n in range(100):
                 logger.info("%d", n)
-        attempt.progress(2, 2)
+        attempt.update_progress(2, 2)
     assert messages(manager, id) == [str(n) for n in range(100)]
 
 
@@ -293,7 +293,7 @@ def test_in_the_callers_transaction(database: Database, logger: logging.Logger) 
     kept, lost = manager.create("a").id, manager.create("a").id
     with database.engine.begin() as connection, manager.within(connection).attempt(kept) as attempt:
         logger.info("one")
-        attempt.progress(1, 2)
+        attempt.update_progress(1, 2)
         assert [e.message for e in manager.within(connection).logs(kept)] == ["one"]
         logger.info("two")
     with database.engine.connect() as connection:
@@ -329,13 +329,13 @@ def test_what_the_database_says_while_it_logs_is_not_logged(database: Database) 
         manager = ExecutionManager(SqlExecutionStore(database.engine))
         id = manager.create("a").id
         with manager.attempt(id) as attempt:
-            attempt.progress(1, 2)
+            attempt.update_progress(1, 2)
         with database.engine.begin() as connection:
             inside = manager.within(connection)
             other = inside.create("a").id
             with inside.attempt(other) as attempt:
-                attempt.progress(1, 2)
-                attempt.progress(2, 2)
+                attempt.update_progress(1, 2)
+                attempt.update_progress(2, 2)
     finally:
         root.removeHandler(handler)
         engine_logger.setLevel(level)
@@ -380,7 +380,7 @@ def test_a_lost_attempt_hears_of_it_from_its_own_writes(
      (40, "error"), (49, "error"), (50, "critical"), (99, "critical")],
 )  # fmt: skip
 def test_levels_of_logging(number: int, level: str) -> None:
-    assert level_of(number) == level
+    assert to_log_level(number) == level
 
 
 # --- logging in asyncio --------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_tasks_log_to_their_own_attempts(database: Database, logger: logging.Log
                 async with manager.attempt(id) as attempt:
                     for n in range(10):
                         logger.info("%s %d", id, n)
-                        await attempt.progress(n, 10)
+                        await attempt.update_progress(n, 10)
                     await asyncio.to_thread(logger.info, "%s in a thread", id)
                     logger.info("%s last", id)
 
@@ -449,7 +449,7 @@ def test_in_the_callers_transaction_in_asyncio(
             inside = manager.within(connection)
             async with inside.attempt(id) as attempt:
                 logger.info("one")
-                await attempt.progress(1, 2)
+                await attempt.update_progress(1, 2)
                 assert [e.message for e in await inside.logs(id)] == ["one"]
                 logger.info("two")
         assert [e.message for e in await manager.logs(id)] == ["two", "one"]

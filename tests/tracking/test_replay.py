@@ -15,11 +15,11 @@ from execution_core import (
 )
 
 from ..conftest import Database
-from ..support.situations import SITUATIONS, bring_to
+from ..support.situations import STATES, bring_to
 
-OVER = [each for each in SITUATIONS if each.split("-")[0] in
+OVER = [each for each in STATES if each.split("-")[0] in
         ("completed", "failed", "timed_out", "cancelled")]  # fmt: skip
-LIVE = [each for each in SITUATIONS if each not in OVER]
+LIVE = [each for each in STATES if each not in OVER]
 
 
 @pytest.mark.parametrize("situation", OVER)
@@ -57,7 +57,7 @@ def test_what_is_taken_over_and_what_is_not(any_manager: ExecutionManager) -> No
         start_after=timedelta(0),
     )
     any_manager.start(old.id, worker="host")
-    any_manager.advance(old.id, 1, 2, "last", 0)
+    any_manager.advance(old.id, 1, 2, key="last", value=0)
     any_manager.log(old.id, "a line")
     any_manager.complete(old.id, "done")
     new = any_manager.replay(old.id)

@@ -17,11 +17,11 @@ from execution_core import (
     SqlExecutionStore,
     connect,
 )
-from execution_core.core.selections import pruning
+from execution_core.core.selections import check_prune_request
 from execution_core.sql.statements import queries
 
 from ..conftest import Database
-from ..support.situations import SITUATIONS, bring_to
+from ..support.situations import STATES, bring_to
 from .test_claims import explained, fill
 from .test_races import race
 
@@ -46,7 +46,7 @@ def left(manager: ExecutionManager) -> set[str]:
 
 
 def test_only_what_is_over_and_all_of_it(any_manager: ExecutionManager) -> None:
-    situations = {name: bring_to(any_manager, name) for name in SITUATIONS}
+    situations = {name: bring_to(any_manager, name) for name in STATES}
     live = {each.id for each in situations.values() if each.status not in OVER}
     assert any_manager.prune(DAY) == 0
     assert left(any_manager) == {each.id for each in situations.values()}
@@ -71,11 +71,11 @@ def test_by_the_time_when_it_came_to_rest(database: Database) -> None:
 
 def test_some_statuses_or_one_type(any_manager: ExecutionManager) -> None:
     made = {name: bring_to(any_manager, name) for name in OVER}
-    assert any_manager.prune(NOW, statuses="completed") == 1
-    assert any_manager.prune(NOW, statuses=["failed", "timed_out"], type="other") == 0
-    assert any_manager.prune(NOW, statuses=["failed", "timed_out"], type="work") == 2
+    assert any_manager.prune(NOW, status="completed") == 1
+    assert any_manager.prune(NOW, status=["failed", "timed_out"], type="other") == 0
+    assert any_manager.prune(NOW, status=["failed", "timed_out"], type="work") == 2
     assert left(any_manager) == {made["cancelled"].id}
-    assert any_manager.prune(NOW, statuses=[]) == 0
+    assert any_manager.prune(NOW, status=[]) == 0
 
 
 def test_the_oldest_first_and_no_more_than_asked(any_manager: ExecutionManager) -> None:
@@ -188,7 +188,7 @@ def test_it_reads_what_it_deletes(
     fill(database, "completed", 20_000)
     if database.name == "postgresql":
         database.run("ANALYZE executions")
-    old = pruning(timedelta(days=days), None, None, timedelta(days=days + 1), 5)
+    old = check_prune_request(timedelta(days=days), None, None, timedelta(days=days + 1), 5)
     plan, rows = explained(database, queries.prune(old, None))
     tell(f"{database.name}: a prune of {found} beside 20000 finished, {rows} rows read:\n{plan}")
     assert "Seq Scan" not in plan
@@ -242,7 +242,9 @@ def test_a_child_committed_after_the_statement_began_keeps_its_parent(database: 
     pruned: list[int] = []
 
     def prune() -> None:
-        statement, parameters, *_ = queries.prune(pruning(NOW, None, None, None, 10), None)
+        statement, parameters, *_ = queries.prune(
+            check_prune_request(NOW, None, None, None, 10), None
+        )
         with database.engine.begin() as connection:
             compiled: Any = statement.compile(dialect=database.engine.dialect)
             spelt = compiled.string.replace(

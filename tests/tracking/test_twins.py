@@ -7,14 +7,13 @@ import pytest
 
 from execution_core import (
     AsyncExecutionManager,
-    AsyncExecutionStore,
     AsyncSqlExecutionStore,
     ExecutionManager,
-    ExecutionStore,
     SqlExecutionStore,
     connect,
     connect_async,
 )
+from execution_core.stores import AsyncExecutionStore, ExecutionStore
 
 PAIRS = [
     (ExecutionManager, AsyncExecutionManager),

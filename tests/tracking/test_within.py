@@ -39,7 +39,7 @@ from execution_core import (
 
 from ..conftest import Blocking, Database
 from ..support.memory import memory_store
-from ..support.situations import SITUATIONS
+from ..support.situations import STATES
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "Connection": lambda engine: engine.connect(),
@@ -107,7 +107,7 @@ def caller(
 def every_verb(manager: ExecutionManager) -> list[str]:
     """Use every verb, and return the ids of what is left."""
     ids = []
-    for situation, steps in SITUATIONS.items():
+    for situation, steps in STATES.items():
         execution = manager.create("work", {"n": 1}, max_attempts=2, idempotency_key=situation)
         for step in steps:
             execution = step(manager, execution.id)

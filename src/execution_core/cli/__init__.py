@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except OSError as error:  # a full disk, a path that is too long
         _write_no_more()
-        output.say(f"execution-core: {error}")
+        output.warn(f"execution-core: {error}")
         return REFUSED
 
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        database.check(options.url)
+        database.check_url(options.url)
         code: int = options.run(options)
         sys.stdout.flush()
     except ExecutionNotFound as problem:
@@ -45,16 +45,16 @@ def _run(options: argparse.Namespace) -> int:
     except ExecutionProblem as problem:
         return _refused(problem, REFUSED)
     except DBAPIError as error:
-        output.say(f"execution-core: {database.explained(error, options.url)}")
+        output.warn(f"execution-core: {database.explain(error, options.url)}")
         return REFUSED
     except ValueError as error:  # written by hand: the 30th of February, a number without end
-        output.say(f"execution-core: this cannot be read: {error}")
+        output.warn(f"execution-core: this cannot be read: {error}")
         return REFUSED
     return code
 
 
 def _refused(problem: ExecutionProblem, code: int) -> int:
-    output.say(f"execution-core: {problem.code}: {problem}")
+    output.warn(f"execution-core: {problem.code}: {problem}")
     return code
 
 

@@ -41,7 +41,7 @@ def duration(text: str) -> timedelta:
         raise argparse.ArgumentTypeError(f"{text!r} is too long") from None
 
 
-def add_json(
+def add_json_flag(
     command: argparse.ArgumentParser, says: str = "print one JSON document instead of text"
 ) -> None:
     """Let a reading command print JSON."""
@@ -55,7 +55,7 @@ def add_id(command: argparse.ArgumentParser) -> None:
     )
 
 
-def limit(text: str) -> int:
+def page_limit(text: str) -> int:
     """Read how many."""
     if not (_COUNT.fullmatch(text) and 1 <= int(text) <= MAX_PAGE):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {MAX_PAGE}")

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from ..core import validation
 from ..core.errors import ExecutionProblem, InvalidValue
 from ..sql.driver.engine import create_sync_engine
-from ..sql.driver.url import database_url, file_of
+from ..sql.driver.url import parse_url, sqlite_file
 from ..sql.store import SqlExecutionStore
 from ..tracking.manager import ExecutionManager
 
@@ -36,21 +36,21 @@ class Database:
 
 
 @contextmanager
-def opened(url: str) -> Iterator[Database]:
+def open_database(url: str) -> Iterator[Database]:
     """Open the database of a URL, which must exist already.
 
     Raises:
         InvalidValue: it is no URL of ours, or names a file that is not there.
     """
-    parsed = database_url(url)
+    parsed = parse_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
-    file = file_of(parsed) if embedded else None
+    file = sqlite_file(parsed) if embedded else None
     if embedded and file is None:
         raise InvalidValue("url", "is in memory, where a command finds nothing: name a file")
     if file is not None and not file.exists():
         raise InvalidValue(
             "url",
-            f"names a file that does not exist, {shown(url)}: name another with --url or"
+            f"names a file that does not exist, {mask_password(url)}: name another with --url or"
             " EXECUTION_CORE_URL, or create it with execution-core migrate",
         )
     engine = create_sync_engine(url)
@@ -60,41 +60,41 @@ def opened(url: str) -> Iterator[Database]:
         engine.dispose()
 
 
-def check(url: str) -> None:
+def check_url(url: str) -> None:
     """Refuse a URL that could not be shown without its password, or not at all.
 
     Raises:
         InvalidValue: it is one of those, or no URL of ours.
     """
-    if "@" in (database_url(url).host or ""):
+    if "@" in (parse_url(url).host or ""):
         raise InvalidValue("url", "holds an @ too many: in a name or a password write it as %40")
     validation.text("url", url, sys.maxsize)
 
 
-def shown(url: str) -> str:
+def mask_password(url: str) -> str:
     """Return a URL as it may be shown: neither its password nor its query, which may hold one."""
-    parsed = database_url(url).set(query={})
+    parsed = parse_url(url).set(query={})
     driver = parsed.get_backend_name()
     return parsed.set(drivername=driver).render_as_string(hide_password=True)
 
 
-def explained(error: DBAPIError, url: str) -> str:
+def explain(error: DBAPIError, url: str) -> str:
     """Say what a database's error means, and what to do about it."""
-    says = f"{shown(url)}: {reason(error)}"
-    password = database_url(url).password
+    says = f"{mask_password(url)}: {short_reason(error)}"
+    password = parse_url(url).password
     if password:
         says = says.replace(password, "***")
-    return says + (_advice(url) if _misses_something(error) else "")
+    return says + (_schema_advice(url) if _is_schema_error(error) else "")
 
 
-def reason(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """Say in a line what is wrong, without the statement that met it."""
     driver = getattr(error, "orig", None) or error
     primary = getattr(getattr(driver, "diag", None), "message_primary", None)
     return " ".join(str(primary or driver or type(error).__name__).split())
 
 
-def _misses_something(error: DBAPIError) -> bool:
+def _is_schema_error(error: DBAPIError) -> bool:
     says = str(error.orig)
     return (
         getattr(error.orig, "sqlstate", None) in _UNDEFINED
@@ -103,7 +103,7 @@ def _misses_something(error: DBAPIError) -> bool:
     )
 
 
-def _advice(url: str) -> str:
+def _schema_advice(url: str) -> str:
     """Say what is to be done about a schema in which something is missing."""
     from .. import migrate  # noqa: PLC0415 - brings Alembic, a third of the time that a start takes
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-COLOURS: Final = {
+STYLES: Final = {
     "pending": "dim",
     "running": "cyan",
     "completed": "green",
@@ -40,7 +40,7 @@ Cell = object
 """What stands in a table: a text, a number, a time, a duration, or None."""
 
 
-def escaped(text: str, *, lines: bool = False) -> str:
+def escape(text: str, *, lines: bool = False) -> str:
     r"""Return a text in which every control character is spelt: `\x1b`. Lines may be kept."""
     return "".join(
         character
@@ -50,13 +50,13 @@ def escaped(text: str, *, lines: bool = False) -> str:
     )
 
 
-def cut(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """Return a text of one line, of `most` characters."""
-    line = escaped(" ".join(text.split()))
+    line = escape(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def spelt(value: Cell) -> str:
+def format_cell(value: Cell) -> str:
     """Return what a cell holds as text."""
     match value:
         case None:
@@ -64,17 +64,17 @@ def spelt(value: Cell) -> str:
         case datetime():
             return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         case timedelta():
-            return duration(value.total_seconds())
+            return format_duration(value.total_seconds())
         case _:
-            return escaped(str(value))
+            return escape(str(value))
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Return a time span in its two largest units: `2d 3h`, `1m 05s`, `0.042s`."""
     if seconds is None:
         return NOTHING
     if seconds < 0:
-        return f"-{duration(-seconds)}"
+        return f"-{format_duration(-seconds)}"
     if seconds < 10:
         return f"{seconds:.3f}s" if seconds < 1 else f"{seconds:.1f}s"
     whole = int(seconds)
@@ -117,12 +117,12 @@ def console() -> "Console | None":
     return Console(highlight=False, emoji=False, markup=False)
 
 
-def coloured(value: Cell) -> "Text":
-    """Return a cell for rich; a status or a level has its colour."""
+def styled(value: Cell) -> "Text":
+    """Return a cell for rich; a status or a level has its mode."""
     from rich.text import Text  # noqa: PLC0415
 
-    word = spelt(value)
-    return Text(word, style=COLOURS.get(word, ""))
+    word = format_cell(value)
+    return Text(word, style=STYLES.get(word, ""))
 
 
 def print_table(
@@ -135,7 +135,7 @@ def print_table(
     if (terminal := console()) is not None:
         if title:
             terminal.print()
-        if (table := grid(headers, listed, terminal.width, title=title)) is not None:
+        if (table := build_table(headers, listed, terminal.width, title=title)) is not None:
             terminal.print(table)
             return
         for row in listed:
@@ -144,14 +144,14 @@ def print_table(
         return
     if title:
         print(f"\n{title}")
-    words = [list(headers), *([spelt(cell) for cell in row] for row in listed)]
+    words = [list(headers), *([format_cell(cell) for cell in row] for row in listed)]
     widths = [max(len(row[n]) for row in words) for n in range(len(headers))]
     for row in words:
         line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
         print(line.rstrip())
 
 
-def grid(
+def build_table(
     headers: Sequence[str], rows: Sequence[Sequence[Cell]], room: int, *, title: str | None = None
 ) -> "RenderableType | None":
     """Return the same as a table of rich's, or None where there is no room for all its columns."""
@@ -165,13 +165,13 @@ def grid(
     )  # fmt: skip
     needed = 2
     for number, header in enumerate(headers):
-        longest = max(cell_len(header), *(cell_len(spelt(row[number])) for row in rows))
+        longest = max(cell_len(header), *(cell_len(format_cell(row[number])) for row in rows))
         whole = header == "ID" or longest <= WHOLE  # what people copy, and single words
         least = longest if whole else max(cell_len(header), FOLDED)
         table.add_column(header, overflow="fold", no_wrap=whole, min_width=least)
         needed += least + 2
     for row in rows:
-        table.add_row(*map(coloured, row))
+        table.add_row(*map(styled, row))
     return table if needed <= room else None
 
 
@@ -180,17 +180,17 @@ def print_facts(facts: Sequence[tuple[str, Cell]]) -> None:
     terminal = console()
     for name, value in facts:
         if terminal is None:
-            print(f"{name:<10}  {spelt(value)}")
+            print(f"{name:<10}  {format_cell(value)}")
         else:
             from rich.text import Text  # noqa: PLC0415
 
-            line = Text.assemble((f"{name:<10}  ", "dim"), coloured(value))
+            line = Text.assemble((f"{name:<10}  ", "dim"), styled(value))
             terminal.print(line, soft_wrap=True)
 
 
 def print_block(title: str, text: str, most: int | None) -> None:
     """Print a text of several lines, its first `most` characters."""
-    shown = escaped(text[:most], lines=True)
+    shown = escape(text[:most], lines=True)
     print(f"\n{title}")
     for line in shown.splitlines():
         print(f"  {line}")
@@ -198,11 +198,11 @@ def print_block(title: str, text: str, most: int | None) -> None:
         print(f"  … {len(text):,} characters in all: --full shows them")
 
 
-def say(text: str) -> None:
+def warn(text: str) -> None:
     """Tell the reader something beside the output itself; what it quotes is escaped."""
-    print(escaped(without_passwords(text), lines=True), file=sys.stderr)
+    print(escape(mask_passwords(text), lines=True), file=sys.stderr)
 
 
-def without_passwords(text: str) -> str:
+def mask_passwords(text: str) -> str:
     """Return a text without the passwords of the URLs in it."""
     return _PASSWORD.sub(r"\1\2***", text)

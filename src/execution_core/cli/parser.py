@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from .commands import doctor, migrate, operate, report, show, stats, watch
 from .commands import list as list_command
-from .output import without_passwords
+from .output import mask_passwords
 from .run import command
 
 
@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong, and exit."""
-        super().error(without_passwords(message))
+        super().error(mask_passwords(message))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -21,14 +21,19 @@ from ..sql.schema.views import execution_attempts, execution_overview, execution
 Rows = list[dict[str, Any]]
 
 overview: Final = execution_overview.c
-ENDS: Final = (13, 18, 23, 36)
+CUTS: Final = (13, 18, 23, 36)
 """Where an id may be cut: behind its milliseconds, and behind each further group."""
-SHOWN: Final = 5
+MAX_CANDIDATES: Final = 5
 
 
 def rows(connection: Connection, query: Select[Any]) -> Rows:
     """Return the rows of a query as dicts."""
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def with_id(found: Rows) -> Rows:
+    """Return rows of the overview with `id` as the name of their first column."""
+    return [{"id" if name == "execution_id" else name: row[name] for name in row} for row in found]
 
 
 def now(connection: Connection) -> datetime:
@@ -37,7 +42,7 @@ def now(connection: Connection) -> datetime:
     return found
 
 
-def resolved(connection: Connection, given: str) -> str:
+def resolve_id(connection: Connection, given: str) -> str:
     """Return the id of which a prefix was given, as in git.
 
     Raises:
@@ -52,18 +57,18 @@ def resolved(connection: Connection, given: str) -> str:
         select(overview.execution_id)
         .where(overview.execution_id.between(least, most))
         .order_by(overview.execution_id)
-        .limit(SHOWN + 1)
+        .limit(MAX_CANDIDATES + 1)
     )
     found = list(connection.execute(query).scalars())
     if not found:
         raise ExecutionNotFound(given)
     if len(found) > 1:
-        those = ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
+        those = ", ".join(found[:MAX_CANDIDATES]) + (", …" if len(found) > MAX_CANDIDATES else "")
         raise InvalidValue("id", f"{given!r} is the beginning of several: {those}")
     return str(found[0])
 
 
-def short(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+def short_ids(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     """Return the shortest beginning of each id that no other execution has."""
     other = execution_overview.alias().c.execution_id
     this = overview.execution_id
@@ -73,7 +78,7 @@ def short(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     cuts = {}
     for id, *neighbours in connection.execute(query):
         others = [str(each) for each in neighbours if each is not None]
-        end = next(n for n in ENDS if not any(each[:n] == id[:n] for each in others) or n == 36)
+        end = next(n for n in CUTS if not any(each[:n] == id[:n] for each in others) or n == 36)
         cuts[id] = id[:end]
     return cuts
 
@@ -180,7 +185,7 @@ def live_counts() -> Select[Any]:
     )
 
 
-def finished(last: int) -> Select[Any]:
+def last_finished(last: int) -> Select[Any]:
     """What came to rest last."""
     return (
         select(overview.type, overview.status, overview.completed_at, overview.duration_seconds)

@@ -6,7 +6,7 @@ import select
 import sys
 from contextlib import suppress
 
-from .output import escaped
+from .output import escape
 
 STDIN, STDOUT, STDERR = range(3)
 
@@ -22,9 +22,9 @@ def write(descriptor: int, data: bytes) -> None:
                 select.select([], [descriptor], [])
 
 
-def say(text: str) -> None:
+def write_warning(text: str) -> None:
     """Tell the user something, if there still is one; what it quotes cannot move the cursor."""
-    write(STDERR, f"execution-core: {escaped(text)}\n".encode(errors="backslashreplace"))
+    write(STDERR, f"execution-core: {escape(text)}\n".encode(errors="backslashreplace"))
 
 
 def keep_standard_descriptors() -> None:

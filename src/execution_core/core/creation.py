@@ -8,15 +8,15 @@ from . import json_values, validation
 from .errors import IdempotencyConflict, InvalidStateTransition
 from .json_values import Json
 from .models import Execution
-from .state_machine import OVER
+from .state_machine import FINISHED
 from .transitions import CANCELLATION_REASON
 
-TRIES: Final = 10
+MAX_TRIES: Final = 10
 """How often to try while what stands in the way is gone again before it can be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Creation:
+class NewExecution:
     """A checked execution that is not stored yet."""
 
     id: str
@@ -50,7 +50,7 @@ class Creation:
         )
 
 
-def creation(
+def new_execution(
     type: str,
     payload: object,
     *,
@@ -62,12 +62,12 @@ def creation(
     start_after: timedelta | None,
     max_bytes: int,
     replay_of: str | None = None,
-) -> Creation:
+) -> NewExecution:
     """Check what a new execution is made of."""
     type = validation.name("type", type)
     checked = None if payload is None else json_values.to_json("payload", payload, max_bytes)
     key = None if idempotency_key is None else validation.name("idempotency_key", idempotency_key)
-    return Creation(
+    return NewExecution(
         id=validation.new_id(),
         type=type,
         payload=checked,
@@ -82,17 +82,17 @@ def creation(
     )
 
 
-def replay(found: Execution, payload: object, max_bytes: int) -> Creation:
+def new_replay(found: Execution, payload: object, max_bytes: int) -> NewExecution:
     """Return what does an execution that is over once more.
 
     Raises:
         InvalidStateTransition: it is not over.
         InvalidValue: the payload cannot be stored.
     """
-    if found.status not in OVER:
-        raise InvalidStateTransition(found.id, "replay", found.status, None, OVER)
+    if found.status not in FINISHED:
+        raise InvalidStateTransition(found.id, "replay", found.status, None, FINISHED)
     metadata = {k: v for k, v in found.metadata.items() if k != CANCELLATION_REASON}
-    return creation(
+    return new_execution(
         found.type,
         found.payload if payload is ... else payload,
         max_attempts=found.max_attempts,
@@ -106,7 +106,7 @@ def replay(found: Execution, payload: object, max_bytes: int) -> Creation:
     )
 
 
-def same_work(creation: Creation, found: Execution) -> Execution:
+def check_same_work(creation: NewExecution, found: Execution) -> Execution:
     """Return the execution that holds the key of a creation.
 
     Raises:

@@ -39,10 +39,10 @@ class ExecutionProblem(Exception):  # noqa: N818 - a refusal is an answer rather
     """Everything this library refuses: `except ExecutionProblem as problem: problem.code`."""
 
     code: ClassVar[ExecutionProblemCode]
-    says: ClassVar[str]
+    template: ClassVar[str]
 
     def __str__(self) -> str:
-        return self.says.format(self)
+        return self.template.format(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception pickles its args, which dataclasses leave empty when built by keyword.
@@ -50,11 +50,11 @@ class ExecutionProblem(Exception):  # noqa: N818 - a refusal is an answer rather
 
 
 @dataclass(eq=False)
-class ExecutionNotFound(ExecutionProblem):
+class ExecutionNotFound(ExecutionProblem, LookupError):  # noqa: N818
     """No execution has this id: `problem.execution_id`."""
 
     code = ExecutionProblemCode.NOT_FOUND
-    says = "No execution has the id {0.execution_id!r:.82}"
+    template = "No execution has the id {0.execution_id!r:.82}"
     execution_id: str
 
 
@@ -84,7 +84,7 @@ class MaxRetriesExceeded(ExecutionProblem):
     """All attempts are used. Nothing was changed."""
 
     code = ExecutionProblemCode.MAX_RETRIES_EXCEEDED
-    says = (
+    template = (
         "Execution {0.execution_id} has no attempt left: {0.attempts} of {0.max_attempts} are used"
     )
     execution_id: str
@@ -97,7 +97,7 @@ class IdempotencyConflict(ExecutionProblem):
     """The key belongs to an execution of another type or payload. Nothing was created."""
 
     code = ExecutionProblemCode.IDEMPOTENCY_CONFLICT
-    says = (
+    template = (
         "The idempotency key {0.idempotency_key!r} belongs to execution {0.execution_id}, "
         "which has another type or payload"
     )
@@ -111,7 +111,7 @@ class StaleAttempt(ExecutionProblem):
     """The attempt that was named does not own the execution. Nothing was changed."""
 
     code = ExecutionProblemCode.STALE_ATTEMPT
-    says = (
+    template = (
         "Attempt {0.attempt} does not own execution {0.execution_id}: "
         "attempt {0.current_attempt} does"
     )
@@ -132,14 +132,14 @@ class AttemptLost(ExecutionProblem):
     """As it stands now: cancelled, timed out, with another attempt; None when it was deleted."""
 
     def __str__(self) -> str:
-        says = f"Attempt {self.attempt} no longer owns execution {self.execution_id}, which"
+        template = f"Attempt {self.attempt} no longer owns execution {self.execution_id}, which"
         if self.execution is None:
-            return f"{says} was deleted"
+            return f"{template} was deleted"
         if self.execution.attempts > self.attempt:
-            return f"{says} attempt {self.execution.attempts} has taken over"
+            return f"{template} attempt {self.execution.attempts} has taken over"
         if self.execution.attempts < self.attempt:
-            return f"{says} is as it was before that attempt: a transaction was rolled back"
-        return f"{says} is {self.execution.status}"
+            return f"{template} is as it was before that attempt: a transaction was rolled back"
+        return f"{template} is {self.execution.status}"
 
 
 @dataclass(eq=False)
@@ -200,10 +200,10 @@ def _call(problem: ConcurrentUpdate | ConnectionLost) -> str:
 
 
 @dataclass(eq=False)
-class InvalidValue(ExecutionProblem):
+class InvalidValue(ExecutionProblem, ValueError):  # noqa: N818
     """An argument cannot be stored, or makes no sense. Nothing was sent to the database."""
 
     code = ExecutionProblemCode.INVALID_VALUE
-    says = "{0.argument} {0.reason}"
+    template = "{0.argument} {0.reason}"
     argument: str
     reason: str

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from .errors import InvalidValue
-from .validation import _type
+from .validation import type_name
 
 MAX_DEPTH = 200
 """Levels of dicts and lists in a JSON value."""
@@ -42,7 +42,7 @@ class Json:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JsonMember:
     """One key of a JSON object and its new value."""
 
     key: str
@@ -72,10 +72,12 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
     _check_containers(argument, value, max_bytes)
     try:
         document = _dump(value, default=lambda part: _encodable(argument, part, max_bytes))
+    except InvalidValue:
+        raise
     except (ValueError, RecursionError) as error:  # NaN, Infinity, an int beyond 4,300 digits
         raise InvalidValue(argument, f"is not JSON: {error}") from error
     if "e+" in document:
-        document = _TEXT_OR_LARGE_FLOAT.sub(_spelt_out, document)
+        document = _TEXT_OR_LARGE_FLOAT.sub(_expand_exponent, document)
     try:
         size = len(document.encode())
     except UnicodeEncodeError as error:
@@ -93,7 +95,7 @@ def json_object(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -
         return EMPTY
     document = to_json(argument, value, max_bytes)
     if not document.text.startswith("{"):
-        raise InvalidValue(argument, f"must be a JSON object, not {_type(value)}")
+        raise InvalidValue(argument, f"must be a JSON object, not {type_name(value)}")
     return document
 
 
@@ -111,7 +113,7 @@ def _dump(value: object, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), **options)
 
 
-def _spelt_out(match: re.Match[str]) -> str:
+def _expand_exponent(match: re.Match[str]) -> str:
     """1e+23 → 100000000000000000000000.0: jsonb makes an integer, another number, of the former."""
     token = match[0]
     return token if token.startswith('"') else f"{Decimal(token):f}.0"
@@ -131,7 +133,7 @@ def _check_containers(argument: str, value: object, max_bytes: int) -> None:
                 except TypeError:
                     key = next(key for key in part if not isinstance(key, str))
                     raise InvalidValue(
-                        argument, f"has a key that is {_type(key)}, not a text"
+                        argument, f"has a key that is {type_name(key)}, not a text"
                     ) from None
                 deeper += [child for child in part.values() if type(child) not in _SCALARS]
             elif isinstance(part, list | tuple):
@@ -155,9 +157,11 @@ def _encodable(argument: str, part: object, max_bytes: int) -> Any:
         return encoded
     if not isinstance(part, _ENCODABLE):
         raise InvalidValue(
-            argument, f"holds {_type(part)}, which JSON cannot hold or would change in silence"
+            argument, f"holds {type_name(part)}, which JSON cannot hold or would change in silence"
         )
     try:
         return to_jsonable_python(part)
     except ValueError as error:
-        raise InvalidValue(argument, f"holds {_type(part)} that is not JSON: {error}") from error
+        raise InvalidValue(
+            argument, f"holds {type_name(part)} that is not JSON: {error}"
+        ) from error

@@ -6,12 +6,12 @@ from datetime import datetime
 from . import json_values, transitions, validation
 from .errors import InvalidValue
 from .json_values import Json
-from .models import MAX_MESSAGE, Execution, LogEntry, LogLevel, storable
+from .models import MAX_MESSAGE, Execution, LogEntry, LogLevel, replace_unstorable
 from .transitions import Transition
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class NewLogEntry:
     """A checked line that is not stored yet."""
 
     id: str
@@ -37,25 +37,25 @@ class Line:
         )
 
 
-def page(id: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
+def check_log_page(id: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
     """Check what a caller asks to read of a log."""
     return (
         validation.execution_id(id),
         validation.integer("limit", limit, 1, validation.MAX_PAGE),
-        None if before is None else validation.execution_id(before),
+        None if before is None else validation.cursor("before", before),
     )
 
 
-def line(
+def new_log_entry(
     id: str, message: str, level: str, data: object, *, attempt: int | None, max_bytes: int
-) -> Line:
+) -> NewLogEntry:
     """Check what is to be logged. A message is cleaned and cut, so that it is never lost."""
-    cleaned = storable(message[:MAX_MESSAGE]) if isinstance(message, str) else message
+    cleaned = replace_unstorable(message[:MAX_MESSAGE]) if isinstance(message, str) else message
     try:
         known = LogLevel(level)
     except ValueError:
         raise InvalidValue("level", f"must be one of {', '.join(LogLevel)}") from None
-    return Line(
+    return NewLogEntry(
         id=validation.new_id(),
         execution_id=validation.execution_id(id),
         level=known,

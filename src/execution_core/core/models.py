@@ -46,19 +46,19 @@ class LogLevel(StrEnum):
     CRITICAL = "critical"
 
 
-def storable(text: str) -> str:
+def replace_unstorable(text: str) -> str:
     """Return a text with U+FFFD for what no database text may hold."""
     return _UNSTORABLE.sub("\ufffd", str.__str__(text))
 
 
 def _cut(kept: slice) -> BeforeValidator:
     return BeforeValidator(
-        lambda text: storable(str.__str__(text)[kept]) if isinstance(text, str) else text
+        lambda text: replace_unstorable(str.__str__(text)[kept]) if isinstance(text, str) else text
     )
 
 
-class ExecutionError(BaseModel, frozen=True):
-    """Why an attempt failed: `ExecutionError(message="card declined", retryable=False)`.
+class ExecutionFailure(BaseModel, frozen=True):
+    """Why an attempt failed: `ExecutionFailure(message="card declined", retryable=False)`.
 
     A failure must never be lost for the sake of its own text: U+0000 and lone surrogates become
     U+FFFD, a message is cut after 10,000 characters and a code after 255, and of a stack the last
@@ -74,7 +74,7 @@ class ExecutionError(BaseModel, frozen=True):
 
     @classmethod
     def from_exception(cls, exc: BaseException, retryable: bool = False) -> Self:
-        """Describe an exception: `ExecutionError.from_exception(exc, retryable=True)`.
+        """Describe an exception: `ExecutionFailure.from_exception(exc, retryable=True)`.
 
         Args:
             exc: the exception; its text may be anything, its `__str__` may even raise.
@@ -119,7 +119,7 @@ class Execution(BaseModel, frozen=True):
     """What to do: any JSON value."""
     result: Any = None
     """What came of it: any JSON value, once completed."""
-    error: ExecutionError | None = None
+    error: ExecutionFailure | None = None
     """Why the last attempt failed; cleared by `retry` and `start`."""
     attempts: int = 0
     """Attempts started so far: the number of the current or last one, and its fencing token."""

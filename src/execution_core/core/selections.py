@@ -9,7 +9,7 @@ from operator import attrgetter
 from . import validation
 from .errors import InvalidValue
 from .models import Execution, ExecutionStatus
-from .state_machine import LIVE, OVER
+from .state_machine import FINISHED, LIVE
 from .transitions import Transition, due_at
 
 
@@ -34,7 +34,7 @@ class Page:
         )
 
 
-def page(
+def check_page(
     status: object, type: str | None, parent_id: str | None, limit: int, before: str | None
 ) -> Page:
     """Check what a caller asks to list."""
@@ -43,12 +43,12 @@ def page(
         type=None if type is None else validation.name("type", type),
         parent_id=None if parent_id is None else validation.execution_id(parent_id),
         limit=validation.integer("limit", limit, 1, validation.MAX_PAGE),
-        before=None if before is None else validation.execution_id(before),
+        before=None if before is None else validation.cursor("before", before),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Pruning:
+class PruneRequest:
     """Which executions to delete: `limit` of those that have been over for long, oldest first."""
 
     statuses: tuple[ExecutionStatus, ...]
@@ -81,19 +81,19 @@ class Pruning:
         return list(islice(gone, self.limit))
 
 
-def pruning(
+def check_prune_request(
     older_than: timedelta,
-    statuses: object,
+    status: object,
     type: str | None,
     keys_older_than: timedelta | None,
     limit: int,
-) -> Pruning:
+) -> PruneRequest:
     """Check which executions a caller asks to delete."""
     age = validation.delay("older_than", older_than)
-    chosen = OVER if statuses is None else validation.statuses(statuses, "statuses")
+    chosen = FINISHED if status is None else validation.statuses(status)
     if live := [status for status in chosen if status in LIVE]:
-        raise InvalidValue("statuses", f"must be over, and {live[0]} is not: {', '.join(OVER)}")
-    return Pruning(
+        raise InvalidValue("status", f"must be over, and {live[0]} is not: {', '.join(FINISHED)}")
+    return PruneRequest(
         statuses=chosen,
         type=None if type is None else validation.name("type", type),
         older_than=age,
@@ -105,7 +105,7 @@ def pruning(
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchTransition:
     """One transition for many executions: for `limit` of those that allow it.
 
     Of what waits, those that have been due longest; of what runs, any.
@@ -126,9 +126,9 @@ class Batch:
         return sorted(islice(moved, self.limit), key=attrgetter("id"))
 
 
-def batch(transition: Transition, type: str | None, limit: int) -> Batch:
+def check_batch(transition: Transition, type: str | None, limit: int) -> BatchTransition:
     """Check for which executions a caller asks to make a transition."""
-    return Batch(
+    return BatchTransition(
         transition=transition,
         type=None if type is None else validation.name("type", type),
         limit=validation.integer("limit", limit, 1, validation.MAX_PAGE),

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+async def finish_despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
     """Let `work` end before any cancellation goes on: `await uninterrupted(write())`."""
     task = asyncio.ensure_future(work)
     # When a loop ends it cancels every task it knows: let it know only the one that waits here.

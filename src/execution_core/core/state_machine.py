@@ -3,18 +3,18 @@
 from enum import Enum
 from functools import cached_property
 
-from .models import ExecutionError, ExecutionStatus
+from .models import ExecutionFailure, ExecutionStatus
 
 PENDING, RUNNING, COMPLETED, FAILED, RETRYING, TIMED_OUT, CANCELLED = ExecutionStatus
 LIVE = (PENDING, RUNNING, RETRYING)
-OVER = (COMPLETED, FAILED, TIMED_OUT, CANCELLED)
+FINISHED = (COMPLETED, FAILED, TIMED_OUT, CANCELLED)
 
 
 class Change(Enum):
     """What a move does to one field of an execution."""
 
-    GIVEN = "the transition's own value"
-    MERGED = "the object with the transition's entry set, its other keys untouched"
+    SET = "the transition's own value"
+    SET_KEY = "the object with the transition's entry set, its other keys untouched"
     CLEARED = "None"
     NOW = "the store's time"
     DEADLINE = "the store's time plus the execution's timeout; None without one"
@@ -22,7 +22,7 @@ class Change(Enum):
     NEXT_ATTEMPT = "attempts + 1"
 
 
-GIVEN, MERGED, CLEARED, NOW, DEADLINE, DELAYED, NEXT_ATTEMPT = Change
+SET, SET_KEY, CLEARED, NOW, DEADLINE, DELAYED, NEXT_ATTEMPT = Change
 
 
 class Condition(Enum):
@@ -49,7 +49,7 @@ class Move:
         target: ExecutionStatus | None,
         *,
         when: Condition | None = None,
-        **changes: Change | ExecutionError,
+        **changes: Change | ExecutionFailure,
     ) -> None:
         self.sources = sources
         self.target = target  # None: the status stays
@@ -60,13 +60,15 @@ class Move:
 class Rule:
     """A verb and its moves, of which the first allowed one is made.
 
-    In the status `settled` the verb finds its work done and answers the execution as it is.
+    In the status `already_done_in` the verb finds its work done and answers the execution as it is.
     """
 
-    def __init__(self, verb: str, *moves: Move, settled: ExecutionStatus | None = None) -> None:
+    def __init__(
+        self, verb: str, *moves: Move, already_done_in: ExecutionStatus | None = None
+    ) -> None:
         self.verb = verb
         self.moves = moves
-        self.settled = settled
+        self.already_done_in = already_done_in
 
     def __repr__(self) -> str:
         return f"Rule({self.verb!r})"
@@ -77,14 +79,14 @@ class Rule:
         return tuple(s for s in ExecutionStatus if any(s in move.sources for move in self.moves))
 
     @cached_property
-    def fenced(self) -> "Rule":
+    def for_attempt(self) -> "Rule":
         """The same for the attempt that owns the execution: only while it is running."""
         moves = (Move((RUNNING,), m.target, when=m.when, **m.changes) for m in self.moves)
         return Rule(self.verb, *moves)
 
 
-TIMEOUT_ERROR = ExecutionError(message="Execution timed out", code="timeout", retryable=True)
-STALLED_ERROR = ExecutionError(
+TIMEOUT_ERROR = ExecutionFailure(message="Execution timed out", code="timeout", retryable=True)
+STALLED_ERROR = ExecutionFailure(
     message="Execution stalled: its worker gave no sign of life", code="stalled", retryable=True
 )
 
@@ -100,20 +102,20 @@ def _started(when: Condition) -> Move:
         retry_at=CLEARED,
         completed_at=CLEARED,
         error=CLEARED,
-        worker=GIVEN,
+        worker=SET,
         when=when,
     )
 
 
 START = Rule("start", _started(ATTEMPT_LEFT))
 CLAIM = Rule("claim", _started(DUE))
-COMPLETE = Rule("complete", Move((RUNNING,), COMPLETED, result=GIVEN, completed_at=NOW))
+COMPLETE = Rule("complete", Move((RUNNING,), COMPLETED, result=SET, completed_at=NOW))
 FAIL = Rule(
-    "fail", Move((RUNNING, RETRYING), FAILED, error=GIVEN, completed_at=NOW, retry_at=CLEARED)
+    "fail", Move((RUNNING, RETRYING), FAILED, error=SET, completed_at=NOW, retry_at=CLEARED)
 )
 FAIL_RETRYABLE = Rule(
     "fail",
-    Move((RUNNING,), RETRYING, error=GIVEN, retry_at=DELAYED, when=ATTEMPT_LEFT),
+    Move((RUNNING,), RETRYING, error=SET, retry_at=DELAYED, when=ATTEMPT_LEFT),
     *FAIL.moves,
 )
 _OVERDUE = Move((RUNNING,), TIMED_OUT, when=OVERDUE, error=TIMEOUT_ERROR, completed_at=NOW)
@@ -124,7 +126,7 @@ SWEEP = Rule("sweep", _OVERDUE, _STALLED)
 CANCEL = Rule("cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED))
 CANCEL_WITH_REASON = Rule(
     "cancel",
-    Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED, metadata=MERGED),
+    Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED, metadata=SET_KEY),
 )
 RETRY = Rule(
     "retry",
@@ -136,12 +138,12 @@ RETRY = Rule(
         retry_at=CLEARED,
         when=ATTEMPT_LEFT,
     ),
-    settled=RETRYING,
+    already_done_in=RETRYING,
 )
 HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
-UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN))
-CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=MERGED))
-ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=GIVEN, checkpoints=MERGED))
+UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=SET))
+CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=SET_KEY))
+ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=SET, checkpoints=SET_KEY))
 # What is logged changes nothing; the attempt that logs it may be asked to be running.
 LOG = Rule("log", Move(tuple(ExecutionStatus), None))
 

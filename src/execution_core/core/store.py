@@ -7,14 +7,14 @@ matches, and answers None when it does not. The manager finds out why.
 import builtins
 from typing import Any, Protocol
 
-from .creation import Creation
-from .log_lines import Line
+from .creation import NewExecution
+from .log_lines import NewLogEntry
 from .models import Execution, ExecutionStatus, LogEntry
-from .selections import Batch, Page, Pruning
+from .selections import BatchTransition, Page, PruneRequest
 from .transitions import Transition
 
 
-def joined(store: Any, transaction: Any) -> Any:
+def store_within(store: Any, transaction: Any) -> Any:
     """Return a store in the caller's transaction.
 
     Raises:
@@ -34,7 +34,7 @@ class ExecutionStore(Protocol):
     one that no other thread or task can use meanwhile has `shares_connection = True`.
     """
 
-    def create(self, creation: Creation) -> Execution | None:
+    def create(self, creation: NewExecution) -> Execution | None:
         """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
         ...
 
@@ -57,7 +57,7 @@ class ExecutionStore(Protocol):
         """Do the same, and return the status alone: a large payload stays where it is."""
         ...
 
-    def update_many(self, batch: Batch) -> builtins.list[Execution]:
+    def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
 
         Two callers at once never get the same execution for the same move.
@@ -75,11 +75,11 @@ class ExecutionStore(Protocol):
         """
         ...
 
-    def prune(self, pruning: Pruning) -> int:
+    def prune(self, pruning: PruneRequest) -> int:
         """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
         ...
 
-    def log(self, line: Line) -> LogEntry | None:
+    def log(self, line: NewLogEntry) -> LogEntry | None:
         """Append and return `line.apply(found, now)`; None when it does not apply."""
         ...
 
@@ -91,7 +91,7 @@ class ExecutionStore(Protocol):
 class AsyncExecutionStore(Protocol):
     """`ExecutionStore` for asyncio: `AsyncExecutionManager(MyStore())`."""
 
-    async def create(self, creation: Creation) -> Execution | None:
+    async def create(self, creation: NewExecution) -> Execution | None:
         """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
         ...
 
@@ -111,7 +111,7 @@ class AsyncExecutionStore(Protocol):
         """Do the same, and return the status alone: a large payload stays where it is."""
         ...
 
-    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+    async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Compare and set many: store and return `batch.apply(all, now)`, each atomically."""
         ...
 
@@ -123,11 +123,11 @@ class AsyncExecutionStore(Protocol):
         """Remove the execution and its log; its children and replays lose the link. Or False."""
         ...
 
-    async def prune(self, pruning: Pruning) -> int:
+    async def prune(self, pruning: PruneRequest) -> int:
         """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
         ...
 
-    async def log(self, line: Line) -> LogEntry | None:
+    async def log(self, line: NewLogEntry) -> LogEntry | None:
         """Append and return `line.apply(found, now)`; None when it does not apply."""
         ...
 

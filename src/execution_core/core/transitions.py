@@ -20,8 +20,8 @@ from .errors import (
     MaxRetriesExceeded,
     StaleAttempt,
 )
-from .json_values import MAX_JSON_BYTES, Entry, Json
-from .models import MAX_MESSAGE, Execution, ExecutionError, ProgressInfo
+from .json_values import MAX_JSON_BYTES, Json, JsonMember
+from .models import MAX_MESSAGE, Execution, ExecutionFailure, ProgressInfo
 from .state_machine import (
     ADVANCE,
     ATTEMPT_LEFT,
@@ -49,7 +49,7 @@ from .state_machine import (
 CANCELLATION_REASON = "cancellation_reason"
 """Where in the metadata the reason of a cancellation stands."""
 
-Value = str | Json | Entry | ExecutionError | ProgressInfo | timedelta | None
+Value = str | Json | JsonMember | ExecutionFailure | ProgressInfo | timedelta | None
 """What a caller gave, checked; but for durations it goes into the field of the same name."""
 
 
@@ -58,7 +58,7 @@ class Transition:
     """A rule, the values it needs, and the attempt that must still own the execution, if any."""
 
     rule: Rule
-    given: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
+    values: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
     attempt: int | None = None
 
     def apply(self, execution: Execution, now: datetime) -> Execution | None:
@@ -92,20 +92,20 @@ class Transition:
                 beaten = beat is not None and started is not None and beat >= started
                 by_hand = max(started or execution.updated_at, execution.updated_at)
                 seen = cast("datetime", beat) if beaten else by_hand
-                return seen < now - cast("timedelta", self.given["stalled_after"])
+                return seen < now - cast("timedelta", self.values["stalled_after"])
 
     def _changed(
-        self, name: str, how: Change | ExecutionError, execution: Execution, now: datetime
+        self, name: str, how: Change | ExecutionFailure, execution: Execution, now: datetime
     ) -> object:
-        given = self.given.get(name)
+        new = self.values.get(name)
         value: object
         match how:
-            case ExecutionError():
+            case ExecutionFailure():
                 value = how
-            case Change.GIVEN:
-                value = given.value if isinstance(given, Json) else given
-            case Change.MERGED:
-                entry = cast("Entry", given)
+            case Change.SET:
+                value = new.value if isinstance(new, Json) else new
+            case Change.SET_KEY:
+                entry = cast("JsonMember", new)
                 value = {**getattr(execution, name), entry.key: entry.value.value}
             case Change.CLEARED:
                 value = None
@@ -114,7 +114,7 @@ class Transition:
             case Change.DEADLINE:
                 value = execution.timeout and now + execution.timeout
             case Change.DELAYED:
-                delay = cast("timedelta | None", self.given["retry_after"])
+                delay = cast("timedelta | None", self.values["retry_after"])
                 value = None if delay is None else now + delay
             case Change.NEXT_ATTEMPT:
                 value = execution.attempts + 1
@@ -135,7 +135,7 @@ def start(worker: str | None) -> Transition:
 
 def claim(worker: str | None) -> Transition:
     """Pending or retrying, and due → running: as `start`."""
-    return Transition(CLAIM, start(worker).given)
+    return Transition(CLAIM, start(worker).values)
 
 
 def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES) -> Transition:
@@ -145,7 +145,7 @@ def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTE
 
 
 def fail(
-    error: ExecutionError | BaseException | str,
+    error: ExecutionFailure | BaseException | str,
     retryable: bool | None,
     retry_after: timedelta | None,
     attempt: int | None,
@@ -156,13 +156,13 @@ def fail(
     """
     delay = None if retry_after is None else validation.delay("retry_after", retry_after)
     if isinstance(error, BaseException):
-        error = ExecutionError.from_exception(error)
+        error = ExecutionFailure.from_exception(error)
     elif isinstance(error, str):
-        error = ExecutionError(message=error)
-    elif not isinstance(error, ExecutionError):
-        raise InvalidValue("error", "must be an ExecutionError, an exception or a text")
+        error = ExecutionFailure(message=error)
+    elif not isinstance(error, ExecutionFailure):
+        raise InvalidValue("error", "must be an ExecutionFailure, an exception or a text")
     # Made anew from its texts: a copy or a subclass may hold what a database cannot.
-    error = ExecutionError(
+    error = ExecutionFailure(
         message=str(error.message),
         code=None if error.code is None else str(error.code),
         stack=None if error.stack is None else str(error.stack),
@@ -190,7 +190,7 @@ def cancel(reason: str | None) -> Transition:
     if reason is None:
         return Transition(CANCEL)
     checked = json_values.to_json("reason", validation.text("reason", reason, MAX_MESSAGE))
-    return Transition(CANCEL_WITH_REASON, {"metadata": Entry(CANCELLATION_REASON, checked)})
+    return Transition(CANCEL_WITH_REASON, {"metadata": JsonMember(CANCELLATION_REASON, checked)})
 
 
 def retry() -> Transition:
@@ -215,13 +215,13 @@ def checkpoint(
     key: str, value: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES
 ) -> Transition:
     """Live: set one checkpoint."""
-    entry = Entry(validation.name("key", key), json_values.to_json("value", value, max_bytes))
+    entry = JsonMember(validation.name("key", key), json_values.to_json("value", value, max_bytes))
     return _transition(CHECKPOINT, {"checkpoints": entry}, attempt)
 
 
 def advance(progress: Transition, checkpoint: Transition) -> Transition:
     """Live: what `update_progress` and `checkpoint` do, at once."""
-    return _transition(ADVANCE, {**progress.given, **checkpoint.given}, progress.attempt)
+    return _transition(ADVANCE, {**progress.values, **checkpoint.values}, progress.attempt)
 
 
 def log(attempt: int | None) -> Transition:
@@ -229,15 +229,15 @@ def log(attempt: int | None) -> Transition:
     return _transition(LOG, {}, attempt)
 
 
-def _transition(rule: Rule, given: Mapping[str, Value], attempt: int | None) -> Transition:
+def _transition(rule: Rule, values: Mapping[str, Value], attempt: int | None) -> Transition:
     """With an attempt: only while that attempt is running."""
     if attempt is None:
-        return Transition(rule, given)
+        return Transition(rule, values)
     attempt = validation.integer("attempt", attempt, 0, validation.MAX_INTEGER)
-    return Transition(rule.fenced, given, attempt)
+    return Transition(rule.for_attempt, values, attempt)
 
 
-def unmoved(transition: Transition, id: str, found: Execution | None) -> Execution:
+def resolve_no_match(transition: Transition, id: str, found: Execution | None) -> Execution:
     """Answer for a transition that matched nothing, from the row that was found afterwards.
 
     Returns:
@@ -246,7 +246,7 @@ def unmoved(transition: Transition, id: str, found: Execution | None) -> Executi
     Raises:
         ExecutionProblem: the `refusal` otherwise.
     """
-    if found is not None and found.status == transition.rule.settled:
+    if found is not None and found.status == transition.rule.already_done_in:
         return found
     raise refusal(transition, id, found)
 

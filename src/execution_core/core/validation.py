@@ -45,10 +45,18 @@ def execution_id(value: object) -> str:
     raise ExecutionNotFound(value if isinstance(value, str) else f"<{type(value).__name__}>")
 
 
+def cursor(argument: str, value: object) -> str:
+    """Return the id that a page continues from."""
+    try:
+        return execution_id(value)
+    except ExecutionNotFound:
+        raise InvalidValue(argument, f"must be an id (a UUID), not {value!r:.80}") from None
+
+
 def text(argument: str, value: object, most: int) -> str:
     """Return a text that every database can hold, of `most` characters."""
     if not isinstance(value, str):
-        raise InvalidValue(argument, f"must be a text, not {_type(value)}")
+        raise InvalidValue(argument, f"must be a text, not {type_name(value)}")
     value = str.__str__(value)  # an enum of texts goes in as the plain text that it is
     if "\0" in value:
         raise InvalidValue(argument, "holds U+0000, which PostgreSQL cannot store")
@@ -71,7 +79,7 @@ def name(argument: str, value: object) -> str:
 def integer(argument: str, value: object, least: int, most: int) -> int:
     """Return a whole number within bounds."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidValue(argument, f"must be a whole number, not {_type(value)}")
+        raise InvalidValue(argument, f"must be a whole number, not {type_name(value)}")
     value = int.__int__(value)
     if not least <= value <= most:
         raise InvalidValue(argument, f"must be from {least} to {most}, not {_number(value)}")
@@ -81,7 +89,7 @@ def integer(argument: str, value: object, least: int, most: int) -> int:
 def flag(argument: str, value: object) -> bool:
     """Return a bool; truthiness would be a guess."""
     if not isinstance(value, bool):
-        raise InvalidValue(argument, f"must be True or False, not {_type(value)}")
+        raise InvalidValue(argument, f"must be True or False, not {type_name(value)}")
     return value
 
 
@@ -97,7 +105,7 @@ def delay(argument: str, value: object) -> timedelta:
 
 def _span(argument: str, value: object, says: str, least: timedelta) -> timedelta:
     if not isinstance(value, timedelta):
-        raise InvalidValue(argument, f"must be a timedelta, not {_type(value)}")
+        raise InvalidValue(argument, f"must be a timedelta, not {type_name(value)}")
     if not least <= value <= MAX_TIMEOUT:
         raise InvalidValue(argument, f"must be {says} and at most {MAX_TIMEOUT.days} days")
     return round(value / _MILLISECOND) * _MILLISECOND
@@ -106,7 +114,7 @@ def _span(argument: str, value: object, says: str, least: timedelta) -> timedelt
 def number(argument: str, value: object, least: float, most: float) -> float:
     """Return a number within bounds, which NaN never is."""
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InvalidValue(argument, f"must be a number, not {_type(value)}")
+        raise InvalidValue(argument, f"must be a number, not {type_name(value)}")
     if not least <= value <= most:
         raise InvalidValue(argument, f"must be from {least} to {most}")
     return float(value) + 0.0  # SQLite keeps no negative zero
@@ -141,7 +149,8 @@ def progress(current: object, total: object, message: object, percent: object) -
     )
 
 
-def _type(value: object) -> str:
+def type_name(value: object) -> str:
+    """Return the name of a value's type with its article, for an error message."""
     kind = type(value).__name__
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}" if value is not None else "None"
 

@@ -11,11 +11,11 @@ from typing import Final
 from sqlalchemy import URL, Engine
 
 from ..core import validation
-from .connection import guarded, opened, reading
+from .connection import open_reader, open_target, run_check
 from .executions import checks_of_executions
 from .finding import Checks, Finding, Level
 from .postgresql_schema import postgresql_schema
-from .schema import migrated, sqlite_schema
+from .schema import check_revision, sqlite_schema
 from .settings import postgresql_activity, postgresql_settings, sqlite_settings
 
 __all__ = ["Finding", "Level", "examine"]
@@ -44,16 +44,16 @@ def examine(
         InvalidValue: it is neither, or names a file that is not there or cannot be read.
     """
     patience = validation.duration("stalled_after", stalled_after) // _MILLISECOND
-    with opened(target) as engine:
+    with open_target(target) as engine:
         sqlite = engine.dialect.name == "sqlite"
         settings = (
             sqlite_settings(engine, given=engine is target)
             if sqlite
             else postgresql_settings(engine)
         )
-        with reading(engine) as connection:
-            look = partial(guarded, connection)
-            findings = [look("migrated", partial(migrated, connection)), *settings]
+        with open_reader(engine) as connection:
+            look = partial(run_check, connection)
+            findings = [look("migrated", partial(check_revision, connection)), *settings]
             if findings[0].level == "problem":
                 return findings
             checks: Checks = {

@@ -9,25 +9,27 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from ..core.errors import InvalidValue
-from ..sql.driver.engine import create_sync_engine, single_statements
-from ..sql.driver.url import database_url, file_of
+from ..sql.driver.engine import create_sync_engine, for_single_statements
+from ..sql.driver.url import parse_url, sqlite_file
 from .finding import Finding
 
 
 @contextmanager
-def opened(target: Engine | URL | str) -> Iterator[Engine]:
+def open_target(target: Engine | URL | str) -> Iterator[Engine]:
     """Give an engine for what is to be looked at."""
     if isinstance(target, Engine):
-        single_statements(target)  # which refuses what is over another database
+        for_single_statements(target)  # which refuses what is over another database
         yield target
         return
     if not isinstance(target, str | URL):
         raise InvalidValue("target", f"must be an Engine or a URL, not {type(target).__name__}")
-    url = database_url(target)
+    url = parse_url(target)
     sqlite = url.get_backend_name() == "sqlite"
     # An engine of ours would switch a file to WAL.
     engine = (
-        create_engine(_as_it_is(url), poolclass=NullPool) if sqlite else create_sync_engine(url)
+        create_engine(_read_only_url(url), poolclass=NullPool)
+        if sqlite
+        else create_sync_engine(url)
     )
     try:
         yield engine
@@ -43,9 +45,9 @@ def opened(target: Engine | URL | str) -> Iterator[Engine]:
         engine.dispose()
 
 
-def _as_it_is(url: URL) -> URL:
+def _read_only_url(url: URL) -> URL:
     """Return the URL that leaves a file as it is, and makes none."""
-    file = file_of(url)
+    file = sqlite_file(url)
     if file is None:
         raise InvalidValue("target", "is in memory, and gone at once: pass an Engine")
     if not file.is_file():
@@ -59,10 +61,10 @@ def _as_it_is(url: URL) -> URL:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def open_reader(engine: Engine) -> Iterator[Connection]:
     """Connect only to read; in PostgreSQL rather with an error than with a part of the rows."""
     if engine.dialect.name == "sqlite":
-        with single_statements(engine).connect() as connection:
+        with for_single_statements(engine).connect() as connection:
             yield connection
         return
     only = engine.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=True)
@@ -73,7 +75,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def guarded(connection: Connection, check: str, look: Callable[[], Finding]) -> Finding:
+def run_check(connection: Connection, check: str, look: Callable[[], Finding]) -> Finding:
     """Make a warning of what the database refuses."""
     sqlite = connection.dialect.name == "sqlite"
     try:

@@ -18,10 +18,10 @@ from sqlalchemy import (
 )
 
 from ..core.state_machine import CLAIM, LIVE, SWEEP, Move
-from ..sql.schema.expressions import database_now, later, one_of
+from ..sql.schema.expressions import database_now, in_array, later
 from ..sql.schema.tables import execution_history, executions
-from ..sql.statements.transition_sql import allowed, met
-from .finding import Checks, Finding, moment, verdict
+from ..sql.statements.transition_sql import condition_sql, guard_sql
+from .finding import Checks, Finding, format_time, to_finding
 
 NEWEST: Final = 1_000
 """Of so many executions the history is read, besides those that are live."""
@@ -45,22 +45,23 @@ def _late(
     connection: Connection, patience: int, check: str, move: Move, now: ColumnElement[datetime]
 ) -> Finding:
     """Find what a sweep or a claim would find: by its condition, whose left side is since when."""
-    (condition,) = met(move.when, now)
+    (condition,) = condition_sql(move.when, now)
     since = cast("BinaryExpression[datetime]", condition).left
     columns = executions.c
     query = (
         select(columns.id, columns.type, columns.worker, since, func.count().over())
-        .where(allowed(move, now))
+        .where(guard_sql(move, now))
         .order_by(since)
         .limit(1)
     )
     wrong = [
-        f"{count}, the first since {moment(began)}: {id} ({type}{f', {worker}' if worker else ''})"
+        f"{count}, the first since {format_time(began)}:"
+        f" {id} ({type}{f', {worker}' if worker else ''})"
         for id, type, worker, began, count in connection.execute(
             query, {"stalled_after_ms": patience}
         )
     ]
-    return verdict(check, wrong, "none")
+    return to_finding(check, wrong, "none")
 
 
 def _history(connection: Connection, *, whole: bool) -> Finding:
@@ -75,7 +76,7 @@ def _history(connection: Connection, *, whole: bool) -> Finding:
     if not whole:
         live = select(e.id).where(e.status.in_(LIVE))
         newest = select(select(e.id).order_by(e.id.desc()).limit(NEWEST).subquery().c.id)
-        moves = moves.where(one_of(e.id, union(live, newest).scalar_subquery()))
+        moves = moves.where(in_array(e.id, union(live, newest).scalar_subquery()))
     move = moves.subquery().c
     ends_elsewhere = or_(move.to_status != move.status, move.attempt != move.attempts)
     gaps = or_(
@@ -90,4 +91,4 @@ def _history(connection: Connection, *, whole: bool) -> Finding:
         f"{count} with a gap, or not as they moved last, the first: {id}" for id, count in found
     ]
     seen = "every execution" if whole else f"the live and the newest {NEWEST:,} executions"
-    return verdict("history", wrong, f"without a gap, of {seen}")
+    return to_finding("history", wrong, f"without a gap, of {seen}")

@@ -54,7 +54,7 @@ class Finding:
     check: str
     """Its short name, the same in every version."""
     level: Level
-    says: str
+    message: str
     advice: str | None = None
     """What to do, unless all is well."""
 
@@ -62,7 +62,7 @@ class Finding:
 Checks = dict[str, Callable[[], Finding]]
 
 
-def verdict(check: str, wrong: list[str], fine: str) -> Finding:
+def to_finding(check: str, wrong: list[str], fine: str) -> Finding:
     """Return what a check found of one or several things, of which some may be wrong."""
     if not wrong:
         return Finding(check, "ok", fine)
@@ -72,6 +72,6 @@ def verdict(check: str, wrong: list[str], fine: str) -> Finding:
     return Finding(check, level, says, advice)
 
 
-def moment(time: datetime) -> str:
+def format_time(time: datetime) -> str:
     """Return a time as it is shown."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from .. import migrate
 from ..sql.schema.indexes import metadata
 from .finding import Checks, Finding
-from .schema import Definitions, Schema, compared, parts
+from .schema import Definitions, Schema, compare, split_definitions
 
 
 def postgresql_schema(connection: Connection) -> Checks:
@@ -30,7 +30,7 @@ def postgresql_schema(connection: Connection) -> Checks:
             _plan_checks(connection, schema())
         elif kind == "views":
             _plan_views(connection, schema())
-        return compared(kind, schema())
+        return compare(kind, schema())
 
     kinds = ("tables", "constraints", "indexes", "functions", "triggers", "views")
     return {kind: partial(look, kind) for kind in kinds}
@@ -56,7 +56,7 @@ def _postgresql_expected(connection: Connection) -> Definitions:
     printed = _printed()
     for name, inside, changed, added in _TABLE.findall(printed):
         if (name or changed) in metadata.tables:
-            found = parts(name or changed, inside or added)
+            found = split_definitions(name or changed, inside or added)
             expected |= {key: rule for key, rule in found.items() if key[0] == "constraints"}
     for verb, what, name, rest in _OTHER.findall(printed):
         key = ("indexes" if what == "INDEX" else f"{what.lower()}s", name)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from .. import migrate
 from ..sql.schema.indexes import metadata
 from ..sql.schema.tables import executions
-from .finding import Checks, Finding, verdict
+from .finding import Checks, Finding, to_finding
 
 Definitions = dict[tuple[str, str], str]
 """By kind and name: SQL, comparable once it is `_plain`."""
@@ -24,7 +24,7 @@ class Schema(NamedTuple):
     states: Mapping[tuple[str, str], str]
 
 
-def compared(kind: str, schema: Schema) -> Finding:
+def compare(kind: str, schema: Schema) -> Finding:
     """Compare what there is of a kind with what should be there."""
     expected, found, states = schema
     names = [name for of, name in expected if of == kind]
@@ -36,7 +36,7 @@ def compared(kind: str, schema: Schema) -> Finding:
             wrong.append(f"{key[1]} {states[key]}")
         elif _plain(found[key]) != _plain(expected[key]):
             wrong.append(f"{key[1]} is not as the migrations make it")
-    return verdict(kind, wrong, f"all {len(names)} are in place")
+    return to_finding(kind, wrong, f"all {len(names)} are in place")
 
 
 def _plain(sql: str) -> str:
@@ -45,7 +45,7 @@ def _plain(sql: str) -> str:
     return re.sub(r"=any\(array\[(.*?)\]\)", r"in(\1)", plain)
 
 
-def parts(table: str, inside: str) -> Definitions:
+def split_definitions(table: str, inside: str) -> Definitions:
     """Return a table, its columns and constraints, from what stands inside of CREATE TABLE."""
     items, depth = [""], 0
     for character in inside.replace('"', ""):
@@ -77,7 +77,7 @@ def sqlite_schema(connection: Connection) -> Checks:
     finally:
         head.dispose()
     kinds = ("tables", "constraints", "indexes", "triggers", "views")
-    return {kind: partial(compared, kind, schema) for kind in kinds}
+    return {kind: partial(compare, kind, schema) for kind in kinds}
 
 
 def _sqlite_definitions(connection: Connection) -> Definitions:
@@ -88,16 +88,16 @@ def _sqlite_definitions(connection: Connection) -> Definitions:
         if kind in kinds:
             definitions[kinds[kind], name] = sql
         elif name in metadata.tables:
-            definitions |= parts(name, sql[sql.index("(") + 1 : sql.rindex(")")])
+            definitions |= split_definitions(name, sql[sql.index("(") + 1 : sql.rindex(")")])
     return definitions
 
 
-def migrated(connection: Connection) -> Finding:
+def check_revision(connection: Connection) -> Finding:
     """Look at the version."""
     at, known = migrate.current(connection), migrate.revisions()
     if at in known:
         behind = [] if at == known[0] else [f"at {at}, before {known[0]}"]
-        return verdict("migrated", behind, f"at {at}")
+        return to_finding("migrated", behind, f"at {at}")
     if at is not None:
         says = f"at {at}, which a newer version of execution-core made"
         return Finding("migrated", "problem", says, "Install that version here as well")

@@ -6,9 +6,9 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, event, text
 
-from ..sql.driver.engine import begin_sqlite, single_statements
+from ..sql.driver.engine import begin_sqlite, for_single_statements
 from ..sql.schema.indexes import metadata
-from .finding import Checks, Finding, moment, verdict
+from .finding import Checks, Finding, format_time, to_finding
 
 MANY_ROWS: Final = 10_000
 """A table of fewer rows is read fast, whatever the planner knows of it."""
@@ -16,7 +16,7 @@ MANY_ROWS: Final = 10_000
 
 def sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
     """Look at a file, and at the connections of the host's own engine."""
-    with single_statements(engine).connect() as connection:
+    with for_single_statements(engine).connect() as connection:
         version = connection.execute(text("SELECT sqlite_version()")).scalar_one()
         file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
         mode, foreign_keys, busy_timeout, synchronous = (
@@ -24,12 +24,12 @@ def sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
             for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         )
     old = tuple(map(int, version.split("."))) < (3, 38)
-    findings = [verdict("sqlite_version", [version] if old else [], version)]
+    findings = [to_finding("sqlite_version", [version] if old else [], version)]
     if file:
         shut = [f"{p} is not" for p in (Path(file), Path(file).parent) if not os.access(p, os.W_OK)]
         findings += [
-            verdict("journal_mode", [] if mode == "wal" else [mode], mode),
-            verdict("writable", shut, "the file and its folder, by this user"),
+            to_finding("journal_mode", [] if mode == "wal" else [mode], mode),
+            to_finding("writable", shut, "the file and its folder, by this user"),
         ]
     if not given:
         says = (
@@ -43,8 +43,8 @@ def sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
     }
     return [
         *findings,
-        verdict("connections", [says for says, so in wrong.items() if so], "sound"),
-        verdict(
+        to_finding("connections", [says for says, so in wrong.items() if so], "sound"),
+        to_finding(
             "synchronous",
             ["a loss of power may take the last moves"] if synchronous < 2 else [],
             "what is acknowledged survives a loss of power",
@@ -73,10 +73,10 @@ def postgresql_settings(engine: Engine) -> list[Finding]:
         found = {row.name: row.setting for row in rows}
     version = found["server_version"]
     old = int(found["server_version_num"]) < 150_000
-    findings = [verdict("server_version", [version] if old else [], version)]
+    findings = [to_finding("server_version", [version] if old else [], version)]
     for name, (sound, means) in _SETTINGS.items():
         wrong = [] if found[name] in sound else [f"{found[name]}: {means}"]
-        findings.append(verdict(name, wrong, found[name]))
+        findings.append(to_finding(name, wrong, found[name]))
     return findings
 
 
@@ -105,10 +105,10 @@ def postgresql_activity(connection: Connection, patience: int) -> Checks:
     def idle() -> Finding:
         rows = connection.execute(text(_IDLE), {"tables": tables, "patience": patience})
         wrong = [
-            f"{pid} ({role}, {application or 'unnamed'}) since {moment(since)}"
+            f"{pid} ({role}, {application or 'unnamed'}) since {format_time(since)}"
             for pid, role, application, since in rows
         ]
-        return verdict("idle_transactions", wrong, "none holds these tables for long")
+        return to_finding("idle_transactions", wrong, "none holds these tables for long")
 
     def statistics() -> Finding:
         rows = connection.execute(text(_STATISTICS), {"tables": tables, "many": MANY_ROWS})
@@ -116,6 +116,6 @@ def postgresql_activity(connection: Connection, patience: int) -> Checks:
             f"{table}, {live} rows, {'never analysed' if unknown else f'{dead} dead ones beside'}"
             for table, unknown, live, dead in rows
         ]
-        return verdict("statistics", wrong, "what the planner needs is known")
+        return to_finding("statistics", wrong, "what the planner needs is known")
 
     return {"idle_transactions": idle, "statistics": statistics}

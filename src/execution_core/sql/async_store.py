@@ -17,23 +17,23 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from ..core import validation
-from ..core.creation import Creation
+from ..core.creation import NewExecution
 from ..core.errors import InvalidValue
-from ..core.log_lines import Line
+from ..core.log_lines import NewLogEntry
 from ..core.models import Execution, ExecutionStatus, LogEntry
-from ..core.selections import Batch, Page, Pruning
+from ..core.selections import BatchTransition, Page, PruneRequest
 from ..core.transitions import Transition
 from .driver import lost
-from .driver.async_executor import AsyncDirect, OwnAsyncDirect
+from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
 from .driver.compiled import Values
-from .driver.lost import Lost
+from .driver.lost import ConnectionBroken
 from .recovery import inquiries
-from .recovery.inquiries import Inquire, Inquiry, Rows
+from .recovery.inquiries import Rows, VerificationSteps, Verifier
 from .schema.tables import executions
 from .statements import queries
 from .statements.queries import Query
-from .statements.rows import execution, log_entry
-from .store import Clock, joined, read
+from .statements.rows import to_execution, to_log_entry
+from .store import Clock, execute_in_transaction, read_clock
 
 
 class AsyncSqlExecutionStore:
@@ -46,14 +46,14 @@ class AsyncSqlExecutionStore:
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
         if not isinstance(engine, AsyncEngine):
             raise InvalidValue("engine", f"must be an AsyncEngine, not {type(engine).__name__}")
-        self._bind: AsyncDirect | AsyncConnection | AsyncSession | async_scoped_session[Any]
-        self._bind = AsyncDirect(engine)
+        self._bind: AsyncExecutor | AsyncConnection | AsyncSession | async_scoped_session[Any]
+        self._bind = AsyncExecutor(engine)
         self._clock = clock
 
     @property
     def shares_connection(self) -> bool:
         """Whether all callers, or all of a thread's, share one connection: in-memory SQLite."""
-        return isinstance(self._bind, AsyncDirect) and self._bind.shares_connection
+        return isinstance(self._bind, AsyncExecutor) and self._bind.shares_connection
 
     def within(
         self, transaction: AsyncConnection | AsyncSession | async_scoped_session[Any]
@@ -68,10 +68,10 @@ class AsyncSqlExecutionStore:
         joined._bind = transaction  # noqa: SLF001 - a copy of its own
         return joined
 
-    async def create(self, creation: Creation) -> Execution | None:
+    async def create(self, creation: NewExecution) -> Execution | None:
         """Make one INSERT."""
         query = queries.create(creation, self._now())
-        return await self._one(query, partial(inquiries.of_create, creation=creation))
+        return await self._one(query, partial(inquiries.verify_create, creation=creation))
 
     async def find_by_id(self, id: str) -> Execution | None:
         """Make one SELECT."""
@@ -84,72 +84,78 @@ class AsyncSqlExecutionStore:
     async def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
         rows = await self._change(id, transition, whole=True)
-        return execution(rows[0]) if rows else None
+        return to_execution(rows[0]) if rows else None
 
     async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
         """Make one conditional UPDATE."""
         rows = await self._change(id, transition, whole=False)
         return ExecutionStatus(rows[0][0]) if rows else None
 
-    async def update_many(self, batch: Batch) -> builtins.list[Execution]:
+    async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Make one conditional UPDATE."""
         token = self._token()
-        query = queries.change_many(batch, token, self._now())
-        rows = await self._rows(query, partial(inquiries.of_batch, token=token))
-        return sorted(map(execution, rows), key=attrgetter("id"))
+        query = queries.update_many(batch, token, self._now())
+        rows = await self._rows(query, partial(inquiries.verify_batch, token=token))
+        return sorted(map(to_execution, rows), key=attrgetter("id"))
 
     async def delete(self, id: str) -> bool:
         """Make one DELETE."""
-        return bool(await self._rows(queries.remove(id), partial(inquiries.of_delete, id=id)))
+        return bool(await self._rows(queries.delete(id), partial(inquiries.verify_delete, id=id)))
 
-    async def prune(self, pruning: Pruning) -> int:
+    async def prune(self, pruning: PruneRequest) -> int:
         """Make one DELETE."""
         query = queries.prune(pruning, self._now())
-        return len(await self._rows(query, inquiries.of_prune))
+        return len(await self._rows(query, inquiries.verify_prune))
 
-    async def log(self, line: Line) -> LogEntry | None:
+    async def log(self, line: NewLogEntry) -> LogEntry | None:
         """Make one INSERT."""
         query = queries.log(line, self._now())
-        rows = await self._rows(query, partial(inquiries.of_log, line=line))
-        return log_entry(rows[0]) if rows else None
+        rows = await self._rows(query, partial(inquiries.verify_log, line=line))
+        return to_log_entry(rows[0]) if rows else None
 
     async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
         """Make one SELECT."""
         rows = await self._rows(queries.logs(id, limit, before))
-        return [log_entry(row) for row in rows]
+        return [to_log_entry(row) for row in rows]
 
     async def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""
-        return [execution(row) for row in await self._rows(queries.page(page))]
+        return [to_execution(row) for row in await self._rows(queries.page(page))]
 
     async def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
         token = self._token()
-        query = queries.change(id, transition, token, self._now(), whole=whole)
+        query = queries.update(id, transition, token, self._now(), whole=whole)
         inquire = partial(
-            inquiries.of_change,
+            inquiries.verify_update,
             id=id,
             transition=transition,
             token=token,
             whole=whole,
-            began=lost.clock(),
+            began=lost.boot_clock(),
         )
         return await self._rows(query, inquire)
 
-    async def _one(self, query: Query, inquire: Inquire = inquiries.of_read) -> Execution | None:
+    async def _one(
+        self, query: Query, inquire: Verifier = inquiries.verify_read
+    ) -> Execution | None:
         rows = await self._rows(query, inquire)
-        return execution(rows[0]) if rows else None
+        return to_execution(rows[0]) if rows else None
 
-    async def _rows(self, query: Query, inquire: Inquire = inquiries.of_read) -> Sequence[Values]:
+    async def _rows(
+        self, query: Query, inquire: Verifier = inquiries.verify_read
+    ) -> Sequence[Values]:
         match self._bind:
-            case AsyncDirect():
+            case AsyncExecutor():
                 try:
                     return await self._bind.rows_async(query)
-                except (Lost, DBAPIError) as error:
-                    return await _asked(self._bind, inquiries.known(error, query, inquire))
+                except (ConnectionBroken, DBAPIError) as error:
+                    return await _run_steps(
+                        self._bind, inquiries.resolve_outcome(error, query, inquire)
+                    )
             case AsyncConnection():
-                return await self._bind.run_sync(joined, query)
+                return await self._bind.run_sync(execute_in_transaction, query)
             case _:
-                return await (await self._bind.connection()).run_sync(joined, query)
+                return await (await self._bind.connection()).run_sync(execute_in_transaction, query)
 
     @staticmethod
     def _token() -> str:
@@ -157,7 +163,7 @@ class AsyncSqlExecutionStore:
         return validation.new_id()
 
     def _now(self) -> datetime | None:
-        return read(self._clock)
+        return read_clock(self._clock)
 
 
 class AsyncOwningStore(AsyncSqlExecutionStore):
@@ -166,15 +172,15 @@ class AsyncOwningStore(AsyncSqlExecutionStore):
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
         if engine.dialect.name == "postgresql":
-            self._bind = OwnAsyncDirect(engine)
+            self._bind = AsyncCachingExecutor(engine)
 
     async def close(self) -> None:
         """Close all connections."""
-        if isinstance(self._bind, AsyncDirect):
+        if isinstance(self._bind, AsyncExecutor):
             await self._bind.close_async()
 
 
-async def _asked(direct: AsyncDirect, inquiry: Inquiry[Rows]) -> Rows:
+async def _run_steps(direct: AsyncExecutor, inquiry: VerificationSteps[Rows]) -> Rows:
     """Run what an inquiry asks until it returns."""
     try:
         query = next(inquiry)

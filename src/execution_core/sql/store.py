@@ -12,22 +12,22 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from ..core import validation
-from ..core.creation import Creation
+from ..core.creation import NewExecution
 from ..core.errors import InvalidValue
-from ..core.log_lines import Line
+from ..core.log_lines import NewLogEntry
 from ..core.models import Execution, ExecutionStatus, LogEntry
-from ..core.selections import Batch, Page, Pruning
+from ..core.selections import BatchTransition, Page, PruneRequest
 from ..core.transitions import Transition
 from .driver import lost
 from .driver.compiled import Values
-from .driver.executor import Direct, OwnDirect, ordinary
-from .driver.lost import Lost
+from .driver.executor import CachingExecutor, Executor, execute_via_sqlalchemy
+from .driver.lost import ConnectionBroken
 from .recovery import inquiries
-from .recovery.inquiries import Inquire, Inquiry, Rows
+from .recovery.inquiries import Rows, VerificationSteps, Verifier
 from .schema.tables import executions
 from .statements import queries
 from .statements.queries import Query
-from .statements.rows import execution, log_entry
+from .statements.rows import to_execution, to_log_entry
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
@@ -50,13 +50,13 @@ class SqlExecutionStore:
     def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
         if not isinstance(engine, Engine):
             raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
-        self._bind: Direct | Connection | Session | scoped_session[Any] = Direct(engine)
+        self._bind: Executor | Connection | Session | scoped_session[Any] = Executor(engine)
         self._clock = clock
 
     @property
     def shares_connection(self) -> bool:
         """Whether all callers, or all of a thread's, share one connection: in-memory SQLite."""
-        return isinstance(self._bind, Direct) and self._bind.shares_connection
+        return isinstance(self._bind, Executor) and self._bind.shares_connection
 
     def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
         """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
@@ -71,10 +71,10 @@ class SqlExecutionStore:
         joined._bind = transaction  # noqa: SLF001 - a copy of its own
         return joined
 
-    def create(self, creation: Creation) -> Execution | None:
+    def create(self, creation: NewExecution) -> Execution | None:
         """Make one INSERT."""
         query = queries.create(creation, self._now())
-        return self._one(query, partial(inquiries.of_create, creation=creation))
+        return self._one(query, partial(inquiries.verify_create, creation=creation))
 
     def find_by_id(self, id: str) -> Execution | None:
         """Make one SELECT."""
@@ -87,71 +87,71 @@ class SqlExecutionStore:
     def update(self, id: str, transition: Transition) -> Execution | None:
         """Make one conditional UPDATE."""
         rows = self._change(id, transition, whole=True)
-        return execution(rows[0]) if rows else None
+        return to_execution(rows[0]) if rows else None
 
     def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
         """Make one conditional UPDATE."""
         rows = self._change(id, transition, whole=False)
         return ExecutionStatus(rows[0][0]) if rows else None
 
-    def update_many(self, batch: Batch) -> builtins.list[Execution]:
+    def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Make one conditional UPDATE."""
         token = self._token()
-        query = queries.change_many(batch, token, self._now())
-        rows = self._rows(query, partial(inquiries.of_batch, token=token))
-        return sorted(map(execution, rows), key=attrgetter("id"))
+        query = queries.update_many(batch, token, self._now())
+        rows = self._rows(query, partial(inquiries.verify_batch, token=token))
+        return sorted(map(to_execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:
         """Make one DELETE."""
-        return bool(self._rows(queries.remove(id), partial(inquiries.of_delete, id=id)))
+        return bool(self._rows(queries.delete(id), partial(inquiries.verify_delete, id=id)))
 
-    def prune(self, pruning: Pruning) -> int:
+    def prune(self, pruning: PruneRequest) -> int:
         """Make one DELETE."""
-        return len(self._rows(queries.prune(pruning, self._now()), inquiries.of_prune))
+        return len(self._rows(queries.prune(pruning, self._now()), inquiries.verify_prune))
 
-    def log(self, line: Line) -> LogEntry | None:
+    def log(self, line: NewLogEntry) -> LogEntry | None:
         """Make one INSERT."""
         query = queries.log(line, self._now())
-        rows = self._rows(query, partial(inquiries.of_log, line=line))
-        return log_entry(rows[0]) if rows else None
+        rows = self._rows(query, partial(inquiries.verify_log, line=line))
+        return to_log_entry(rows[0]) if rows else None
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
         """Make one SELECT."""
         rows = self._rows(queries.logs(id, limit, before))
-        return [log_entry(row) for row in rows]
+        return [to_log_entry(row) for row in rows]
 
     def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""
-        return [execution(row) for row in self._rows(queries.page(page))]
+        return [to_execution(row) for row in self._rows(queries.page(page))]
 
     def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
         token = self._token()
-        query = queries.change(id, transition, token, self._now(), whole=whole)
+        query = queries.update(id, transition, token, self._now(), whole=whole)
         inquire = partial(
-            inquiries.of_change,
+            inquiries.verify_update,
             id=id,
             transition=transition,
             token=token,
             whole=whole,
-            began=lost.clock(),
+            began=lost.boot_clock(),
         )
         return self._rows(query, inquire)
 
-    def _one(self, query: Query, inquire: Inquire = inquiries.of_read) -> Execution | None:
+    def _one(self, query: Query, inquire: Verifier = inquiries.verify_read) -> Execution | None:
         rows = self._rows(query, inquire)
-        return execution(rows[0]) if rows else None
+        return to_execution(rows[0]) if rows else None
 
-    def _rows(self, query: Query, inquire: Inquire = inquiries.of_read) -> Sequence[Values]:
+    def _rows(self, query: Query, inquire: Verifier = inquiries.verify_read) -> Sequence[Values]:
         match self._bind:
-            case Direct():
+            case Executor():
                 try:
                     return self._bind.rows(query)
-                except (Lost, DBAPIError) as error:
-                    return _asked(self._bind, inquiries.known(error, query, inquire))
+                except (ConnectionBroken, DBAPIError) as error:
+                    return _run_steps(self._bind, inquiries.resolve_outcome(error, query, inquire))
             case Connection():
-                return joined(self._bind, query)
+                return execute_in_transaction(self._bind, query)
             case _:
-                return joined(self._bind.connection(), query)
+                return execute_in_transaction(self._bind.connection(), query)
 
     @staticmethod
     def _token() -> str:
@@ -159,7 +159,7 @@ class SqlExecutionStore:
         return validation.new_id()
 
     def _now(self) -> datetime | None:
-        return read(self._clock)
+        return read_clock(self._clock)
 
 
 class OwningStore(SqlExecutionStore):
@@ -168,15 +168,15 @@ class OwningStore(SqlExecutionStore):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         if not self.shares_connection:
-            self._bind = OwnDirect(engine)
+            self._bind = CachingExecutor(engine)
 
     def close(self) -> None:
         """Close all connections."""
-        if isinstance(self._bind, Direct):  # a joined store holds the caller's transaction
+        if isinstance(self._bind, Executor):  # a joined store holds the caller's transaction
             self._bind.close()
 
 
-def _asked(direct: Direct, inquiry: Inquiry[Rows]) -> Rows:
+def _run_steps(direct: Executor, inquiry: VerificationSteps[Rows]) -> Rows:
     """Run what an inquiry asks until it returns."""
     try:
         query = next(inquiry)
@@ -192,17 +192,17 @@ def _asked(direct: Direct, inquiry: Inquiry[Rows]) -> Rows:
         return answer
 
 
-def joined(connection: Connection, query: Query) -> Sequence[Values]:
+def execute_in_transaction(connection: Connection, query: Query) -> Sequence[Values]:
     """Run a query as part of the caller's transaction."""
     try:
-        return ordinary(connection, query)
+        return execute_via_sqlalchemy(connection, query)
     except DBAPIError as error:
-        if problem := inquiries.conflict(error, query):
+        if problem := inquiries.to_conflict(error, query):
             raise problem from error
-        raise inquiries.advised(error)  # noqa: B904 - the same error
+        raise inquiries.with_schema_hint(error)  # noqa: B904 - the same error
 
 
-def read(clock: Clock | None) -> datetime | None:
+def read_clock(clock: Clock | None) -> datetime | None:
     """Return the time of an injected clock, None without one."""
     now = clock and clock()
     if now is not None and now.tzinfo is None:

@@ -24,19 +24,27 @@ import pytest
 for _name in ("claiming", "creating", "deleting", "exactness", "listing", "logs", "moving"):
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
-from .batches import Claiming  # noqa: E402 - after they are registered
-from .creation import Creating  # noqa: E402
-from .deletion import Deleting  # noqa: E402
-from .harness import Subject  # noqa: E402
-from .log_lines import Logs  # noqa: E402
-from .pages import Listing  # noqa: E402
-from .round_trips import Exactness  # noqa: E402
-from .transitions import Moving  # noqa: E402
+from .batches import BatchContract  # noqa: E402 - after they are registered
+from .creation import CreationContract  # noqa: E402
+from .deletion import DeletionContract  # noqa: E402
+from .harness import StoreHarness  # noqa: E402
+from .log_lines import LogContract  # noqa: E402
+from .pages import PageContract  # noqa: E402
+from .round_trips import RoundTripContract  # noqa: E402
+from .transitions import TransitionContract  # noqa: E402
 
 __all__ = ["AsyncStoreContract", "StoreContract"]
 
 
-class StoreContract(Creating, Moving, Exactness, Listing, Claiming, Logs, Deleting):
+class StoreContract(
+    CreationContract,
+    TransitionContract,
+    RoundTripContract,
+    PageContract,
+    BatchContract,
+    LogContract,
+    DeletionContract,
+):
     """The contract of an `ExecutionStore`: `class TestMyStore(StoreContract)`."""
 
     @pytest.fixture
@@ -50,9 +58,9 @@ class StoreContract(Creating, Moving, Exactness, Listing, Claiming, Logs, Deleti
         return store
 
     @pytest.fixture
-    def subject(self, store: Any, other_store: Any) -> Subject:
-        """Return what the scenarios are about: both stores, whatever their colour."""
-        return Subject(store, other_store, None)
+    def subject(self, store: Any, other_store: Any) -> StoreHarness:
+        """Return what the scenarios are about: both stores, whatever their mode."""
+        return StoreHarness(store, other_store, None)
 
 
 class AsyncStoreContract(StoreContract):
@@ -73,6 +81,6 @@ class AsyncStoreContract(StoreContract):
             yield runner
 
     @pytest.fixture
-    def subject(self, store: Any, other_store: Any, runner: asyncio.Runner) -> Subject:
-        """Return what the scenarios are about: both stores, whatever their colour."""
-        return Subject(store, other_store, runner)
+    def subject(self, store: Any, other_store: Any, runner: asyncio.Runner) -> StoreHarness:
+        """Return what the scenarios are about: both stores, whatever their mode."""
+        return StoreHarness(store, other_store, runner)

@@ -1,5 +1,5 @@
 # ruff: noqa: S101 - asserts are what a contract is made of
-"""A store under test, in whatever colour, and what its scenarios need."""
+"""A store under test, in whatever mode, and what its scenarios need."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from pydantic import BaseModel
 
-from ..core.creation import Creation, creation
+from ..core.creation import NewExecution, new_execution
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution
 from ..core.transitions import Transition
@@ -22,34 +22,34 @@ from ..tracking.manager import ExecutionManager
 if TYPE_CHECKING:
     from ..core.store import ExecutionStore
 
-RIVALS: Final = 8
+CONCURRENCY: Final = 8
 """How many callers there are at once."""
-PATIENCE: Final = 10.0
+CLOCK_TIMEOUT: Final = 10.0
 """Seconds in which a store's clock has to move."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of two stores over the same data, and a manager over it, in the store's own colour."""
+class StoreAndManager:
+    """One of two stores over the same data, and a manager over it, in the store's own mode."""
 
     store: Any
     manager: Any
 
 
-class Subject:
+class StoreHarness:
     """What a contract is about: `subject.store.find_by_id(id)` waits for its answer, if it must."""
 
     def __init__(self, store: Any, other_store: Any, runner: asyncio.Runner | None) -> None:
         self._runner = runner
         manager = ExecutionManager if runner is None else AsyncExecutionManager
-        self._sides = [Side(each, manager(each)) for each in (store, other_store)]
+        self._sides = [StoreAndManager(each, manager(each)) for each in (store, other_store)]
         self.store, self.other = (
             store if runner is None else cast("ExecutionStore", _Blocking(store, runner))
             for store in (store, other_store)
         )
         self.manager = ExecutionManager(self.store)
 
-    def race(self, calls: Sequence[Callable[[Side], Any]]) -> list[Any]:
+    def race(self, calls: Sequence[Callable[[StoreAndManager], Any]]) -> list[Any]:
         """Make calls, several at once and over both stores: `race([lambda side: ...])`.
 
         Returns:
@@ -58,7 +58,7 @@ class Subject:
         sides = [self._sides[number % 2] for number in range(len(calls))]
         if self._runner is not None:
             return self._runner.run(_gather(calls, sides))
-        with ThreadPoolExecutor(RIVALS) as threads:
+        with ThreadPoolExecutor(CONCURRENCY) as threads:
             return list(threads.map(lambda call, side: call(side), calls, sides))
 
     def create(self, **options: Any) -> Execution:
@@ -89,7 +89,7 @@ class Subject:
 
     def later(self, than: datetime) -> datetime:
         """Wait until the store's clock has moved on by more than its unit; return its time."""
-        limit = time.monotonic() + PATIENCE
+        limit = time.monotonic() + CLOCK_TIMEOUT
         while (now := self.now()) < than + timedelta(milliseconds=5):
             assert time.monotonic() < limit, f"the store's clock stands still: {now}"
             time.sleep(max(0.001, (than - now).total_seconds()))
@@ -110,17 +110,19 @@ class _Blocking:
         return lambda *args: self._runner.run(method(*args))
 
 
-async def _gather(calls: Sequence[Callable[[Side], Awaitable[Any]]], sides: list[Side]) -> Any:
-    places = asyncio.Semaphore(RIVALS)
+async def _gather(
+    calls: Sequence[Callable[[StoreAndManager], Awaitable[Any]]], sides: list[StoreAndManager]
+) -> Any:
+    places = asyncio.Semaphore(CONCURRENCY)
 
-    async def make(call: Callable[[Side], Awaitable[Any]], side: Side) -> Any:
+    async def make(call: Callable[[StoreAndManager], Awaitable[Any]], side: StoreAndManager) -> Any:
         async with places:
             return await call(side)
 
     return await asyncio.gather(*map(make, calls, sides))
 
 
-def new(type: str = "work", payload: object = None, **options: Any) -> Creation:
+def new(type: str = "work", payload: object = None, **options: Any) -> NewExecution:
     """Return a creation; two attempts are allowed where nothing else is said."""
     usual: dict[str, Any] = {
         "max_attempts": 2,
@@ -131,10 +133,10 @@ def new(type: str = "work", payload: object = None, **options: Any) -> Creation:
         "start_after": None,
         "max_bytes": MAX_JSON_BYTES,
     }
-    return creation(type, payload, **usual | options)
+    return new_execution(type, payload, **usual | options)
 
 
-def ask(method: str, *args: Any) -> Callable[[Side], Any]:
+def call_store(method: str, *args: Any) -> Callable[[StoreAndManager], Any]:
     """Return a call of a race: `ask("update", id, transition)`.
 
     What it asks for gives way to others between what a store reads and what it writes. Where
@@ -156,7 +158,7 @@ def _slow(plan: Any) -> Any:
     return slowed(*(getattr(plan, field.name) for field in fields(kind)))
 
 
-def seen(data: BaseModel | None) -> str | None:
+def to_text(data: BaseModel | None) -> str | None:
     """Return data as a text that differs where they differ: `True`, `1` and `1.0` are three."""
     if data is None:
         return None

@@ -6,42 +6,42 @@ from typing import Any
 
 from ..core import transitions
 from ..core.models import Execution, ExecutionStatus
-from ..core.selections import Page, page
-from .harness import RIVALS, Subject, ask, new, seen
-from .states import SITUATIONS, bring_to
+from ..core.selections import Page, check_page
+from .harness import CONCURRENCY, StoreHarness, call_store, new, to_text
+from .states import STATES, bring_to
 
 
-def listed(subject: Subject, **conditions: Any) -> list[Execution]:
+def list_ids(subject: StoreHarness, **conditions: Any) -> list[Execution]:
     """Return a page; of everything where nothing else is said."""
     usual = {"status": None, "type": None, "parent_id": None, "limit": 10_000, "before": None}
-    return subject.store.list(page(**usual | conditions))
+    return subject.store.list(check_page(**usual | conditions))
 
 
-class Listing:
+class PageContract:
     """`list`."""
 
-    def test_ids_order_the_list(self, subject: Subject) -> None:
+    def test_ids_order_the_list(self, subject: StoreHarness) -> None:
         """Not the time of storing, nor of the last change: who pages sees each exactly once."""
         creations = [new() for _ in range(25)]
         for creation in creations[::2] + creations[1::2][::-1]:
             assert subject.store.create(creation) is not None
         newest = [creation.id for creation in reversed(creations)]
         subject.moved(newest[-1], transitions.start(None))
-        assert [each.id for each in listed(subject)] == newest
+        assert [each.id for each in list_ids(subject)] == newest
         paged: list[str] = []
-        while part := listed(subject, limit=4, before=paged[-1] if paged else None):
+        while part := list_ids(subject, limit=4, before=paged[-1] if paged else None):
             assert len(part) <= 4
             paged += [each.id for each in part]
         assert paged == newest
 
-    def test_a_page_has_what_it_includes(self, subject: Subject) -> None:
+    def test_a_page_has_what_it_includes(self, subject: StoreHarness) -> None:
         """All conditions hold at once: status, type, parent, and where it begins."""
         parent = subject.create(type="parent")
-        for number, situation in enumerate(SITUATIONS):
+        for number, situation in enumerate(STATES):
             bring_to(subject, situation)
             subject.create(type=f"type-{number % 2}", parent_id=parent.id)
-        everyone = listed(subject)
-        assert len(everyone) == 2 * len(SITUATIONS) + 1
+        everyone = list_ids(subject)
+        assert len(everyone) == 2 * len(STATES) + 1
         statuses: tuple[Any, ...] = (
             [],
             "pending",
@@ -53,30 +53,30 @@ class Listing:
         parents, limits = (parent.id, everyone[0].id, None), (1, 5, 10_000)
         befores = (everyone[0].id, everyone[7].id, parent.id, None)
         for status, type, of, limit, before in product(statuses, types, parents, limits, befores):
-            wanted = page(status, type, of, limit, before)
+            wanted = check_page(status, type, of, limit, before)
             expected = [each for each in everyone if wanted.includes(each)][:limit]
             found = subject.store.list(wanted)
             assert [each.id for each in found] == [each.id for each in expected], wanted
 
-    def test_what_is_listed_is_what_is_found(self, subject: Subject) -> None:
+    def test_what_is_listed_is_what_is_found(self, subject: StoreHarness) -> None:
         """Whole executions, as they stand."""
-        for situation in SITUATIONS:
+        for situation in STATES:
             bring_to(subject, situation)
-        for each in listed(subject):
-            assert seen(each) == seen(subject.found(each.id))
+        for each in list_ids(subject):
+            assert to_text(each) == to_text(subject.found(each.id))
 
-    def test_pages_hold_while_others_write(self, subject: Subject) -> None:
+    def test_pages_hold_while_others_write(self, subject: StoreHarness) -> None:
         """What stood there before and was not deleted is on every page that asks for it."""
         ids = [subject.create().id for _ in range(20)]
         wanted = Page(statuses=None, type="work", parent_id=None, limit=10_000, before=None)
         progress = transitions.update_progress(1, 2, None, None, None)
         calls = [
             call
-            for _ in range(RIVALS)
+            for _ in range(CONCURRENCY)
             for call in (
-                ask("list", wanted),
-                ask("create", new("other")),
-                ask("update", ids[0], progress),
+                call_store("list", wanted),
+                call_store("create", new("other")),
+                call_store("update", ids[0], progress),
             )
         ]
         for found in subject.race(calls)[::3]:

@@ -9,12 +9,12 @@ import pytest
 
 from ..core import transitions
 from ..core.json_values import MAX_DEPTH, MAX_JSON_BYTES
-from ..core.log_lines import line
-from ..core.models import Execution, ExecutionError
-from ..core.selections import batch, pruning
+from ..core.log_lines import new_log_entry
+from ..core.models import Execution, ExecutionFailure
+from ..core.selections import check_batch, check_prune_request
 from ..core.validation import MAX_TIMEOUT
-from .harness import Subject, new, seen
-from .pages import listed
+from .harness import StoreHarness, new, to_text
+from .pages import list_ids
 from .states import MOMENT
 
 
@@ -54,11 +54,11 @@ CHECKPOINT_KEYS: Final = [
 ]
 
 
-class Exactness:
+class RoundTripContract:
     """Values, texts, durations and keys."""
 
     @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-    def test_a_value_comes_back(self, subject: Subject, value: Any) -> None:
+    def test_a_value_comes_back(self, subject: StoreHarness, value: Any) -> None:
         """As payload, metadata, checkpoint, result and data of a line: the same JSON."""
         creation = new(payload=value, metadata={"k": value})
         created = subject.store.create(creation)
@@ -69,7 +69,9 @@ class Exactness:
             transitions.checkpoint("k", value, 1),
             transitions.complete(value, 1),
         )
-        logged = line(created.id, "m", "info", value, attempt=None, max_bytes=MAX_JSON_BYTES)
+        logged = new_log_entry(
+            created.id, "m", "info", value, attempt=None, max_bytes=MAX_JSON_BYTES
+        )
         entry = subject.store.log(logged)
         read = subject.found(created.id)
         expected = creation.apply(created.created_at).model_copy(
@@ -77,24 +79,24 @@ class Exactness:
         )
         kept = {"payload", "metadata", "checkpoints", "result"}
         assert text(read, kept) == text(expected, kept)
-        assert seen(listed(subject)[0]) == seen(read)
+        assert to_text(list_ids(subject)[0]) == to_text(read)
         (found,) = subject.store.logs(created.id, 1, None)
         assert entry is not None
-        assert seen(found) == seen(entry) == seen(logged.apply(read, entry.logged_at))
+        assert to_text(found) == to_text(entry) == to_text(logged.apply(read, entry.logged_at))
 
-    def test_minus_zero_is_a_zero(self, subject: Subject) -> None:
+    def test_minus_zero_is_a_zero(self, subject: StoreHarness) -> None:
         """Its sign may be lost, as PostgreSQL loses it; that it is a float may not."""
         found = subject.found(subject.create(payload=-0.0).id)
         assert isinstance(found.payload, float)
         assert found.payload == 0
 
-    def test_nothing_is_nothing(self, subject: Subject) -> None:
+    def test_nothing_is_nothing(self, subject: StoreHarness) -> None:
         """Without a payload there is None; without metadata and checkpoints, empty objects."""
         found = subject.found(subject.create().id)
         assert (found.payload, found.result, found.error, found.progress) == (None,) * 4
         assert (found.metadata, found.checkpoints) == ({}, {})
 
-    def test_checkpoint_keys(self, subject: Subject) -> None:
+    def test_checkpoint_keys(self, subject: StoreHarness) -> None:
         """Whatever a key is made of, it is one key, and none is another."""
         id = subject.create().id
         for turn in (1, 2):
@@ -103,7 +105,7 @@ class Exactness:
         expected = {key: [2, number] for number, key in enumerate(CHECKPOINT_KEYS)}
         assert subject.found(id).checkpoints == expected
 
-    def test_a_checkpoint_replaces_the_whole_value(self, subject: Subject) -> None:
+    def test_a_checkpoint_replaces_the_whole_value(self, subject: StoreHarness) -> None:
         """Nothing is merged deep, and None is a value like any other."""
         id = subject.create().id
         subject.moved(id, transitions.checkpoint("other", {"kept": True}, None))
@@ -111,18 +113,18 @@ class Exactness:
             found = subject.moved(id, transitions.checkpoint("k", value, None))
             assert found.checkpoints == {"k": value, "other": {"kept": True}}
 
-    def test_a_reason_joins_the_metadata(self, subject: Subject) -> None:
+    def test_a_reason_joins_the_metadata(self, subject: StoreHarness) -> None:
         """One key is set there as well, and the others are left alone."""
         id = subject.create(metadata={"deep": {"a": [1]}, "cancellation_reason": {"old": 1}}).id
         found = subject.moved(id, transitions.cancel('customer "withdrew"'))
         reason = {"cancellation_reason": 'customer "withdrew"'}
         assert found.metadata == {"deep": {"a": [1]}} | reason
 
-    def test_texts_come_back(self, subject: Subject) -> None:
+    def test_texts_come_back(self, subject: StoreHarness) -> None:
         """Types, workers, messages and errors: every character, at full length."""
         long = "ü\\\"'\n\t😀" * 30
         created = subject.create(type=long, timeout=MAX_TIMEOUT)
-        error = ExecutionError(message=long, code=long, stack="ü" * 100_000, retryable=True)
+        error = ExecutionFailure(message=long, code=long, stack="ü" * 100_000, retryable=True)
         found = subject.moved(
             created.id,
             transitions.start(long),
@@ -134,7 +136,7 @@ class Exactness:
         assert (found.error, found.progress.message) == (error, long * 40)
 
     @pytest.mark.parametrize("milliseconds", [1, 1_001, 86_399_999, MAX_TIMEOUT // MOMENT])
-    def test_durations_come_back(self, subject: Subject, milliseconds: int) -> None:
+    def test_durations_come_back(self, subject: StoreHarness, milliseconds: int) -> None:
         """In whole milliseconds; and what they are added to is exact as well."""
         span = timedelta(milliseconds=milliseconds)
         created = subject.found(subject.create(timeout=span, start_after=span).id)
@@ -146,7 +148,7 @@ class Exactness:
         found = subject.moved(created.id, again)
         assert found.retry_at == found.updated_at + span
 
-    def test_nothing_comes_early(self, subject: Subject) -> None:
+    def test_nothing_comes_early(self, subject: StoreHarness) -> None:
         """A second and a half is not one: as a delay, a deadline, a silence or an age."""
         span = timedelta(seconds=1.5)
         first = subject.create(start_after=span).created_at
@@ -155,16 +157,16 @@ class Exactness:
         subject.moved(subject.create().id, transitions.cancel(None))
         subject.later(first + timedelta(seconds=1))
         moved = [
-            seen(each)
+            to_text(each)
             for transition in (transitions.claim(None), transitions.sweep(span))
-            for each in subject.store.update_many(batch(transition, None, 10))
+            for each in subject.store.update_many(check_batch(transition, None, 10))
         ]
-        pruned = subject.store.prune(pruning(span, None, None, None, 10))
+        pruned = subject.store.prune(check_prune_request(span, None, None, None, 10))
         late = subject.now() >= first + span  # a slow machine: they may have been due
         assert late or (moved, pruned) == ([], 0)
 
     @pytest.mark.parametrize("percent", [0, 0.1, 33.33, 99.99, 100])
-    def test_progress_comes_back(self, subject: Subject, percent: float) -> None:
+    def test_progress_comes_back(self, subject: StoreHarness, percent: float) -> None:
         """Counts of 64 bits, and a percentage to the last digit."""
         id = subject.create().id
         progress = transitions.update_progress(2**53 + 1, 2**63 - 1, None, percent, None)
@@ -174,7 +176,7 @@ class Exactness:
         assert isinstance(found.percent, float)
         assert math.isclose(found.percent, percent, rel_tol=0)
 
-    def test_times_are_in_utc(self, subject: Subject) -> None:
+    def test_times_are_in_utc(self, subject: StoreHarness) -> None:
         """Every time is aware, and its offset is none."""
         id = subject.create(timeout=timedelta(1), start_after=timedelta(1)).id
         delayed = subject.found(id)
@@ -186,4 +188,4 @@ class Exactness:
 
 def text(execution: Execution, fields: set[str]) -> str | None:
     """Return some fields of an execution as a text that differs where they differ."""
-    return seen(execution.model_copy(update=dict.fromkeys(set(Execution.model_fields) - fields)))
+    return to_text(execution.model_copy(update=dict.fromkeys(set(Execution.model_fields) - fields)))

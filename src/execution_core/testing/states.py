@@ -5,9 +5,9 @@ from datetime import timedelta
 from typing import Any, Final
 
 from ..core import transitions
-from ..core.models import Execution, ExecutionError
+from ..core.models import Execution, ExecutionFailure
 from ..core.transitions import Transition
-from .harness import Subject
+from .harness import StoreHarness
 
 DAY: Final = timedelta(days=1)
 MOMENT: Final = timedelta(milliseconds=1)
@@ -24,7 +24,7 @@ _timeout = transitions.timeout(None)
 _retry = transitions.retry()
 
 # With two attempts allowed; "last" means that both are used.
-SITUATIONS: Final[dict[str, tuple[dict[str, Any], tuple[Transition, ...]]]] = {
+STATES: Final[dict[str, tuple[dict[str, Any], tuple[Transition, ...]]]] = {
     "pending": ({}, (_noted,)),
     "delayed": ({"start_after": DAY}, ()),
     "running": ({"timeout": DAY}, (_start, _noted)),
@@ -41,9 +41,9 @@ SITUATIONS: Final[dict[str, tuple[dict[str, Any], tuple[Transition, ...]]]] = {
 }
 
 
-def bring_to(subject: Subject, situation: str, type: str = "work") -> Execution:
+def bring_to(subject: StoreHarness, situation: str, type: str = "work") -> Execution:
     """Return an execution in a situation."""
-    options, steps = SITUATIONS[situation]
+    options, steps = STATES[situation]
     created = subject.create(type=type, payload={"n": 1}, metadata={"kept": True}, **options)
     return subject.moved(created.id, *steps)
 
@@ -54,10 +54,10 @@ def every_transition(attempts: int) -> Iterator[Transition]:
     yield from (transitions.cancel(None), transitions.cancel('"late"'), transitions.retry())
     yield from map(transitions.sweep, (None, MOMENT, DAY))
     for attempt in (None, *{attempts, attempts + 1, max(0, attempts - 1)}):
-        yield from fenced(attempt)
+        yield from transitions_of_attempt(attempt)
 
 
-def fenced(attempt: int | None) -> Iterator[Transition]:
+def transitions_of_attempt(attempt: int | None) -> Iterator[Transition]:
     """Return every transition that an attempt makes."""
     progress = transitions.update_progress(2**62, 2**63 - 1, "half\nway", None, attempt)
     checkpoint = transitions.checkpoint("last", {"deep": {"m": [2.0, None]}}, attempt)
@@ -65,6 +65,6 @@ def fenced(attempt: int | None) -> Iterator[Transition]:
     yield from (transitions.heartbeat(attempt), transitions.log(attempt))
     yield from (transitions.complete(None, attempt), transitions.complete([{"ü": 1}], attempt))
     yield transitions.timeout(attempt)
-    error = ExecutionError(message="broken", code="E1", stack="line\n" * 100)
+    error = ExecutionFailure(message="broken", code="E1", stack="line\n" * 100)
     for retryable, delay in ((False, None), (True, None), (True, DAY)):
         yield transitions.fail(error, retryable, delay, attempt)

@@ -9,23 +9,25 @@ from ..core import transitions
 from ..core.models import Execution, ExecutionStatus
 from ..core.transitions import Transition
 from ..core.validation import new_id
-from .harness import RIVALS, Subject, ask, new, seen
-from .log_lines import new_line
-from .states import SITUATIONS, bring_to, every_transition, fenced
+from .harness import CONCURRENCY, StoreHarness, call_store, new, to_text
+from .log_lines import new_entry
+from .states import STATES, bring_to, every_transition, transitions_of_attempt
 
 METHODS: Final = ("update", "write")
 ROUNDS: Final = 10
 
-every_situation = pytest.mark.parametrize("situation", SITUATIONS)
+every_state = pytest.mark.parametrize("situation", STATES)
 either_method = pytest.mark.parametrize("method", METHODS)
 
 
-class Moving:
+class TransitionContract:
     """`update` and `write`."""
 
-    @every_situation
+    @every_state
     @either_method
-    def test_what_is_allowed_is_done(self, subject: Subject, situation: str, method: str) -> None:
+    def test_what_is_allowed_is_done(
+        self, subject: StoreHarness, situation: str, method: str
+    ) -> None:
         """Each transition changes what its `apply` changes, and not a thing besides."""
         model = bring_to(subject, situation)
         now = subject.later(model.updated_at)
@@ -36,18 +38,18 @@ class Moving:
             answer = getattr(subject.store, method)(each.id, transition)
             after = subject.found(each.id)
             expected = transition.apply(each, after.updated_at)
-            case = told(transition, each)
+            case = describe(transition, each)
             assert answer is not None, f"{case} is allowed, and answered None"
-            assert seen(after) == seen(expected), case
+            assert to_text(after) == to_text(expected), case
             if method == "update":
-                assert seen(answer) == seen(after), case
+                assert to_text(answer) == to_text(after), case
             else:
                 assert answer is after.status, case  # an ExecutionStatus, and nothing but that
 
-    @every_situation
+    @every_state
     @either_method
     def test_what_is_refused_changes_nothing(
-        self, subject: Subject, situation: str, method: str
+        self, subject: StoreHarness, situation: str, method: str
     ) -> None:
         """A guard or a fence that does not match is None, and `updated_at` stands as it was."""
         before = bring_to(subject, situation)
@@ -58,14 +60,14 @@ class Moving:
             refuses(subject, method, before, transition)
 
     @either_method
-    def test_a_late_attempt_changes_nothing(self, subject: Subject, method: str) -> None:
+    def test_a_late_attempt_changes_nothing(self, subject: StoreHarness, method: str) -> None:
         """What the first attempt still has to say is not for the second one to bear."""
         second = bring_to(subject, "running-last")
-        for transition in fenced(second.attempts - 1):
+        for transition in transitions_of_attempt(second.attempts - 1):
             refuses(subject, method, second, transition)
 
     @either_method
-    def test_what_is_not_there_does_not_move(self, subject: Subject, method: str) -> None:
+    def test_what_is_not_there_does_not_move(self, subject: StoreHarness, method: str) -> None:
         """No transition makes an execution."""
         id = new_id()
         for transition in every_transition(0):
@@ -74,39 +76,43 @@ class Moving:
         assert subject.store.find_by_id(id) is None
 
     @either_method
-    def test_one_of_many_starts_wins(self, subject: Subject, method: str) -> None:
+    def test_one_of_many_starts_wins(self, subject: StoreHarness, method: str) -> None:
         """Of all callers one moves the execution, and the others are told that they did not."""
         ids = [subject.create().id for _ in range(ROUNDS)]
         answers = subject.race(
-            [ask(method, id, transitions.start(f"w{n}")) for id in ids for n in range(RIVALS)]
+            [
+                call_store(method, id, transitions.start(f"w{n}"))
+                for id in ids
+                for n in range(CONCURRENCY)
+            ]
         )
         for number, id in enumerate(ids):
-            won = winners(answers[number * RIVALS :][:RIVALS])
+            won = winners(answers[number * CONCURRENCY :][:CONCURRENCY])
             found = subject.found(id)
             assert (len(won), found.attempts) == (1, 1)
             assert found.worker == f"w{won[0]}"
 
-    def test_one_of_many_ends_wins(self, subject: Subject) -> None:
+    def test_one_of_many_ends_wins(self, subject: StoreHarness) -> None:
         """An execution comes to rest once, as the one caller said who was let through."""
         ends = [
             transitions.complete("done", 1),
             transitions.fail("no", False, None, 1),  # noqa: FBT003 - retryable
             transitions.timeout(1),
             transitions.cancel("enough"),
-        ] * (RIVALS // 4)
+        ] * (CONCURRENCY // 4)
         ids = [bring_to(subject, "running").id for _ in range(ROUNDS)]
-        answers = subject.race([ask("update", id, end) for id in ids for end in ends])
+        answers = subject.race([call_store("update", id, end) for id in ids for end in ends])
         for number, id in enumerate(ids):
-            mine = answers[number * RIVALS :][:RIVALS]
+            mine = answers[number * CONCURRENCY :][:CONCURRENCY]
             (winner,) = winners(mine)
-            assert seen(subject.found(id)) == seen(mine[winner])
+            assert to_text(subject.found(id)) == to_text(mine[winner])
 
-    def test_an_attempt_is_counted_once(self, subject: Subject) -> None:
+    def test_an_attempt_is_counted_once(self, subject: StoreHarness) -> None:
         """Starts and failures at once: attempts are told apart by their numbers, none is lost."""
         id = subject.create(max_attempts=1000).id
         again = transitions.fail("again", True, None, None)  # noqa: FBT003 - retryable
-        moves = [transitions.start(None), again] * (ROUNDS * RIVALS // 2)
-        answers = subject.race([ask("update", id, move) for move in moves])
+        moves = [transitions.start(None), again] * (ROUNDS * CONCURRENCY // 2)
+        answers = subject.race([call_store("update", id, move) for move in moves])
         started = [
             answer.attempts
             for answer in answers
@@ -115,33 +121,33 @@ class Moving:
         assert sorted(started) == list(range(1, len(started) + 1))
         assert subject.found(id).attempts == len(started)
 
-    def test_no_checkpoint_is_lost(self, subject: Subject) -> None:
+    def test_no_checkpoint_is_lost(self, subject: StoreHarness) -> None:
         """Writers of different keys never lose each other's, nor a progress or a sign of life."""
         id = bring_to(subject, "running").id
-        keys = [f'{number}."{number}"' for number in range(ROUNDS * RIVALS)]
+        keys = [f'{number}."{number}"' for number in range(ROUNDS * CONCURRENCY)]
         progress = transitions.update_progress(1, 2, None, None, 1)
-        calls = [ask("update", id, progress)] * RIVALS
+        calls = [call_store("update", id, progress)] * CONCURRENCY
         for number, key in enumerate(keys):
             checkpoint = transitions.checkpoint(key, {"n": number}, 1)
-            calls.append(ask(METHODS[number % 2], id, checkpoint))
+            calls.append(call_store(METHODS[number % 2], id, checkpoint))
         assert None not in subject.race(calls)
         expected = {key: {"n": number} for number, key in enumerate(keys)}
         assert subject.found(id).checkpoints == expected | {"last": {"n": 1}}
 
-    def test_the_last_of_many_checkpoints_stands(self, subject: Subject) -> None:
+    def test_the_last_of_many_checkpoints_stands(self, subject: StoreHarness) -> None:
         """Of many values for one key there is one, whole; and every answer has its own."""
         id = subject.create().id
         calls = [
-            ask("update", id, transitions.checkpoint("k", {str(n): n}, None))
-            for n in range(RIVALS * 2)
+            call_store("update", id, transitions.checkpoint("k", {str(n): n}, None))
+            for n in range(CONCURRENCY * 2)
         ]
         answers = subject.race(calls)
         assert [each.checkpoints for each in answers] == [
-            {"k": {str(n): n}} for n in range(RIVALS * 2)
+            {"k": {str(n): n}} for n in range(CONCURRENCY * 2)
         ]
         assert subject.found(id).checkpoints in [each.checkpoints for each in answers]
 
-    def test_time_never_goes_back(self, subject: Subject) -> None:
+    def test_time_never_goes_back(self, subject: StoreHarness) -> None:
         """One clock for both stores and all that they write: what is later is not earlier."""
         times: list[Any] = []
         for number in range(20):
@@ -150,7 +156,7 @@ class Moving:
             created = here.create(new())
             assert created is not None
             started = there.update(created.id, transitions.start(None))
-            logged = here.log(new_line(created.id))
+            logged = here.log(new_entry(created.id))
             done = there.update(created.id, transitions.complete(None, 1))
             assert started is not None
             assert logged is not None
@@ -159,15 +165,17 @@ class Moving:
         assert times == sorted(times)
 
 
-def refuses(subject: Subject, method: str, before: Execution, transition: Transition) -> None:
+def refuses(subject: StoreHarness, method: str, before: Execution, transition: Transition) -> None:
     """Ask for a transition that is not allowed: None, and nothing has changed."""
-    case = told(transition, before)
+    case = describe(transition, before)
     answer = getattr(subject.store, method)(before.id, transition)
     assert answer is None, f"{case} was let through"
-    assert seen(subject.found(before.id)) == seen(before), f"{case} was refused, and left a trace"
+    assert to_text(subject.found(before.id)) == to_text(before), (
+        f"{case} was refused, and left a trace"
+    )
 
 
-def told(transition: Transition, before: Execution) -> str:
+def describe(transition: Transition, before: Execution) -> str:
     """Say which verb is asked for, by whom, and of what."""
     fence = "" if transition.attempt is None else f" by attempt {transition.attempt}"
     return f"{transition.rule.verb}{fence}, from {before.status} in attempt {before.attempts},"

@@ -9,15 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..core import transitions
-from ..core.log_lines import Line
-from ..core.models import LogLevel, storable
-from ..core.shield import uninterrupted
-from ..core.store import AsyncExecutionStore, joined
+from ..core.log_lines import NewLogEntry
+from ..core.models import LogLevel, replace_unstorable
+from ..core.shield import finish_despite_cancellation
+from ..core.store import AsyncExecutionStore, store_within
 from ..core.transitions import Transition
-from .attempt_options import Terms
-from .attempt_state import Ownership
-from .iteration import Walk
-from .log_capture import CURRENT
+from .attempt_options import AttemptOptions
+from .attempt_state import AttemptState
+from .iteration import CheckpointedIteration
+from .log_capture import ACTIVE
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncAttempt(Ownership):
+class AsyncAttempt(AttemptState):
     """`Attempt` for asyncio: `async with manager.attempt(id) as attempt: ...`.
 
     A block that is cancelled first records that it was. Its heart beats in a task, which a loop
     that is blocked keeps from beating.
     """
 
-    def __init__(self, store: AsyncExecutionStore, terms: Terms) -> None:
+    def __init__(self, store: AsyncExecutionStore, terms: AttemptOptions) -> None:
         super().__init__(terms)
         self._store = store
-        self._beating: _Beating | None = None
+        self._beating: HeartbeatTask | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._logging: asyncio.Task[None] | None = None
         self._woken = False
@@ -61,8 +61,10 @@ class AsyncAttempt(Ownership):
         self._end_block()
         await self._whole(self._leave(error))
 
-    async def progress(self, current: int, total: int, message: str | None = None) -> None:
-        """Replace the progress: `await attempt.progress(50, 100, "half way")`."""
+    async def update_progress(
+        self, current: int, total: int, *, message: str | None = None
+    ) -> None:
+        """Replace the progress: `await attempt.update_progress(50, 100, message="half way")`."""
         await self._write(self._progress(current, total, message))
 
     async def checkpoint(self, key: str, value: Any) -> None:
@@ -70,9 +72,9 @@ class AsyncAttempt(Ownership):
         await self._write(self._checkpoint(key, value))
 
     async def advance(
-        self, current: int, total: int, key: str, value: Any, message: str | None = None
+        self, current: int, total: int, *, key: str, value: Any, message: str | None = None
     ) -> None:
-        """Replace the progress and set one checkpoint: `await attempt.advance(5, 9, "last", 4)`."""
+        """Replace the progress and set one checkpoint: `await attempt.advance(5, 9, key=…)`."""
         await self._write(self._advance(current, total, key, value, message))
 
     async def heartbeat(self) -> None:
@@ -95,34 +97,36 @@ class AsyncAttempt(Ownership):
         every: int = 1,
     ) -> AsyncIterator[T]:
         """Go on behind the checkpoint: `async for row in attempt.each(rows, every=100): ...`."""
-        return self._each(_async(items), self._walk(items, checkpoint, every))
+        return self._each(_to_async(items), self._new_iteration(items, checkpoint, every))
 
     def within(
         self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]"
     ) -> Self:
         """Write in the caller's transaction: `await attempt.within(session).checkpoint("n", 7)`."""
         inside = copy(self)
-        inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._store = store_within(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
         inside._checkpoints = dict(self._checkpoints)  # noqa: SLF001
         inside._entered = True  # noqa: SLF001 - it has no block of its own
         return inside
 
-    async def _each(self, items: AsyncIterable[T], walk: Walk) -> AsyncIterator[T]:
-        done_before = walk.done
+    async def _each(
+        self, items: AsyncIterable[T], iteration: CheckpointedIteration
+    ) -> AsyncIterator[T]:
+        done_before = iteration.done
         async for item in items:
             if done_before:
                 done_before -= 1
                 continue
             yield item
-            if walk.finished_one():
-                await self.advance(*walk.position())
-        if walk.finished_all():
-            await self.advance(*walk.position())
+            if iteration.item_done():
+                await self.advance(**iteration.progress_args())
+        if iteration.exhausted():
+            await self.advance(**iteration.progress_args())
 
     async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
         # In the caller's transaction by the caller's own task: its session may be for that task
         # alone, and what a cancellation leaves there is the caller's to roll back.
-        await (work if self._terms.joined else uninterrupted(work))
+        await (work if self._terms.joined else finish_despite_cancellation(work))
 
     async def _start(self) -> None:
         id, start = self._terms.id, self._terms.start
@@ -133,7 +137,7 @@ class AsyncAttempt(Ownership):
         if self._terms.started:
             await self.heartbeat()  # it may have been taken since it was claimed
         if self._terms.heartbeat is not None:
-            self._beating = _Beating(self, self._terms.heartbeat)
+            self._beating = HeartbeatTask(self, self._terms.heartbeat)
 
     async def _leave(self, error: BaseException | None) -> None:
         if self._beating is not None:
@@ -170,7 +174,7 @@ class AsyncAttempt(Ownership):
             self._not_recorded()
 
     def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
-        self._keep(self._line(message, level, {"logger": storable(logger_name)}))
+        self._keep(self._line(message, level, {"logger": replace_unstorable(logger_name)}))
         if self._terms.alone and self._loop is not None and not self._woken:
             self._woken = True
             self._loop.call_soon_threadsafe(self._log_soon)  # this may be another thread
@@ -193,15 +197,15 @@ class AsyncAttempt(Ownership):
         """Write what `logging` brought."""
         if not self._logged:
             return
-        current = CURRENT.get()
-        CURRENT.set(None)  # writing may be logged as well
+        current = ACTIVE.get()
+        ACTIVE.set(None)  # writing may be logged as well
         try:
             while self._logged and await self._log_one(self._logged.popleft()):
                 pass
         finally:
-            CURRENT.set(current)
+            ACTIVE.set(current)
 
-    async def _log_one(self, line: Line) -> bool:
+    async def _log_one(self, line: NewLogEntry) -> bool:
         """Write a line of `logging`; False when that failed."""
         try:
             await self._store.log(line)
@@ -219,7 +223,7 @@ class AsyncAttempt(Ownership):
             return True
 
 
-class _Beating:
+class HeartbeatTask:
     """A task that beats for an attempt until it is stopped, or the attempt is lost."""
 
     def __init__(self, attempt: AsyncAttempt, interval: timedelta) -> None:
@@ -229,6 +233,7 @@ class _Beating:
         self._task = asyncio.create_task(self._run(), name=f"heartbeat-{attempt.execution.id}")
 
     async def stop(self) -> None:
+        """Stop after the heartbeat that is under way."""
         self._stopped.set()  # not cancelled: a statement on its way would cost its connection
         await asyncio.wait([self._task])
 
@@ -244,7 +249,7 @@ class _Beating:
             return False
 
 
-async def _async(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+async def _to_async(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

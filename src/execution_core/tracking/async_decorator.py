@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from ..core.errors import InvalidStateTransition
 from ..core.state_machine import COMPLETED, FAILED, TIMED_OUT
 from .async_attempt import AsyncAttempt
-from .decorator import Signature, Tracking, as_json, overtaken, pause
+from .decorator import TrackedOptions, TrackedSignature, after_lost_race, as_json, seconds_until_due
 
 if TYPE_CHECKING:
     from .async_manager import AsyncExecutionManager
@@ -19,18 +19,18 @@ R = TypeVar("R")
 
 def tracked(
     manager: "AsyncExecutionManager",
-    tracking: Tracking,
+    tracking: TrackedOptions,
     attempt_at: Callable[[str], AsyncAttempt],
     function: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
     """Return a function each call of which is an execution."""
-    signature = Signature(function, asynchronous=True)
+    signature = TrackedSignature(function, asynchronous=True)
 
     @wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
         signature.check(*args, **kwargs)
         execution = await manager.create(**tracking.creation(*args, **kwargs))
-        wait = pause(execution)
+        wait = seconds_until_due(execution)
         while execution.status is not COMPLETED:
             attempt = attempt_at(execution.id)
             try:
@@ -44,8 +44,8 @@ def tracked(
                 if attempt.retry_after is not None:
                     wait = attempt.retry_after.total_seconds()
                 elif isinstance(error, InvalidStateTransition) and not attempt.started:
-                    execution = overtaken(error, await manager.get(execution.id))
-                    wait = pause(execution)
+                    execution = after_lost_race(error, await manager.get(execution.id))
+                    wait = seconds_until_due(execution)
                 else:
                     raise
             else:

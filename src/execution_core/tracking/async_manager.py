@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ..core import log_lines, transitions, validation
 from ..core.backoff import Backoff
-from ..core.creation import TRIES, creation, replay, same_work
+from ..core.creation import MAX_TRIES, check_same_work, new_execution, new_replay
 from ..core.errors import ConcurrentUpdate, ExecutionNotFound
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.models import Execution, ExecutionError, ExecutionStatus, LogEntry, LogLevel
-from ..core.selections import batch, page, pruning
-from ..core.store import AsyncExecutionStore, joined
+from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogEntry, LogLevel
+from ..core.selections import check_batch, check_page, check_prune_request
+from ..core.store import AsyncExecutionStore, store_within
 from ..core.transitions import Transition
 from ..core.validation import MAX_INTEGER
 from .async_attempt import AsyncAttempt
 from .async_decorator import tracked
-from .attempt_options import Exceptions, terms
-from .decorator import Tracking
+from .attempt_options import Exceptions, check_options
+from .decorator import TrackedOptions
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -53,7 +53,7 @@ class AsyncExecutionManager:
         start_after: timedelta | None = None,
     ) -> Execution:
         """Create a pending execution: `await manager.create("send-mail", {"to": "ada"})`."""
-        new = creation(
+        new = new_execution(
             type,
             payload,
             max_attempts=max_attempts,
@@ -64,12 +64,12 @@ class AsyncExecutionManager:
             start_after=start_after,
             max_bytes=self._max_bytes,
         )
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             if created := await self._store.create(new):
                 return created
             key, parent = new.idempotency_key, new.parent_id
             if key and (found := await self._store.find_by_idempotency_key(key)):
-                return same_work(new, found)
+                return check_same_work(new, found)
             if parent and not await self._store.find_by_id(parent):
                 raise ExecutionNotFound(parent)
             # What stood in the way was deleted in between: the way is free now.
@@ -88,7 +88,7 @@ class AsyncExecutionManager:
     async def fail(
         self,
         id: str,
-        error: ExecutionError | BaseException | str,
+        error: ExecutionFailure | BaseException | str,
         *,
         retryable: bool | None = None,
         retry_after: timedelta | None = None,
@@ -111,8 +111,8 @@ class AsyncExecutionManager:
 
     async def replay(self, id: str, *, payload: Any = ...) -> Execution:
         """Do again what is over: `(await manager.replay(id)).id`."""
-        for _ in range(TRIES):
-            new = replay(await self.get(id), payload, self._max_bytes)
+        for _ in range(MAX_TRIES):
+            new = new_replay(await self.get(id), payload, self._max_bytes)
             if created := await self._store.create(new):
                 return created
             # It, or its parent, was deleted in between.
@@ -128,7 +128,9 @@ class AsyncExecutionManager:
         attempt: int | None = None,
     ) -> LogEntry:
         """Add a line to the log: `await manager.log(id, "skipped a row", level="warning")`."""
-        new = log_lines.line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
+        new = log_lines.new_log_entry(
+            id, message, level, data, attempt=attempt, max_bytes=self._max_bytes
+        )
         if entry := await self._store.log(new):
             return entry
         found = await self._store.find_by_id(new.execution_id)
@@ -138,7 +140,7 @@ class AsyncExecutionManager:
         self, id: str, *, limit: int = 100, before: str | None = None
     ) -> builtins.list[LogEntry]:
         """Return the log of an execution, newest first: `await manager.logs(id)`."""
-        found = await self._store.logs(*log_lines.page(id, limit, before))
+        found = await self._store.logs(*log_lines.check_log_page(id, limit, before))
         if not found:
             await self.get(id)
         return found
@@ -173,14 +175,14 @@ class AsyncExecutionManager:
         id: str,
         current: int,
         total: int,
+        *,
         key: str,
         value: Any,
-        *,
         message: str | None = None,
         percent: float | None = None,
         attempt: int | None = None,
     ) -> Execution:
-        """Replace the progress, set a checkpoint: `await manager.advance(id, 5, 9, "k", 4)`."""
+        """Replace the progress and set one checkpoint: `await manager.advance(id, 5, 9, key=…)`."""
         progress = transitions.update_progress(current, total, message, percent, attempt)
         checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
         return await self._apply(id, transitions.advance(progress, checkpoint))
@@ -192,7 +194,7 @@ class AsyncExecutionManager:
 
         Cancelled while it is under way, it may have started some; a sweep finds those.
         """
-        return await self._store.update_many(batch(transitions.claim(worker), type, limit))
+        return await self._store.update_many(check_batch(transitions.claim(worker), type, limit))
 
     async def sweep(
         self,
@@ -202,7 +204,9 @@ class AsyncExecutionManager:
         limit: int = 100,
     ) -> builtins.list[Execution]:
         """Time out what nobody works on any more: `await manager.sweep()`."""
-        return await self._store.update_many(batch(transitions.sweep(stalled_after), type, limit))
+        return await self._store.update_many(
+            check_batch(transitions.sweep(stalled_after), type, limit)
+        )
 
     def attempt(
         self,
@@ -216,7 +220,7 @@ class AsyncExecutionManager:
         """Make an attempt: `async with manager.attempt(id) as attempt: ...`."""
         return AsyncAttempt(
             self._store,
-            terms(
+            check_options(
                 id,
                 worker=worker,
                 retry_on=retry_on,
@@ -242,7 +246,7 @@ class AsyncExecutionManager:
         heartbeat: timedelta | None = None,
     ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
         """Make every call of an async function an execution: `@manager.tracked("mail")`."""
-        tracking = Tracking(
+        tracking = TrackedOptions(
             type=type,
             idempotency_key=idempotency_key,
             payload=payload,
@@ -280,20 +284,22 @@ class AsyncExecutionManager:
         self,
         older_than: timedelta,
         *,
-        statuses: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
+        status: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
         type: str | None = None,
         keys_older_than: timedelta | None = None,
         limit: int = 1000,
     ) -> int:
         """Delete what has been over for long: `await manager.prune(timedelta(days=30))`."""
-        return await self._store.prune(pruning(older_than, statuses, type, keys_older_than, limit))
+        return await self._store.prune(
+            check_prune_request(older_than, status, type, keys_older_than, limit)
+        )
 
     def within(
         self, connection_or_session: "AsyncConnection | AsyncSession | async_scoped_session[Any]"
     ) -> Self:
         """Join the caller's transaction: `await manager.within(session).start(id)`."""
         inside = copy(self)
-        inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._store = store_within(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
         inside._joined = True  # noqa: SLF001
         return inside
 
@@ -318,10 +324,10 @@ class AsyncExecutionManager:
         before: str | None = None,
     ) -> builtins.list[Execution]:
         """Return executions, newest first: `await manager.list(status="failed")`."""
-        return await self._store.list(page(status, type, parent_id, limit, before))
+        return await self._store.list(check_page(status, type, parent_id, limit, before))
 
     async def _apply(self, id: str, transition: Transition) -> Execution:
         id = validation.execution_id(id)
         if moved := await self._store.update(id, transition):
             return moved
-        return transitions.unmoved(transition, id, await self._store.find_by_id(id))
+        return transitions.resolve_no_match(transition, id, await self._store.find_by_id(id))

@@ -8,37 +8,37 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..core import transitions
-from ..core.log_lines import Line
-from ..core.models import LogLevel, storable
-from ..core.store import ExecutionStore, joined
+from ..core.log_lines import NewLogEntry
+from ..core.models import LogLevel, replace_unstorable
+from ..core.store import ExecutionStore, store_within
 from ..core.transitions import Transition
-from .attempt_options import Terms
-from .attempt_state import Ownership
-from .iteration import Walk
-from .log_capture import CURRENT
+from .attempt_options import AttemptOptions
+from .attempt_state import AttemptState
+from .iteration import CheckpointedIteration
+from .log_capture import ACTIVE
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
-from .threads import _Beating, _Logging
+from .threads import HeartbeatThread, LogThread
 
 T = TypeVar("T")
 
 
-class Attempt(Ownership):
+class Attempt(AttemptState):
     """One attempt at an execution: `with manager.attempt(id) as attempt: attempt.result = work()`.
 
     What it writes, it writes only while it owns the execution. Once it does not, because that was
-    cancelled, timed out, taken over or deleted, `progress`, `checkpoint`, `advance`, `heartbeat`,
-    and the end of a block that has not noticed, raise `AttemptLost`. No write brings the execution
-    back: it takes a few hundred bytes, however large the payload is.
+    cancelled, timed out, taken over or deleted, `update_progress`, `checkpoint`, `advance`,
+    `heartbeat`, and the end of a block that has not noticed, raise `AttemptLost`. No write brings
+    the execution back: it takes a few hundred bytes, however large the payload is.
     """
 
-    def __init__(self, store: ExecutionStore, terms: Terms) -> None:
+    def __init__(self, store: ExecutionStore, terms: AttemptOptions) -> None:
         super().__init__(terms)
         self._store = store
-        self._beating: _Beating | None = None
-        self._logging: _Logging | None = None
+        self._beating: HeartbeatThread | None = None
+        self._logging: LogThread | None = None
         self._logging_lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -74,8 +74,10 @@ class Attempt(Ownership):
             if self._beating is not None:
                 self._beating.stop()
 
-    def progress(self, current: int, total: int, message: str | None = None) -> None:
-        """Replace the progress: `attempt.progress(50, 100, "half way")`; a total of 0 is unknown.
+    def update_progress(self, current: int, total: int, *, message: str | None = None) -> None:
+        """Replace the progress: `attempt.update_progress(50, 100, message="half way")`.
+
+        A total of 0 means that it is unknown.
 
         Raises:
             AttemptLost: the execution is not this attempt's any more.
@@ -91,9 +93,9 @@ class Attempt(Ownership):
         self._write(self._checkpoint(key, value))
 
     def advance(
-        self, current: int, total: int, key: str, value: Any, message: str | None = None
+        self, current: int, total: int, *, key: str, value: Any, message: str | None = None
     ) -> None:
-        """Replace the progress and set one checkpoint: `attempt.advance(50, 100, "last", 49)`.
+        """Replace the progress and set a checkpoint: `attempt.advance(50, 100, key="k", value=49)`.
 
         Raises:
             AttemptLost: the execution is not this attempt's any more.
@@ -138,7 +140,7 @@ class Attempt(Ownership):
             AttemptLost: the execution is not this attempt's any more.
             InvalidValue: the checkpoint holds no index.
         """
-        return self._each(items, self._walk(items, checkpoint, every))
+        return self._each(items, self._new_iteration(items, checkpoint, every))
 
     def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
         """Write in the caller's transaction: `attempt.within(session).checkpoint("done", 7)`.
@@ -151,18 +153,18 @@ class Attempt(Ownership):
             NotImplementedError: the store has no `within`.
         """
         inside = copy(self)
-        inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._store = store_within(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
         inside._checkpoints = dict(self._checkpoints)  # noqa: SLF001
         inside._entered = True  # noqa: SLF001 - it has no block of its own
         return inside
 
-    def _each(self, items: Iterable[T], walk: Walk) -> Iterator[T]:
-        for item in islice(items, walk.done, None):
+    def _each(self, items: Iterable[T], iteration: CheckpointedIteration) -> Iterator[T]:
+        for item in islice(items, iteration.done, None):
             yield item
-            if walk.finished_one():
-                self.advance(*walk.position())
-        if walk.finished_all():
-            self.advance(*walk.position())
+            if iteration.item_done():
+                self.advance(**iteration.progress_args())
+        if iteration.exhausted():
+            self.advance(**iteration.progress_args())
 
     def _start(self) -> None:
         id, start = self._terms.id, self._terms.start
@@ -173,7 +175,7 @@ class Attempt(Ownership):
         if self._terms.started:
             self.heartbeat()  # it may have been taken since it was claimed
         if self._terms.heartbeat is not None:
-            self._beating = _Beating(self, self._terms.heartbeat)
+            self._beating = HeartbeatThread(self, self._terms.heartbeat)
 
     def _write(self, transition: Transition) -> None:
         self._log_kept()
@@ -200,13 +202,13 @@ class Attempt(Ownership):
             self._not_recorded()
 
     def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
-        new = self._line(message, level, {"logger": storable(logger_name)})
+        new = self._line(message, level, {"logger": replace_unstorable(logger_name)})
         if not self._terms.alone:
             self._keep(new)
             return
         with self._logging_lock:  # its threads may log at once
             if self._logging is None:
-                self._logging = _Logging(self)
+                self._logging = LogThread(self)
             self._dropped += not self._logging.put(new)
 
     def _log_all(self) -> None:
@@ -219,15 +221,15 @@ class Attempt(Ownership):
         """Write what could not be written in the background."""
         if not self._logged:
             return
-        current = CURRENT.get()
-        CURRENT.set(None)  # writing may be logged as well
+        current = ACTIVE.get()
+        ACTIVE.set(None)  # writing may be logged as well
         try:
             while self._logged and self._log_one(self._logged.popleft()):
                 pass
         finally:
-            CURRENT.set(current)
+            ACTIVE.set(current)
 
-    def _log_one(self, line: Line) -> bool:
+    def _log_one(self, line: NewLogEntry) -> bool:
         """Write a line of `logging`; False when that failed."""
         try:
             self._store.log(line)

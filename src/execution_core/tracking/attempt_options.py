@@ -15,7 +15,7 @@ Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class AttemptOptions:
     """On what terms an attempt is made."""
 
     id: str
@@ -32,7 +32,7 @@ class Terms:
     max_bytes: int
 
 
-def terms(
+def check_options(
     id: str | Execution,
     *,
     worker: str | None,
@@ -42,7 +42,7 @@ def terms(
     joined: bool,
     alone: bool,
     max_bytes: int,
-) -> Terms:
+) -> AttemptOptions:
     """Check on what terms a caller asks for an attempt."""
     started = id if isinstance(id, Execution) else None
     if started and started.status is not RUNNING:
@@ -60,7 +60,7 @@ def terms(
         raise InvalidValue(
             "heartbeat", "cannot share a connection: neither a transaction's nor in-memory SQLite's"
         )
-    return Terms(
+    return AttemptOptions(
         id=validation.execution_id(started.id if started else id),
         started=started,
         start=transitions.start(worker),

@@ -10,25 +10,25 @@ from weakref import ref
 
 from ..core import transitions
 from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
-from ..core.json_values import Entry
-from ..core.log_lines import Line, line
-from ..core.models import Execution, ExecutionError, ExecutionStatus, LogLevel
+from ..core.json_values import JsonMember
+from ..core.log_lines import NewLogEntry, new_log_entry
+from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel
 from ..core.state_machine import RETRYING
 from ..core.transitions import Transition
-from .attempt_options import Terms
-from .iteration import Walk
-from .log_capture import CURRENT, Place, place
+from .attempt_options import AttemptOptions
+from .iteration import CheckpointedIteration
+from .log_capture import ACTIVE, ActiveAttempt, innermost_active
 
 INTERRUPTED: Final = "interrupted"
 """The code of the failure of a block that was left because its process or its task ends."""
 
-MOST_LINES: Final = 10_000
+MAX_BUFFERED_ENTRIES: Final = 10_000
 """How many lines of `logging` may wait to be written; what comes then is dropped and counted."""
 
 logger: Final = logging.getLogger("execution_core")
 
 
-class Ownership:
+class AttemptState:
     """An attempt's hold on its execution: what it knows of it, and what it would write."""
 
     result: Any = None
@@ -37,16 +37,16 @@ class Ownership:
     """How long the next attempt is to wait, once this one has failed and may be followed by one."""
     _left = False
     """Whether its block has been left."""
-    _place: Place | None = None
+    _place: ActiveAttempt | None = None
     """Its block, once it has begun."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: AttemptOptions) -> None:
         self._terms = terms
         self._entered = False
         self._execution: Execution | None = None
         self._checkpoints: dict[str, Any] = {}
-        self._walked: set[str] = set()
-        self._logged: deque[Line] = deque()
+        self._iterated: set[str] = set()
+        self._logged: deque[NewLogEntry] = deque()
         self._dropped = 0
 
     @property
@@ -83,17 +83,17 @@ class Ownership:
 
     def _begin_block(self) -> None:
         """Take what is logged from now on."""
-        self._place = Place(ref(self), place())
-        CURRENT.set(self._place)
+        self._place = ActiveAttempt(ref(self), innermost_active())
+        ACTIVE.set(self._place)
 
     def _end_block(self) -> None:
         """Leave what is logged from now on to the block around this one."""
         self._left = True
-        if CURRENT.get() is self._place:  # else it was entered elsewhere, as in a generator
-            CURRENT.set(place())
+        if ACTIVE.get() is self._place:  # else it was entered elsewhere, as in a generator
+            ACTIVE.set(innermost_active())
 
-    def _line(self, message: str, level: LogLevel | str, data: object) -> Line:
-        return line(
+    def _line(self, message: str, level: LogLevel | str, data: object) -> NewLogEntry:
+        return new_log_entry(
             self._terms.id,
             message,
             level,
@@ -102,8 +102,8 @@ class Ownership:
             max_bytes=self._terms.max_bytes,
         )
 
-    def _keep(self, line: Line) -> None:
-        if len(self._logged) < MOST_LINES:
+    def _keep(self, line: NewLogEntry) -> None:
+        if len(self._logged) < MAX_BUFFERED_ENTRIES:
             self._logged.append(line)
         else:
             self._dropped += 1
@@ -111,7 +111,8 @@ class Ownership:
     def _keep_what_was_dropped(self) -> None:
         """Keep how many lines were dropped, as the last one."""
         if self._dropped:
-            said = f"{self._dropped} records were dropped: {MOST_LINES} were waiting to be written"
+            limit = f"{MAX_BUFFERED_ENTRIES} were waiting to be written"
+            said = f"{self._dropped} records were dropped: {limit}"
             self._logged.append(self._line(said, LogLevel.WARNING, {"logger": logger.name}))
 
     def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
@@ -119,16 +120,16 @@ class Ownership:
         raise NotImplementedError
 
     def _wrote(self, transition: Transition) -> None:
-        entry = transition.given.get("checkpoints")
-        if isinstance(entry, Entry):
+        entry = transition.values.get("checkpoints")
+        if isinstance(entry, JsonMember):
             self._checkpoints[entry.key] = entry.value.value
 
-    def _walk(self, items: object, key: str, every: int) -> "Walk":
-        walk = Walk(items, key, every, self.checkpoints)
-        if key in self._walked:  # what one loop has done, the other would skip
+    def _new_iteration(self, items: object, key: str, every: int) -> "CheckpointedIteration":
+        iteration = CheckpointedIteration(items, key, every, self.checkpoints)
+        if key in self._iterated:  # what one loop has done, the other would skip
             raise InvalidValue("checkpoint", f"{key!r} is another loop's: give each its own")
-        self._walked.add(key)
-        return walk
+        self._iterated.add(key)
+        return iteration
 
     def _lost(self, transition: Transition, found: Execution | None) -> ExecutionProblem:
         """Say why nothing was written, from the execution that was found afterwards."""
@@ -165,7 +166,7 @@ class Ownership:
     def _fail(self, error: BaseException) -> Transition:
         """Describe why the block was left."""
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit, CancelledError, …
-            told = ExecutionError.from_exception(error).model_copy(update={"code": INTERRUPTED})
+            told = ExecutionFailure.from_exception(error).model_copy(update={"code": INTERRUPTED})
             return transitions.fail(told, True, None, self.number)  # noqa: FBT003 - retryable
         retryable = self._retries(error)
         backoff = self._terms.backoff
@@ -180,7 +181,7 @@ class Ownership:
 
     def _failed(self, transition: Transition, status: ExecutionStatus | None) -> None:
         if status is RETRYING:
-            delay = transition.given["retry_after"]
+            delay = transition.values["retry_after"]
             self.retry_after = delay if isinstance(delay, timedelta) else timedelta(0)
 
     def _not_recorded(self) -> None:

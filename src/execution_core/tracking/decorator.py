@@ -13,7 +13,7 @@ from ..core.state_machine import CANCELLED, RUNNING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tracking:
+class TrackedOptions:
     """What the executions of a tracked function are made with."""
 
     type: str
@@ -45,11 +45,11 @@ class Tracking:
         }
 
 
-class Signature:
+class TrackedSignature:
     """How a tracked function is called.
 
     Raises:
-        InvalidValue: it is no function, of the other colour, or takes its attempt by position.
+        InvalidValue: it is no function, of the other mode, or takes its attempt by position.
     """
 
     def __init__(self, function: Callable[..., Any], *, asynchronous: bool) -> None:
@@ -90,7 +90,7 @@ class Signature:
         return {"attempt": attempt} if self._takes_attempt else {}
 
 
-def pause(execution: Execution) -> float:
+def seconds_until_due(execution: Execution) -> float:
     """Return how many seconds to wait before an attempt."""
     if execution.retry_at is None:
         return 0
@@ -99,7 +99,7 @@ def pause(execution: Execution) -> float:
     return max(0.0, left.total_seconds())
 
 
-def overtaken(problem: InvalidStateTransition, found: Execution) -> Execution:
+def after_lost_race(problem: InvalidStateTransition, found: Execution) -> Execution:
     """Return the execution as it is after somebody else was quicker.
 
     Raises:

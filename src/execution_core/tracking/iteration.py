@@ -14,7 +14,7 @@ def _length(items: object) -> int | None:
         return None
 
 
-class Walk:
+class CheckpointedIteration:
     """How far an iteration is, and when that is to be written."""
 
     def __init__(self, items: object, key: str, every: int, checkpoints: Mapping[str, Any]) -> None:
@@ -30,19 +30,20 @@ class Walk:
             self.done = last + 1
         self._begun = self._written = self.done
 
-    def finished_one(self) -> bool:
+    def item_done(self) -> bool:
         """Count an item; tell whether to write."""
         self.done += 1
         return self.done - self._written >= self._every
 
-    def finished_all(self) -> bool:
+    def exhausted(self) -> bool:
         """Tell whether there is anything left to write at the end."""
         learnt = self._total is None and self.done > self._begun
         if learnt:
             self._total = self.done
         return learnt or self.done > self._written
 
-    def position(self) -> tuple[int, int, str, int]:
-        """Return what to advance to: current, total, key and value."""
+    def progress_args(self) -> dict[str, Any]:
+        """Return the arguments of the `advance` that records the position."""
         self._written = self.done
-        return self.done, self._total or 0, self._key, self.done - 1
+        total = self._total or 0
+        return {"current": self.done, "total": total, "key": self._key, "value": self.done - 1}

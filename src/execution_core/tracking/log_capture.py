@@ -9,25 +9,25 @@ from ..core.models import LogLevel
 if TYPE_CHECKING:
     from weakref import ref
 
-    from .attempt_state import Ownership
+    from .attempt_state import AttemptState
 
 
-class Place(NamedTuple):
+class ActiveAttempt(NamedTuple):
     """Where a thread or task is: in the block of an attempt, within that of another.
 
     The attempt is kept alive by its block alone, and may be gone where that was left elsewhere.
     """
 
-    attempt: "ref[Ownership]"
-    outer: "Place | None"
+    attempt: "ref[AttemptState]"
+    outer: "ActiveAttempt | None"
 
 
-CURRENT: ContextVar[Place | None] = ContextVar("execution_core.attempt", default=None)
+ACTIVE: ContextVar[ActiveAttempt | None] = ContextVar("execution_core.attempt", default=None)
 
 
-def place() -> Place | None:
+def innermost_active() -> ActiveAttempt | None:
     """Return the innermost block around this that has not been left."""
-    innermost = CURRENT.get()
+    innermost = ACTIVE.get()
     while innermost is not None:
         attempt = innermost.attempt()
         if attempt is not None and not attempt._left:  # noqa: SLF001
@@ -36,9 +36,9 @@ def place() -> Place | None:
     return innermost
 
 
-def current() -> "Ownership | None":
+def current_attempt() -> "AttemptState | None":
     """Return the attempt of that block."""
-    innermost = place()
+    innermost = innermost_active()
     return innermost and innermost.attempt()
 
 
@@ -58,16 +58,16 @@ class ExecutionLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record for the attempt."""
-        attempt = current()
+        attempt = current_attempt()
         if attempt is None:
             return
         try:
-            attempt._record_logged(self.format(record), level_of(record.levelno), record.name)  # noqa: SLF001
+            attempt._record_logged(self.format(record), to_log_level(record.levelno), record.name)  # noqa: SLF001
         except Exception:  # noqa: BLE001 - logging must not fail
             self.handleError(record)
 
 
-def level_of(number: int) -> LogLevel:
+def to_log_level(number: int) -> LogLevel:
     """Return the level that a number of `logging` belongs to."""
     reached = (level for level in reversed(LogLevel) if getattr(logging, level.name) <= number)
     return next(reached, LogLevel.DEBUG)

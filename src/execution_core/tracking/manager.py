@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ..core import log_lines, transitions, validation
 from ..core.backoff import Backoff
-from ..core.creation import TRIES, creation, replay, same_work
+from ..core.creation import MAX_TRIES, check_same_work, new_execution, new_replay
 from ..core.errors import ConcurrentUpdate, ExecutionNotFound
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.models import Execution, ExecutionError, ExecutionStatus, LogEntry, LogLevel
-from ..core.selections import batch, page, pruning
-from ..core.store import ExecutionStore, joined
+from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogEntry, LogLevel
+from ..core.selections import check_batch, check_page, check_prune_request
+from ..core.store import ExecutionStore, store_within
 from ..core.transitions import Transition
 from ..core.validation import MAX_INTEGER
 from .attempt import Attempt
-from .attempt_options import Exceptions, terms
-from .decorator import Tracking
+from .attempt_options import Exceptions, check_options
+from .decorator import TrackedOptions
 from .sync_decorator import tracked
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class ExecutionManager:
             ExecutionNotFound: there is no such parent.
             InvalidValue: an argument cannot be stored.
         """
-        new = creation(
+        new = new_execution(
             type,
             payload,
             max_attempts=max_attempts,
@@ -91,12 +91,12 @@ class ExecutionManager:
             start_after=start_after,
             max_bytes=self._max_bytes,
         )
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             if created := self._store.create(new):
                 return created
             key, parent = new.idempotency_key, new.parent_id
             if key and (found := self._store.find_by_idempotency_key(key)):
-                return same_work(new, found)
+                return check_same_work(new, found)
             if parent and not self._store.find_by_id(parent):
                 raise ExecutionNotFound(parent)
             # What stood in the way was deleted in between: the way is free now.
@@ -121,7 +121,7 @@ class ExecutionManager:
     def fail(
         self,
         id: str,
-        error: ExecutionError | BaseException | str,
+        error: ExecutionFailure | BaseException | str,
         *,
         retryable: bool | None = None,
         retry_after: timedelta | None = None,
@@ -178,8 +178,8 @@ class ExecutionManager:
             InvalidStateTransition: it is not over.
             InvalidValue: the payload cannot be stored.
         """
-        for _ in range(TRIES):
-            new = replay(self.get(id), payload, self._max_bytes)
+        for _ in range(MAX_TRIES):
+            new = new_replay(self.get(id), payload, self._max_bytes)
             if created := self._store.create(new):
                 return created
             # It, or its parent, was deleted in between.
@@ -211,7 +211,9 @@ class ExecutionManager:
             StaleAttempt: another attempt owns it; `InvalidStateTransition` when none does.
             InvalidValue: an argument cannot be stored.
         """
-        new = log_lines.line(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
+        new = log_lines.new_log_entry(
+            id, message, level, data, attempt=attempt, max_bytes=self._max_bytes
+        )
         if entry := self._store.log(new):
             return entry
         found = self._store.find_by_id(new.execution_id)
@@ -228,9 +230,10 @@ class ExecutionManager:
             before: only entries before this one: the last id of a page asks for the next page.
 
         Raises:
-            ExecutionNotFound: there is no such execution, or `before` is no UUID.
+            ExecutionNotFound: there is no such execution.
+            InvalidValue: `before` is not a UUID.
         """
-        found = self._store.logs(*log_lines.page(id, limit, before))
+        found = self._store.logs(*log_lines.check_log_page(id, limit, before))
         if not found:
             self.get(id)
         return found
@@ -274,14 +277,14 @@ class ExecutionManager:
         id: str,
         current: int,
         total: int,
+        *,
         key: str,
         value: Any,
-        *,
         message: str | None = None,
         percent: float | None = None,
         attempt: int | None = None,
     ) -> Execution:
-        """Replace the progress and set one checkpoint: `manager.advance(id, 50, 100, "last", 49)`.
+        """Replace the progress and set a checkpoint: `manager.advance(id, 5, 9, key="k", value=4)`.
 
         As `update_progress` and `checkpoint`, in one statement: nobody sees one without the other.
         """
@@ -307,7 +310,7 @@ class ExecutionManager:
             The started executions by id, each for `attempt`; an empty list when nothing is due.
             No heart beats before its block: claim what is worked on at once.
         """
-        return self._store.update_many(batch(transitions.claim(worker), type, limit))
+        return self._store.update_many(check_batch(transitions.claim(worker), type, limit))
 
     def sweep(
         self,
@@ -330,7 +333,7 @@ class ExecutionManager:
             Those that it timed out, by id; `retry` brings them back. When there are `limit` of
             them, there may be more.
         """
-        return self._store.update_many(batch(transitions.sweep(stalled_after), type, limit))
+        return self._store.update_many(check_batch(transitions.sweep(stalled_after), type, limit))
 
     def attempt(
         self,
@@ -365,7 +368,7 @@ class ExecutionManager:
         """
         return Attempt(
             self._store,
-            terms(
+            check_options(
                 id,
                 worker=worker,
                 retry_on=retry_on,
@@ -415,7 +418,7 @@ class ExecutionManager:
         Raises:
             InvalidValue: an argument makes no sense, or the function is an async one.
         """
-        tracking = Tracking(
+        tracking = TrackedOptions(
             type=type,
             idempotency_key=idempotency_key,
             payload=payload,
@@ -463,7 +466,7 @@ class ExecutionManager:
         self,
         older_than: timedelta,
         *,
-        statuses: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
+        status: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
         type: str | None = None,
         keys_older_than: timedelta | None = None,
         limit: int = 1000,
@@ -478,7 +481,7 @@ class ExecutionManager:
 
         Args:
             older_than: how long it has been over, at least.
-            statuses: one or several of completed, failed, timed_out and cancelled; all by default.
+            status: one or several of completed, failed, timed_out and cancelled; all by default.
             type: one type; any by default.
             keys_older_than: the same as `older_than`, for executions with an idempotency key: how
                 long a key still matters.
@@ -490,7 +493,9 @@ class ExecutionManager:
         Raises:
             InvalidValue: an argument makes no sense, such as a status that is not over.
         """
-        return self._store.prune(pruning(older_than, statuses, type, keys_older_than, limit))
+        return self._store.prune(
+            check_prune_request(older_than, status, type, keys_older_than, limit)
+        )
 
     def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
         """Join the caller's transaction: return a manager that works inside it.
@@ -503,7 +508,7 @@ class ExecutionManager:
             NotImplementedError: the store has no `within`.
         """
         inside = copy(self)
-        inside._store = joined(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._store = store_within(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
         inside._joined = True  # noqa: SLF001
         return inside
 
@@ -540,12 +545,13 @@ class ExecutionManager:
             At most `limit` executions; an empty list when there are none.
 
         Raises:
-            ExecutionNotFound: `parent_id` or `before` is no UUID.
+            ExecutionNotFound: `parent_id` is not a UUID.
+            InvalidValue: `before` is not a UUID, or another argument is invalid.
         """
-        return self._store.list(page(status, type, parent_id, limit, before))
+        return self._store.list(check_page(status, type, parent_id, limit, before))
 
     def _apply(self, id: str, transition: Transition) -> Execution:
         id = validation.execution_id(id)
         if moved := self._store.update(id, transition):
             return moved
-        return transitions.unmoved(transition, id, self._store.find_by_id(id))
+        return transitions.resolve_no_match(transition, id, self._store.find_by_id(id))

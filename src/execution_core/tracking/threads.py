@@ -6,15 +6,15 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from ..core.log_lines import Line
-from .attempt_state import MOST_LINES
-from .log_capture import CURRENT
+from ..core.log_lines import NewLogEntry
+from .attempt_state import MAX_BUFFERED_ENTRIES
+from .log_capture import ACTIVE
 
 if TYPE_CHECKING:
     from .attempt import Attempt
 
 
-def _abandoned_by(attempt: "Attempt", queue: SimpleQueue[Any]) -> "ref[Attempt]":
+def _weak_attempt(attempt: "Attempt", queue: SimpleQueue[Any]) -> "ref[Attempt]":
     """Refer to an attempt for a thread, which is told by None when nobody else has it any more.
 
     The handler of a signal may raise just where a block is being left, and nothing else ends it.
@@ -22,21 +22,21 @@ def _abandoned_by(attempt: "Attempt", queue: SimpleQueue[Any]) -> "ref[Attempt]"
     return ref(attempt, lambda _: queue.put(None))
 
 
-class _Logging:
+class LogThread:
     """A thread that writes what `logging` brings, so that nobody waits for that."""
 
     def __init__(self, attempt: "Attempt") -> None:
-        self._lines: SimpleQueue[Line | None] = SimpleQueue()
-        self._attempt = _abandoned_by(attempt, self._lines)
+        self._lines: SimpleQueue[NewLogEntry | None] = SimpleQueue()
+        self._attempt = _weak_attempt(attempt, self._lines)
         self._finishing = False
         self._thread = threading.Thread(
             target=self._run, name=f"log-{attempt.execution.id}", daemon=True
         )
         self._thread.start()
 
-    def put(self, line: Line) -> bool:
+    def put(self, line: NewLogEntry) -> bool:
         """Have a line written; False when too many wait already."""
-        if self._lines.qsize() >= MOST_LINES:
+        if self._lines.qsize() >= MAX_BUFFERED_ENTRIES:
             return False
         self._lines.put(line)
         return True
@@ -48,17 +48,17 @@ class _Logging:
         self._thread.join()
 
     def _run(self) -> None:
-        CURRENT.set(None)  # a thread may begin in its starter's context
+        ACTIVE.set(None)  # a thread may begin in its starter's context
         while (line := self._lines.get()) is not None:
             if not self._write(line) and self._finishing:
                 return
 
-    def _write(self, line: Line) -> bool:
+    def _write(self, line: NewLogEntry) -> bool:
         attempt = self._attempt()
         return attempt is not None and attempt._log_one(line)  # noqa: SLF001
 
 
-class _Beating:
+class HeartbeatThread:
     """A thread that beats for an attempt until it is stopped, or the attempt is lost.
 
     It stops as well when nobody has the attempt any more: what nobody works at is to be swept.
@@ -67,13 +67,14 @@ class _Beating:
     def __init__(self, attempt: "Attempt", interval: timedelta) -> None:
         self._seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
         self._stopped: SimpleQueue[Any] = SimpleQueue()  # a signal may leave an Event locked
-        self._attempt = _abandoned_by(attempt, self._stopped)
+        self._attempt = _weak_attempt(attempt, self._stopped)
         self._thread = threading.Thread(
             target=self._run, name=f"heartbeat-{attempt.execution.id}", daemon=True
         )
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop after the heartbeat that is under way."""
         self._stopped.put(None)
         self._thread.join()
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from datetime import timedelta
 
 from .. import output
-from ..arguments import Commands, add_json, add_url, duration
-from ..database import shown
+from ..arguments import Commands, add_json_flag, add_url, duration
+from ..database import mask_password
 
 
 def register(commands: Commands) -> None:
@@ -19,7 +19,7 @@ def register(commands: Commands) -> None:
         " warnings alone leave it at 0.",
     )
     add_url(command)
-    add_json(command)
+    add_json_flag(command)
     command.add_argument(
         "--all",
         action="store_true",
@@ -43,10 +43,10 @@ def run(options: argparse.Namespace) -> int:
     findings = doctor.examine(options.url, stalled_after=options.stalled_after, whole=options.all)
     if options.json:
         found = [asdict(finding) for finding in findings]
-        output.print_json({"database": shown(options.url), "findings": found})
+        output.print_json({"database": mask_password(options.url), "findings": found})
     else:
         for finding in findings:
-            print(f"{finding.level:8} {finding.check}: {output.escaped(finding.says)}")
+            print(f"{finding.level:8} {finding.check}: {output.escape(finding.message)}")
             if finding.advice:
                 print(f"{'':8} {finding.advice}")
     return int(any(finding.level == "problem" for finding in findings))

@@ -7,8 +7,8 @@ from typing import Any
 from ...core import validation
 from ...core.models import ExecutionStatus
 from .. import output, queries
-from ..arguments import Commands, add_json, add_url, duration, limit
-from ..database import opened
+from ..arguments import Commands, add_json_flag, add_url, duration, page_limit
+from ..database import open_database
 
 
 def register(commands: Commands) -> None:
@@ -20,7 +20,7 @@ def register(commands: Commands) -> None:
         " unless asked for.",
     )
     add_url(command)
-    add_json(command)
+    add_json_flag(command)
     command.add_argument(
         "--status",
         action="append",
@@ -39,7 +39,7 @@ def register(commands: Commands) -> None:
     command.add_argument(
         "--finished-within", metavar="AGE", type=duration, help="only what came to rest since"
     )
-    command.add_argument("--limit", type=limit, default=25, help="how many (default: 25)")
+    command.add_argument("--limit", type=page_limit, default=25, help="how many (default: 25)")
     command.add_argument(
         "--before", metavar="ID", help="only what comes behind this one: the next page"
     )
@@ -56,14 +56,14 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """List a page."""
-    with opened(options.url) as database, database.reader.connect() as connection:
+    with open_database(options.url) as database, database.reader.connect() as connection:
         now = queries.now(connection)
 
         def ago(age: timedelta | None) -> datetime | None:
             return None if age is None else now - validation.delay("age", age)
 
         def full(id: str | None) -> str | None:
-            return None if id is None else queries.resolved(connection, id)
+            return None if id is None else queries.resolve_id(connection, id)
 
         found = queries.rows(
             connection,
@@ -78,10 +78,10 @@ def run(options: argparse.Namespace) -> int:
             ),
         )
         queries.add_hidden(connection, found, options.extra)
-        ids = queries.short(connection, [row["execution_id"] for row in found])
+        ids = queries.short_ids(connection, [row["execution_id"] for row in found])
     more = found[-1]["execution_id"] if len(found) == options.limit else None
     if options.json:
-        output.print_json({"executions": found, "next_before": more})
+        output.print_json({"executions": queries.with_id(found), "next_before": more})
         return 0
     headers = ["ID", "TYPE", "STATUS", "ATTEMPT", "PROGRESS", "AGE", "WORKER", "ERROR"]
     output.print_table(
@@ -89,9 +89,9 @@ def run(options: argparse.Namespace) -> int:
         [_cells(row, ids[row["execution_id"]], now, options.extra) for row in found],
     )
     if not found:
-        output.say("no executions")
+        output.warn("no executions")
     elif more is not None:
-        output.say(f"there may be more: --before {ids[more]}")
+        output.warn(f"there may be more: --before {ids[more]}")
     return 0
 
 
@@ -99,12 +99,12 @@ def _cells(row: dict[str, Any], id: str, now: Any, extra: list[str]) -> list[out
     percent = row["progress_percent"]
     return [
         id,
-        output.cut(row["type"], 30),
+        output.shorten(row["type"], 30),
         row["status"],
         f"{row['attempts']}/{row['max_attempts']}",
         None if percent is None else f"{percent:.4g}%",
         now - row["created_at"],
-        None if row["worker"] is None else output.cut(row["worker"], 30),
-        None if row["error_message"] is None else output.cut(row["error_message"], 60),
-        *(output.cut(output.compact(row[name]), 200) for name in extra),
+        None if row["worker"] is None else output.shorten(row["worker"], 30),
+        None if row["error_message"] is None else output.shorten(row["error_message"], 60),
+        *(output.shorten(output.compact(row[name]), 200) for name in extra),
     ]

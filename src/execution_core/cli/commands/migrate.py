@@ -3,7 +3,7 @@
 import argparse
 
 from ..arguments import Commands, add_url
-from ..database import shown
+from ..database import mask_password
 
 
 def register(commands: Commands) -> None:
@@ -31,5 +31,5 @@ def run(options: argparse.Namespace) -> int:
         migrate.upgrade_sql(options.url)
     else:
         migrate.upgrade(options.url)
-        print(f"{shown(options.url)} is at {migrate.current(options.url)}")
+        print(f"{mask_password(options.url)} is at {migrate.current(options.url)}")
     return 0

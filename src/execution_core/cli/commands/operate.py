@@ -4,11 +4,11 @@ import argparse
 from typing import Final
 
 from ...core.models import Execution, ExecutionStatus
-from ...core.state_machine import OVER
+from ...core.state_machine import FINISHED
 from ...tracking.manager import ExecutionManager
 from .. import output, queries
 from ..arguments import Commands, add_id, add_url, duration, json_value
-from ..database import Database, opened
+from ..database import Database, open_database
 
 BATCH: Final = 1_000
 
@@ -89,7 +89,7 @@ def _register_prune(commands: Commands) -> None:
     one.add_argument(
         "--status",
         action="append",
-        choices=list(OVER),
+        choices=list(FINISHED),
         help="only this status; may be given several times",
     )
     one.add_argument("--type", help="only this type")
@@ -98,21 +98,21 @@ def _register_prune(commands: Commands) -> None:
 
 def cancel(options: argparse.Namespace) -> int:
     """Cancel one."""
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         _tell(database.manager.cancel(_id(database, options), options.reason))
     return 0
 
 
 def retry(options: argparse.Namespace) -> int:
     """Retry one."""
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         _tell(database.manager.retry(_id(database, options)))
     return 0
 
 
 def replay(options: argparse.Namespace) -> int:
     """Replay one."""
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         _tell(database.manager.replay(_id(database, options), payload=options.payload))
     return 0
 
@@ -120,7 +120,7 @@ def replay(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Sweep until there is nothing left to find."""
     swept = retried = 0
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         while True:
             # One transaction: nothing is swept without its retry.
             with database.engine.begin() as connection:
@@ -136,18 +136,18 @@ def sweep(options: argparse.Namespace) -> int:
             retried += sum(each.status is ExecutionStatus.RETRYING for each in batch)
             if len(batch) < BATCH:
                 break
-    output.say(f"{swept} timed out" + (f", {retried} of them to be retried" if retried else ""))
+    output.warn(f"{swept} timed out" + (f", {retried} of them to be retried" if retried else ""))
     return 0
 
 
 def prune(options: argparse.Namespace) -> int:
     """Prune until there is nothing left to delete."""
     pruned = 0
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         while True:
             batch = database.manager.prune(
                 options.older_than,
-                statuses=options.status,
+                status=options.status,
                 type=options.type,
                 keys_older_than=options.keys_older_than,
                 limit=BATCH,
@@ -161,7 +161,7 @@ def prune(options: argparse.Namespace) -> int:
 
 def _id(database: Database, options: argparse.Namespace) -> str:
     with database.reader.connect() as connection:
-        return queries.resolved(connection, options.id)
+        return queries.resolve_id(connection, options.id)
 
 
 def _retried(manager: ExecutionManager, swept: Execution) -> Execution:

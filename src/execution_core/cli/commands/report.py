@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from ...core.models import LogLevel
 from .. import queries
 from ..arguments import Commands, add_url, json_value
-from ..database import Database, opened
+from ..database import Database, open_database
 
 NOT_SET = 3
 EPILOG = (
@@ -101,10 +101,10 @@ def _reported(
                 attempt = int(number)
             except ValueError:
                 misused(f"EXECUTION_ATTEMPT is {number!r}, which is no number")
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         if options.id is not None:
             with database.reader.connect() as connection:
-                id = queries.resolved(connection, id)
+                id = queries.resolve_id(connection, id)
         return report(database, options, id, attempt)
 
 

@@ -3,13 +3,13 @@
 import argparse
 import json
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from ...core.models import Execution, LogEntry
 from .. import output, queries
-from ..arguments import Commands, add_id, add_json, add_url, limit
-from ..database import opened
+from ..arguments import Commands, add_id, add_json_flag, add_url, page_limit
+from ..database import open_database
 
 MOST: Final = 1_000
 """Characters of a JSON value that are shown."""
@@ -27,11 +27,11 @@ def register(commands: Commands) -> None:
     )
     add_id(command)
     add_url(command)
-    add_json(command)
+    add_json_flag(command)
     command.add_argument("--full", action="store_true", help="show large values whole")
     command.add_argument(
         "--limit",
-        type=limit,
+        type=page_limit,
         default=20,
         help="how many children, and how many lines of the log (default: 20, the newest)",
     )
@@ -40,9 +40,9 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show it."""
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         with database.reader.connect() as connection:
-            id = queries.resolved(connection, options.id)
+            id = queries.resolve_id(connection, options.id)
             now = queries.now(connection)
             children = queries.page(parent_id=id, limit=options.limit)
             related = {
@@ -54,10 +54,13 @@ def run(options: argparse.Namespace) -> int:
         execution = database.manager.get(id)
         logs = database.manager.logs(id, limit=options.limit)[::-1]
     if options.json:
-        facts = execution.model_dump(exclude={"id", "fingerprint"})
+        facts = execution.model_dump(exclude={"fingerprint", "timeout"})
+        timeout_ms = execution.timeout and execution.timeout // timedelta(milliseconds=1)
+        linked = {name: queries.with_id(related[name]) for name in ("children", "replays")}
         output.print_json(
-            {"execution": {"execution_id": id, **facts}}
+            {"execution": facts | {"timeout_ms": timeout_ms}}
             | related
+            | linked
             | {"logs": [entry.model_dump(exclude={"execution_id"}) for entry in logs]}
         )
         return 0
@@ -88,10 +91,10 @@ def show(
             [
                 each["attempt"],
                 each["started_at"],
-                output.duration(each["duration_seconds"]),
+                output.format_duration(each["duration_seconds"]),
                 each["outcome"],
                 each["worker"],
-                each["error"] and output.cut(str(each["error"].get("message")), 60),
+                each["error"] and output.shorten(str(each["error"].get("message")), 60),
             ]
             for each in related["attempts"]
         ],
@@ -101,7 +104,11 @@ def show(
         ["SEQ", "WHEN", "AFTER", "FROM", "TO", "WORKER", "REASON"],
         [
             [
-                *(each["seq"], each["occurred_at"], output.duration(each["seconds_since_last"])),
+                *(
+                    each["seq"],
+                    each["occurred_at"],
+                    output.format_duration(each["seconds_since_last"]),
+                ),
                 *(each["from_status"], each["to_status"], each["worker"], each["reason"]),
             ]
             for each in related["timeline"]
@@ -125,8 +132,8 @@ def show(
         [
             [
                 *(entry.logged_at, entry.attempt, entry.level.value),
-                output.escaped(entry.message, lines=True)[:most],
-                entry.data and output.cut(output.compact(entry.data), 200),
+                output.escape(entry.message, lines=True)[:most],
+                entry.data and output.shorten(output.compact(entry.data), 200),
             ]
             for entry in logs
         ],
@@ -154,9 +161,13 @@ def _facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:
     yield "timeout", execution.timeout
     for name in ("created", "started", "heartbeat", "deadline", "retry", "completed"):
         time: datetime | None = getattr(execution, f"{name}_at")
-        yield name, None if time is None else f"{output.spelt(time)}  {_ago(now, time)}"
+        yield name, None if time is None else f"{output.format_cell(time)}  {_ago(now, time)}"
 
 
 def _ago(now: datetime, time: datetime) -> str:
     seconds = (now - time).total_seconds()
-    return f"{output.duration(seconds)} ago" if seconds >= 0 else f"in {output.duration(-seconds)}"
+    return (
+        f"{output.format_duration(seconds)} ago"
+        if seconds >= 0
+        else f"in {output.format_duration(-seconds)}"
+    )

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from ...core.models import ExecutionStatus
 from .. import output, queries
-from ..arguments import Commands, add_json, add_url
-from ..database import opened
+from ..arguments import Commands, add_json_flag, add_url
+from ..database import open_database
 
 LAST: Final = 10_000
 
@@ -23,20 +23,20 @@ def register(commands: Commands) -> None:
         " last attempts took.",
     )
     add_url(command)
-    add_json(command)
+    add_json_flag(command)
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the statistics."""
-    with opened(options.url) as database, database.reader.connect() as connection:
+    with open_database(options.url) as database, database.reader.connect() as connection:
         counted = queries.rows(connection, queries.counts())
-        finished = summary(queries.rows(connection, queries.finished(LAST)))
+        finished = summary(queries.rows(connection, queries.last_finished(LAST)))
     if options.json:
         output.print_json({"counts": counted, "recently_finished": finished})
         return 0
     if not counted:
-        output.say("no executions")
+        output.warn("no executions")
     output.print_table(
         ["TYPE", *(status.upper() for status in ExecutionStatus)], _by_type(counted), title="All"
     )
@@ -44,10 +44,13 @@ def run(options: argparse.Namespace) -> int:
         ["TYPE", "FINISHED", "COMPLETED", "P50", "P95", "LONGEST", "SINCE"],
         [
             [
-                output.cut(each["type"], 30),
+                output.shorten(each["type"], 30),
                 each["finished"],
                 f"{100 * each['completed'] / each['finished']:.4g}%",
-                *(output.duration(each[f"{name}_seconds"]) for name in ("p50", "p95", "longest")),
+                *(
+                    output.format_duration(each[f"{name}_seconds"])
+                    for name in ("p50", "p95", "longest")
+                ),
                 each["since"],
             ]
             for each in finished
@@ -62,7 +65,7 @@ def _by_type(counted: queries.Rows) -> list[list[output.Cell]]:
     for row in counted:
         by_type[row["type"]][row["status"]] = row["count"]
     return [
-        [output.cut(type, 30), *(found.get(status) for status in ExecutionStatus)]
+        [output.shorten(type, 30), *(found.get(status) for status in ExecutionStatus)]
         for type, found in by_type.items()
     ]
 

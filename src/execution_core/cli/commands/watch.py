@@ -16,8 +16,8 @@ from ...core.errors import ExecutionNotFound
 from ...core.models import ExecutionStatus
 from ...core.state_machine import LIVE
 from .. import output, queries
-from ..arguments import Commands, add_json, add_url, duration, limit
-from ..database import explained, opened
+from ..arguments import Commands, add_json_flag, add_url, duration, page_limit
+from ..database import explain, open_database
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -41,7 +41,7 @@ def register(commands: Commands) -> None:
     )
     command.add_argument("id", metavar="ID", nargs="?", help="one execution (default: all)")
     add_url(command)
-    add_json(command, "print what it would show now, as one JSON document, and end")
+    add_json_flag(command, "print what it would show now, as one JSON document, and end")
     command.add_argument(
         "--every",
         metavar="TIME",
@@ -49,12 +49,14 @@ def register(commands: Commands) -> None:
         default=timedelta(seconds=1),
         help="how often to look (default: 1s)",
     )
-    command.add_argument("--limit", type=limit, default=20, help="how many at most (default: 20)")
+    command.add_argument(
+        "--limit", type=page_limit, default=20, help="how many at most (default: 20)"
+    )
     command.set_defaults(run=run)
 
 
 @dataclass(frozen=True)
-class Frame:
+class Snapshot:
     """What is seen at one time."""
 
     now: datetime
@@ -68,7 +70,7 @@ class Frame:
         return all(row["status"] not in LIVE for row in self.executions)
 
 
-class Pace:
+class RateEstimator:
     """How fast executions get on, by what was seen of them."""
 
     def __init__(self) -> None:
@@ -102,13 +104,13 @@ class Pace:
 def run(options: argparse.Namespace) -> int:
     """Watch until there is nothing to see any more, or somebody presses Ctrl-C."""
     validation.duration("every", options.every)
-    with opened(options.url) as database:
+    with open_database(options.url) as database:
         id = None
         if options.id is not None:
             with database.reader.connect() as connection:
-                id = queries.resolved(connection, options.id)
+                id = queries.resolve_id(connection, options.id)
         if options.json:
-            frame = look(database.reader, id, options.limit, Pace())
+            frame = look(database.reader, id, options.limit, RateEstimator())
             output.print_json({"counts": frame.counts, "executions": frame.executions})
             return 0
         try:
@@ -117,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
             return 0
 
 
-def look(engine: Engine, id: str | None, most: int, pace: Pace) -> Frame:
+def look(engine: Engine, id: str | None, most: int, pace: RateEstimator) -> Snapshot:
     """Read what is to be seen.
 
     Raises:
@@ -128,14 +130,14 @@ def look(engine: Engine, id: str | None, most: int, pace: Pace) -> Frame:
         now = queries.now(connection)
         query = queries.one(id) if id else queries.page(statuses=running, limit=most)
         executions = queries.rows(connection, query)
-        short = queries.short(connection, [row["execution_id"] for row in executions])
+        short = queries.short_ids(connection, [row["execution_id"] for row in executions])
         counted = [] if id else queries.rows(connection, queries.live_counts())
     if id and not executions:
         raise ExecutionNotFound(id)
     for row in executions:
         row["short_id"] = short[row["execution_id"]]
         pace.measure(row, now)
-    return Frame(now, executions, {row["status"]: row["count"] for row in counted})
+    return Snapshot(now, executions, {row["status"]: row["count"] for row in counted})
 
 
 def _watch(options: argparse.Namespace, engine: Engine, id: str | None) -> int:
@@ -147,15 +149,15 @@ def _watch(options: argparse.Namespace, engine: Engine, id: str | None) -> int:
     return int(last.executions[0]["status"] != ExecutionStatus.COMPLETED)
 
 
-def _frames(options: argparse.Namespace, engine: Engine, id: str | None) -> Iterator[Frame]:
-    pace = Pace()
+def _frames(options: argparse.Namespace, engine: Engine, id: str | None) -> Iterator[Snapshot]:
+    pace = RateEstimator()
     away = False
     while True:
         try:
             frame = look(engine, id, options.limit, pace)
         except DBAPIError as error:
             if not away:
-                output.say(f"execution-core: {explained(error, options.url)}; trying again")
+                output.warn(f"execution-core: {explain(error, options.url)}; trying again")
             away = True
         else:
             away = False
@@ -165,7 +167,7 @@ def _frames(options: argparse.Namespace, engine: Engine, id: str | None) -> Iter
         time.sleep(options.every.total_seconds())
 
 
-def _print(frames: Iterator[Frame]) -> Frame:
+def _print(frames: Iterator[Snapshot]) -> Snapshot:
     said: dict[str, tuple[Any, ...]] = {}
     for frame in frames:
         for row in frame.executions:
@@ -177,25 +179,25 @@ def _print(frames: Iterator[Frame]) -> Frame:
             )
             if said.get(row["execution_id"]) != state:
                 said[row["execution_id"]] = state
-                words = [output.spelt(frame.now)]
+                words = [output.format_cell(frame.now)]
                 for header, cell in zip(HEADERS, _cells(row), strict=True):
-                    word = output.spelt(cell)
+                    word = output.format_cell(cell)
                     if word != output.NOTHING:
                         words.append(word if header in UNNAMED else f"{header.lower()} {word}")
                 print(*words, sep="  ", flush=True)
     return frame
 
 
-def _draw(terminal: "Console", frames: Iterator[Frame]) -> Frame:
+def _draw(terminal: "Console", frames: Iterator[Snapshot]) -> Snapshot:
     from rich.live import Live  # noqa: PLC0415 - an optional extra
 
     with Live(console=terminal, auto_refresh=False) as live:
         for frame in frames:
-            live.update(picture(frame, terminal.width), refresh=True)
+            live.update(render(frame, terminal.width), refresh=True)
     return frame
 
 
-def picture(frame: Frame, width: int) -> "RenderableType":
+def render(frame: Snapshot, width: int) -> "RenderableType":
     """Return a frame as a table of rich's, with bars; as many columns as there is room for."""
     from rich import box  # noqa: PLC0415
     from rich.cells import cell_len  # noqa: PLC0415
@@ -203,7 +205,7 @@ def picture(frame: Frame, width: int) -> "RenderableType":
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    words = [[output.spelt(cell) for cell in _cells(row)] for row in frame.executions]
+    words = [[output.format_cell(cell) for cell in _cells(row)] for row in frame.executions]
     room = width - BAR - 4
     chosen = []
     for number, header in enumerate(HEADERS):
@@ -217,10 +219,10 @@ def picture(frame: Frame, width: int) -> "RenderableType":
         if number == 0:
             table.add_column("", width=BAR)
     for row, cells in zip(frame.executions, words, strict=True):
-        id, *others = (output.coloured(cells[number]) for number in chosen)
+        id, *others = (output.styled(cells[number]) for number in chosen)
         table.add_row(id, _bar(row), *others)
     counted = [f"{count:,} {status}" for status, count in sorted(frame.counts.items())]
-    title = "  ".join([output.spelt(frame.now), *counted])
+    title = "  ".join([output.format_cell(frame.now), *counted])
     hidden = frame.counts.get(ExecutionStatus.RUNNING, 0) - len(frame.executions)
     more = [Text(f"and {hidden:,} more: --limit shows them", style="dim")] if hidden > 0 else []
     return Group(Text(title, style="bold"), table, *more)
@@ -246,14 +248,14 @@ def _cells(row: dict[str, Any]) -> list[output.Cell]:
     message = row["progress_message"] or row["error_message"]
     return [
         row["short_id"],
-        output.cut(row["type"], 24),
+        output.shorten(row["type"], 24),
         row["status"],
         None if current is None else f"{current:,}/{total:,} {percent:.4g}%",
         _rate(row["rate_per_second"]),
-        output.duration(row["seconds_left"]),
-        message and output.cut(message, 40),
-        output.duration(row["duration_seconds"]),
-        row["worker"] and output.cut(row["worker"], 24),
+        output.format_duration(row["seconds_left"]),
+        message and output.shorten(message, 40),
+        output.format_duration(row["duration_seconds"]),
+        row["worker"] and output.shorten(row["worker"], 24),
         f"{row['attempts']}/{row['max_attempts']}",
     ]
 

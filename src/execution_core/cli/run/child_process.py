@@ -30,7 +30,7 @@ Report = Callable[[object], None]
 """Is told, from another thread, which `Child` or `Output` has come to its end."""
 
 
-class Child:
+class ChildProcess:
     """A command in a session and a process group of its own: `Child(["make"], os.environ, print)`.
 
     Args:
@@ -60,7 +60,7 @@ class Child:
         self._report = report
         self.status: int | None = None
         """Once it has ended, its exit status; below 0, the signal that ended it."""
-        self.output = Output(self._process.stdout, self._process.stderr, report)
+        self.output = OutputPump(self._process.stdout, self._process.stderr, report)
         threading.Thread(target=self._wait, name="child", daemon=True).start()
 
     def signal(self, number: int) -> bool:
@@ -88,7 +88,7 @@ class Child:
         self._report(self)
 
 
-class Output:
+class OutputPump:
     """Passes on what comes out of a child's pipes, byte for byte, and keeps the end of it."""
 
     def __init__(self, stdout: IO[bytes] | None, stderr: IO[bytes] | None, report: Report) -> None:

@@ -10,11 +10,11 @@ from sqlalchemy import make_url
 
 from ...core import validation
 from ...core.backoff import Backoff
-from ...sql.driver.url import database_url, file_of
+from ...sql.driver.url import parse_url, sqlite_file
 from ..arguments import Commands, add_url, duration
-from ..database import opened
-from .events import Inbox
-from .options import Terms
+from ..database import open_database
+from .events import EventQueue
+from .options import RunOptions
 from .runner import Run
 
 MISUSED = 2
@@ -95,9 +95,9 @@ def run(options: argparse.Namespace) -> int:
     if not any(words[:1]):
         options.misused("there is no COMMAND: execution-core run [options] -- COMMAND")
     shown = [os.fsencode(word).decode(errors="replace") for word in words]
-    inbox = Inbox()
-    inbox.hear_signals()
-    terms = Terms(
+    events = EventQueue()
+    events.install_signal_handlers()
+    terms = RunOptions(
         command=words,
         url=_absolute(options.url),
         type=_type(shown[0]) if options.type is None else options.type,
@@ -112,8 +112,8 @@ def run(options: argparse.Namespace) -> int:
         and validation.duration("stalled_after", options.stalled_after),
         record_for=validation.duration("record_for", options.record_for),
     )
-    with opened(options.url) as database:
-        return Run(database, terms, inbox).exit_code()
+    with open_database(options.url) as database:
+        return Run(database, terms, events).exit_code()
 
 
 def _type(program: str) -> str:
@@ -127,8 +127,8 @@ def _backoff(initial: timedelta) -> Backoff:
 
 def _absolute(url: str) -> str:
     """Return a URL that names the same database when the command changes its folder."""
-    parsed = database_url(url)
-    file = file_of(parsed) if parsed.get_backend_name() == "sqlite" else None
+    parsed = parse_url(url)
+    file = sqlite_file(parsed) if parsed.get_backend_name() == "sqlite" else None
     if file is None:
         return url
     path = str(file.absolute())

@@ -19,8 +19,8 @@ class Interrupted(Exception):  # noqa: N818 - somebody's wish rather than an err
         self.signal = signal
 
 
-class Inbox:
-    """Everything that may happen while something is waited for: `inbox.next(until)`."""
+class EventQueue:
+    """Everything that may happen while something is waited for: `events.next(until)`."""
 
     def __init__(self) -> None:
         # Unlike other queues it may be filled by a signal handler that interrupts its reader.
@@ -28,7 +28,7 @@ class Inbox:
         self.interrupted: signal.Signals | None = None
         """The first signal that came."""
 
-    def hear_signals(self) -> None:
+    def install_signal_handlers(self) -> None:
         """From now on to the end of the process, be told of signals instead of ended by them."""
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish is heeded
@@ -65,7 +65,7 @@ class Inbox:
         threading.Thread(target=work, name="question", daemon=True).start()
         while not answer.done():
             if until is None:
-                self.heed()
+                self.raise_if_interrupted()
             if self.next(until) is None and not answer.done():
                 raise TimeoutError("The database does not answer")
         return answer.result()
@@ -77,11 +77,11 @@ class Inbox:
             Interrupted: by a signal.
         """
         until = time.monotonic() + seconds
-        self.heed()
+        self.raise_if_interrupted()
         while self.next(until) is not None:
-            self.heed()
+            self.raise_if_interrupted()
 
-    def heed(self) -> None:
+    def raise_if_interrupted(self) -> None:
         """Raise `Interrupted` if a signal has come."""
         if self.interrupted is not None:
             raise Interrupted(self.interrupted)

@@ -7,7 +7,7 @@ from signal import Signals
 from typing import Final
 
 from ...core.errors import AttemptLost, ExecutionNotFound, InvalidStateTransition, StaleAttempt
-from ...core.models import Execution, ExecutionError, ExecutionStatus
+from ...core.models import Execution, ExecutionFailure, ExecutionStatus
 from ...core.state_machine import CANCELLED, COMPLETED, FAILED, RETRYING, TIMED_OUT
 from ...tracking.attempt_state import INTERRUPTED
 from ...tracking.manager import ExecutionManager
@@ -29,11 +29,11 @@ class Outcome:
 
     code: int
     """What `run` exits with, if this is the end."""
-    says: str
+    message: str
     status: ExecutionStatus
     """What the execution is to become; of a failure the manager makes retrying, where it may."""
     output: str = ""
-    error: ExecutionError | None = None
+    error: ExecutionFailure | None = None
 
     def record(
         self, manager: ExecutionManager, started: Execution, retry_after: timedelta
@@ -81,7 +81,7 @@ class Outcome:
             return None
 
 
-def ended(status: int, output: str) -> Outcome:
+def exited(status: int, output: str) -> Outcome:
     """The command ended by itself, or somebody else's signal ended it."""
     if status == 0:
         return Outcome(0, "Exited with status 0", COMPLETED, output)
@@ -93,7 +93,7 @@ def ended(status: int, output: str) -> Outcome:
 
 def interrupted(signal: Signals, output: str = "") -> Outcome:
     """`run` was told to end."""
-    error = ExecutionError(
+    error = ExecutionFailure(
         message=f"Interrupted by {signal.name}",
         code=INTERRUPTED,
         stack=output or None,
@@ -107,16 +107,16 @@ def timed_out(output: str) -> Outcome:
     return Outcome(TIMED_OUT_CODE, "Timed out", TIMED_OUT, output)
 
 
-def taken(output: str) -> Outcome:
+def lost(output: str) -> Outcome:
     """The execution was taken from the attempt: whoever did so has recorded why."""
-    return replace(timed_out(output), says="Ended, as it was taken away")
+    return replace(timed_out(output), message="Ended, as it was taken away")
 
 
-def not_run(program: str, problem: OSError) -> Outcome:
+def not_started(program: str, problem: OSError) -> Outcome:
     """The command cannot be run, now or when it is tried again."""
     missing = isinstance(problem, FileNotFoundError | NotADirectoryError)
     hint = ": should it begin with #!/bin/sh?" if problem.errno == errno.ENOEXEC else ""
-    error = ExecutionError(
+    error = ExecutionFailure(
         message=f"{program!r} cannot be run: {problem.strerror}{hint}",
         code="not_found" if missing else "not_executable",
     )
@@ -125,8 +125,8 @@ def not_run(program: str, problem: OSError) -> Outcome:
     )
 
 
-def _failure(code: int, says: str, name: str, output: str) -> Outcome:
+def _failure(code: int, message: str, name: str, output: str) -> Outcome:
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), None)
-    message = f"{says}: {last}" if last else says
-    error = ExecutionError(message=message, code=name, stack=output or None, retryable=True)
-    return Outcome(code, says, FAILED, output, error)
+    detail = f"{message}: {last}" if last else message
+    error = ExecutionFailure(message=detail, code=name, stack=output or None, retryable=True)
+    return Outcome(code, message, FAILED, output, error)

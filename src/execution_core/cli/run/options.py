@@ -9,7 +9,7 @@ from ...core.backoff import Backoff
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class RunOptions:
     """What is to be run, and on what terms."""
 
     command: Sequence[str]

@@ -14,16 +14,16 @@ try:
 except ImportError:  # before SQLAlchemy 2.1
     from sqlalchemy.util import await_only as await_
 
-from ...core.shield import uninterrupted
+from ...core.shield import finish_despite_cancellation
 from ..statements.queries import Query
-from .compiled import Values, bound, read
-from .connection_cache import Idle, is_at_rest, keep_cursor, kept_cursor
+from .compiled import Values, bind_values, convert_rows
+from .connection_cache import IdleConnections, cache_cursor, cached_cursor, is_idle
 from .engine import OWN_POOL
-from .executor import Direct
+from .executor import Executor
 
 
-class AsyncDirect(Direct):
-    """`Direct` for the driver of an AsyncEngine: one greenlet for a whole call.
+class AsyncExecutor(Executor):
+    """`Executor` for the driver of an AsyncEngine: one greenlet for a whole call.
 
     What it inherits is for that greenlet; what ends in `_async` is for everybody.
     """
@@ -42,18 +42,20 @@ class AsyncDirect(Direct):
             Lost: the connection was lost, and it is unknown what the query has done.
             DBAPIError: what else the driver raised, as SQLAlchemy raises it.
         """
-        ordinary = self._is_ordinary()
-        work = self._rows_ordinarily_async(query) if ordinary else greenlet_spawn(self.rows, query)
+        ordinary = self._must_use_sqlalchemy()
+        work = (
+            self._rows_via_sqlalchemy_async(query) if ordinary else greenlet_spawn(self.rows, query)
+        )
         # psycopg ends a cancelled statement. SQLite's driver has a thread that knows of nothing: it
         # would keep its connection, and the lock on the whole database, until garbage is collected.
-        return await (uninterrupted(work) if self._is_sqlite else work)
+        return await (finish_despite_cancellation(work) if self._is_sqlite else work)
 
-    async def _rows_ordinarily_async(self, query: Query) -> Sequence[Values]:
+    async def _rows_via_sqlalchemy_async(self, query: Query) -> Sequence[Values]:
         connection = await self._async_engine.connect()
         try:
             return await connection.run_sync(self._run_with_options, query)
         finally:  # half given back, its place in the pool would be lost
-            await uninterrupted(connection.close())
+            await finish_despite_cancellation(connection.close())
 
     def _run_with_options(self, connection: Connection, query: Query) -> Sequence[Values]:
         # An engine with these options awaits while it connects, and may be interrupted there.
@@ -64,14 +66,16 @@ class AsyncDirect(Direct):
         """Close all connections of the engine."""
         await greenlet_spawn(self.close)
 
-    def _drive(self, pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
+    def _execute_on(
+        self, pooled: PoolProxiedConnection, text: str, values: Values
+    ) -> Sequence[Values]:
         drive = _aiosqlite if self._is_sqlite else _psycopg
         found: Sequence[Values] = await_(drive(pooled, text, values))
         return found
 
 
-class OwnAsyncDirect(AsyncDirect):
-    """`AsyncDirect` for PostgreSQL on an engine that nobody else uses: it keeps its connections.
+class AsyncCachingExecutor(AsyncExecutor):
+    """`AsyncExecutor` for PostgreSQL on an engine that nobody else uses: it keeps its connections.
 
     A pool of SQLAlchemy's needs a greenlet, since it might have to wait, and that takes as long as
     the rest of a call; here only who connects has to.
@@ -79,17 +83,19 @@ class OwnAsyncDirect(AsyncDirect):
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        self._idle = Idle()
+        self._idle = IdleConnections()
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
         self._rooms = WeakKeyDictionary()
 
     async def rows_async(self, query: Query) -> Sequence[Values]:
         """Run a query and return all its rows, as soon as there is a connection to spare."""
         async with self._room():
-            if self._is_ordinary():
-                return await self._rows_ordinarily_async(query)
-            spelled = self._spell(query)
-            return read(spelled, await self._execute_async(spelled.text, bound(spelled, query)))
+            if self._must_use_sqlalchemy():
+                return await self._rows_via_sqlalchemy_async(query)
+            spelled = self._compile(query)
+            return convert_rows(
+                spelled, await self._execute_async(spelled.text, bind_values(spelled, query))
+            )
 
     def close(self) -> None:
         """Close all connections of the engine."""
@@ -137,13 +143,13 @@ async def _psycopg(pooled: PoolProxiedConnection, text: str, values: Values) -> 
     if not own:
         await driver.set_autocommit(True)
     try:
-        cursor = kept_cursor(pooled)
+        cursor = cached_cursor(pooled)
         await cursor.execute(text, values)
         found: Sequence[Values] = await cursor.fetchall()
     finally:
-        if not own and is_at_rest(driver):
+        if not own and is_idle(driver):
             await driver.set_autocommit(False)
-    keep_cursor(pooled, cursor, values, found)
+    cache_cursor(pooled, cursor, values, found)
     return found
 
 

@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 from ..statements.queries import Query
 
 Values = Sequence[Any]
-Convert = Callable[[Any], Any]
+Converter = Callable[[Any], Any]
 
 
-class Spelled(NamedTuple):
+class CompiledQuery(NamedTuple):
     """A statement in the words of a dialect, and what converts its values on their way."""
 
     text: str
     constants: Mapping[str, Any]
-    parameters: Sequence[tuple[str, Convert | None]]
-    columns: Sequence[tuple[int, Convert]]
+    parameters: Sequence[tuple[str, Converter | None]]
+    columns: Sequence[tuple[int, Converter]]
 
 
-def bound(spelled: Spelled, query: Query) -> Values:
+def bind_values(spelled: CompiledQuery, query: Query) -> Values:
     """Return a query's values as the driver takes them."""
     given = query.parameters
     if spelled.constants:
@@ -28,12 +28,12 @@ def bound(spelled: Spelled, query: Query) -> Values:
     ]
 
 
-def read(spelled: Spelled, found: Sequence[Values]) -> Sequence[Values]:
+def convert_rows(spelled: CompiledQuery, found: Sequence[Values]) -> Sequence[Values]:
     """Return rows as SQLAlchemy would return them."""
-    return [_converted(row, spelled.columns) for row in found] if spelled.columns else found
+    return [_convert_row(row, spelled.columns) for row in found] if spelled.columns else found
 
 
-def _converted(row: Values, columns: Sequence[tuple[int, Convert]]) -> Values:
+def _convert_row(row: Values, columns: Sequence[tuple[int, Converter]]) -> Values:
     values = list(row)
     for n, convert in columns:
         if (value := values[n]) is not None:

@@ -11,11 +11,11 @@ from sqlalchemy import PoolProxiedConnection
 from .compiled import Values
 
 CURSOR: Final = "execution_core.cursor"
-PATIENCE: Final = 0.2
+POLL_SECONDS: Final = 0.2
 """For how many seconds a queue waits at a stretch: meanwhile it looks for no signals."""
 
 
-class Idle:
+class IdleConnections:
     """Connections that were checked out of a pool and are kept; any thread may take one."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Idle:
     def push(self, pooled: PoolProxiedConnection) -> None:
         """Keep one; or drop it when it was lost, and the others, which most likely are as well."""
         if pooled.is_valid:
-            if is_at_rest(pooled.driver_connection):
+            if is_idle(pooled.driver_connection):
                 self._connections.append(pooled)
                 return
             pooled.invalidate()
@@ -64,7 +64,7 @@ A semaphore would count. But the handler of a signal may raise between any two s
 """
 
 
-def permits(number: int) -> Permits:
+def new_permits(number: int) -> Permits:
     """Return so many, for any thread to take."""
     queue: Permits = SimpleQueue()
     home = ref(queue)
@@ -73,23 +73,23 @@ def permits(number: int) -> Permits:
     return queue
 
 
-def taken(permits: Permits) -> Permit:
+def acquire(permits: Permits) -> Permit:
     """Wait for a permit, and take it."""
     while True:
         try:
-            return permits.get(timeout=PATIENCE)
+            return permits.get(timeout=POLL_SECONDS)
         except Empty:
             continue
 
 
-def is_at_rest(driver: Any) -> bool:
+def is_idle(driver: Any) -> bool:
     """Tell whether a connection of psycopg or sqlite3 is not, interrupted, in the middle of it."""
     if isinstance(driver, sqlite3.Connection):
         return not driver.in_transaction
     return not driver.pgconn.transaction_status  # 0 is idle, and what is closed is unknown
 
 
-def kept_cursor(pooled: PoolProxiedConnection) -> Any:
+def cached_cursor(pooled: PoolProxiedConnection) -> Any:
     """Return psycopg's cursor of the last call on this connection, or a new one.
 
     A new one looks up anew how to read each column, and is garbage for the collector afterwards.
@@ -98,7 +98,7 @@ def kept_cursor(pooled: PoolProxiedConnection) -> Any:
     return pooled.info.pop(CURSOR, None) or driver.cursor()
 
 
-def keep_cursor(
+def cache_cursor(
     pooled: PoolProxiedConnection, cursor: Any, values: Values, found: Sequence[Values]
 ) -> None:
     """Keep a cursor for the next call, unless it would keep much that it sent or read as well."""

@@ -13,7 +13,7 @@ from ...core.errors import InvalidValue
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-from .url import PSYCOPG, database_url, file_of
+from .url import PSYCOPG, parse_url, sqlite_file
 
 AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
 OWN_POOL: Final = 15
@@ -23,32 +23,34 @@ _UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
 
 
-def create_sync_engine(url: str | URL, *, own: bool = False) -> Engine:
+def create_sync_engine(url: str | URL, *, exclusive: bool = False) -> Engine:
     """Return an engine for a PostgreSQL (psycopg) or SQLite URL.
 
     With `own`, nobody but this library uses it: for single statements alone.
     """
-    parsed = database_url(url, sqlite="pysqlite")
+    parsed = parse_url(url, sqlite="pysqlite")
     if parsed.drivername == "postgresql+psycopg_async":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    settings = _settings(parsed, own=own)
-    if own and parsed.get_backend_name() == "sqlite" and file_of(parsed):
+    settings = _settings(parsed, exclusive=exclusive)
+    if exclusive and parsed.get_backend_name() == "sqlite" and sqlite_file(parsed):
         settings |= _UNBOUNDED
-    engine = _made(create_engine, parsed, **settings)
+    engine = _create_or_explain(create_engine, parsed, **settings)
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
-def create_async_engine(url: str | URL, *, own: bool = False) -> "AsyncEngine":
+def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEngine":
     """Return an asyncio engine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
     from sqlalchemy.ext import asyncio  # noqa: PLC0415 - slow, and not for all
 
-    parsed = database_url(url, sqlite="aiosqlite")
-    engine = _made(asyncio.create_async_engine, parsed, **_settings(parsed, own=own))
+    parsed = parse_url(url, sqlite="aiosqlite")
+    engine = _create_or_explain(
+        asyncio.create_async_engine, parsed, **_settings(parsed, exclusive=exclusive)
+    )
     return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
 
-def _settings(url: URL, *, own: bool) -> dict[str, Any]:
-    if not own:
+def _settings(url: URL, *, exclusive: bool) -> dict[str, Any]:
+    if not exclusive:
         return {}
     settings: dict[str, Any] = {"pool_reset_on_return": None}  # no transaction is ever left open
     if url.get_backend_name() == "postgresql":
@@ -114,7 +116,7 @@ def begin_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def single_statements(engine: Engine) -> Engine:
+def for_single_statements(engine: Engine) -> Engine:
     """Return the engine as it is best used for one statement at a time, which commits itself.
 
     PostgreSQL: autocommit, so that BEGIN and COMMIT cost no round trips. SQLite: without BEGIN, on
@@ -133,7 +135,7 @@ def single_statements(engine: Engine) -> Engine:
     )
 
 
-def _made(create: Callable[..., AnyEngine], url: URL, **settings: Any) -> AnyEngine:
+def _create_or_explain(create: Callable[..., AnyEngine], url: URL, **settings: Any) -> AnyEngine:
     try:
         return create(url, **settings)
     except ModuleNotFoundError as error:

@@ -22,22 +22,29 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..statements.queries import Query, Statement
-from .compiled import Spelled, Values, bound, read
-from .connection_cache import Idle, is_at_rest, keep_cursor, kept_cursor, permits, taken
-from .engine import OWN_POOL, begin_sqlite, single_statements
-from .lost import Backend, Lost, clock
+from .compiled import CompiledQuery, Values, bind_values, convert_rows
+from .connection_cache import (
+    IdleConnections,
+    acquire,
+    cache_cursor,
+    cached_cursor,
+    is_idle,
+    new_permits,
+)
+from .engine import OWN_POOL, begin_sqlite, for_single_statements
+from .lost import BackendProcess, ConnectionBroken, boot_clock
 
 _FLOAT8: Final = 701  # the type code of the one column whose conversion asks for one
 
 
-def ordinary(connection: Connection, query: Query) -> Sequence[Values]:
+def execute_via_sqlalchemy(connection: Connection, query: Query) -> Sequence[Values]:
     """Run a query on SQLAlchemy's own way, as part of whatever transaction there is."""
     # Whole, also where the host's engine streams.
     options = {"stream_results": False, "yield_per": None}
     return connection.execute(query.statement, query.parameters, execution_options=options).all()
 
 
-class Direct:
+class Executor:
     """Runs single statements, which commit themselves, on connections of an engine's pool.
 
     Raises:
@@ -48,7 +55,7 @@ class Direct:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._ordinary = single_statements(engine)
+        self._ordinary = for_single_statements(engine)
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
         self.shares_connection = isinstance(engine.pool, StaticPool | SingletonThreadPool)
@@ -58,7 +65,7 @@ class Direct:
         # The style of parameters in which no driver looks up names.
         kind: Callable[..., Dialect] = type(engine.dialect)
         self._dialect = kind(paramstyle="qmark" if self._is_sqlite else "format")
-        self._spelled: dict[Statement, Spelled] = {}
+        self._compiled: dict[Statement, CompiledQuery] = {}
         self._backends: deque[int] = deque(maxlen=1000)
 
     def rows(self, query: Query) -> Sequence[Values]:
@@ -68,29 +75,29 @@ class Direct:
             Lost: the connection was lost, and it is unknown what the query has done.
             DBAPIError: what else the driver raised, as SQLAlchemy raises it.
         """
-        if self._is_ordinary():
-            return self._rows_ordinarily(query)
-        spelled = self._spell(query)
-        return read(spelled, self._execute(spelled.text, bound(spelled, query)))
+        if self._must_use_sqlalchemy():
+            return self._rows_via_sqlalchemy(query)
+        spelled = self._compile(query)
+        return convert_rows(spelled, self._execute(spelled.text, bind_values(spelled, query)))
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self.engine.dispose()
 
-    def _rows_ordinarily(self, query: Query) -> Sequence[Values]:
+    def _rows_via_sqlalchemy(self, query: Query) -> Sequence[Values]:
         with self._ordinary.begin() as connection:
             return self._run(connection, query)
 
     def _run(self, connection: Connection, query: Query) -> Sequence[Values]:
-        backend = self._meet(connection.connection)
+        backend = self._learn_backend(connection.connection)
         try:
-            return ordinary(connection, query)
+            return execute_via_sqlalchemy(connection, query)
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise self._lost(error, backend) from error
             raise
 
-    def _is_ordinary(self) -> bool:
+    def _must_use_sqlalchemy(self) -> bool:
         """Tell whether a statement had better go SQLAlchemy's way.
 
         Because somebody wants to see, or to change, what SQLAlchemy does; because callers share one
@@ -113,9 +120,9 @@ class Direct:
             or "schema_translate_map" in engine.get_execution_options()
         )
 
-    def _spell(self, query: Query) -> Spelled:
+    def _compile(self, query: Query) -> CompiledQuery:
         statement = query.statement
-        if spelled := self._spelled.get(statement):
+        if spelled := self._compiled.get(statement):
             return spelled
         dialect = self._dialect
         compiled: Any = statement.compile(dialect=dialect)
@@ -131,14 +138,14 @@ class Direct:
         constants = {  # such as an OFFSET 0 that SQLite's LIMIT brings along
             name: compiled.params[name] for name, _ in parameters if name not in query.parameters
         }
-        spelled = Spelled(str(compiled), constants, parameters, columns)
-        return self._spelled.setdefault(statement, spelled)
+        spelled = CompiledQuery(str(compiled), constants, parameters, columns)
+        return self._compiled.setdefault(statement, spelled)
 
     def _execute(self, text: str, values: Values) -> Sequence[Values]:
         pooled = None
         try:
             pooled = self._take()
-            return self._drive(pooled, text, values)
+            return self._execute_on(pooled, text, values)
         except self._errors as error:
             raise self._as_sqlalchemy(error, pooled, text, values) from error
         except BaseException as error:
@@ -147,29 +154,31 @@ class Direct:
             raise
         finally:
             if pooled is not None:
-                self._give_back(pooled)
+                self._checkin(pooled)
 
     def _take(self) -> PoolProxiedConnection:
         pooled = self.engine.raw_connection()
-        self._meet(pooled)
+        self._learn_backend(pooled)
         return pooled
 
-    def _meet(self, pooled: PoolProxiedConnection) -> Backend | None:
+    def _learn_backend(self, pooled: PoolProxiedConnection) -> BackendProcess | None:
         """Learn the server process of a connection: one that is lost can no longer tell."""
         if not self._is_sqlite and BACKEND not in pooled.info:
             driver: Any = pooled.driver_connection
-            backend = Backend(driver.info.backend_pid, clock())
+            backend = BackendProcess(driver.info.backend_pid, boot_clock())
             pooled.info[BACKEND] = backend
             self._backends.append(backend.number)
         return pooled.info.get(BACKEND)
 
-    def _lost(self, error: DBAPIError, backend: Backend | None) -> Lost:
-        return Lost(error, backend, self._backends.__contains__)
+    def _lost(self, error: DBAPIError, backend: BackendProcess | None) -> ConnectionBroken:
+        return ConnectionBroken(error, backend, self._backends.__contains__)
 
-    def _give_back(self, pooled: PoolProxiedConnection) -> None:
+    def _checkin(self, pooled: PoolProxiedConnection) -> None:
         pooled.close()
 
-    def _drive(self, pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
+    def _execute_on(
+        self, pooled: PoolProxiedConnection, text: str, values: Values
+    ) -> Sequence[Values]:
         driver: Any = pooled.driver_connection
         if self._is_sqlite:
             found: Sequence[Values] = driver.execute(text, values).fetchall()
@@ -179,12 +188,12 @@ class Direct:
         if not own:
             driver.autocommit = True  # no BEGIN and no COMMIT: one round trip
         try:
-            cursor = kept_cursor(pooled)
+            cursor = cached_cursor(pooled)
             found = cursor.execute(text, values).fetchall()
         finally:
-            if not own and is_at_rest(driver):
+            if not own and is_idle(driver):
                 driver.autocommit = False
-        keep_cursor(pooled, cursor, values, found)
+        cache_cursor(pooled, cursor, values, found)
         return found
 
     def _as_sqlalchemy(
@@ -216,8 +225,8 @@ class Direct:
         return self._lost(wrapped, backend) if lost else wrapped
 
 
-class OwnDirect(Direct):
-    """`Direct` on an engine that nobody else uses: it keeps its connections.
+class CachingExecutor(Executor):
+    """`Executor` on an engine that nobody else uses: it keeps its connections.
 
     They need no reset and no going through SQLAlchemy's pool, which takes as long as all else that
     a call does, and which may lose a place to a signal whose handler raises.
@@ -225,12 +234,12 @@ class OwnDirect(Direct):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._idle = Idle()
-        self._permits = permits(OWN_POOL)
+        self._idle = IdleConnections()
+        self._permits = new_permits(OWN_POOL)
 
     def rows(self, query: Query) -> Sequence[Values]:
         """Run a query and return all its rows, as soon as there is a connection to spare."""
-        permit = taken(self._permits)
+        permit = acquire(self._permits)
         try:
             return super().rows(query)
         finally:
@@ -245,7 +254,7 @@ class OwnDirect(Direct):
     def _take(self) -> PoolProxiedConnection:
         return self._idle.pop() or super()._take()
 
-    def _give_back(self, pooled: PoolProxiedConnection) -> None:
+    def _checkin(self, pooled: PoolProxiedConnection) -> None:
         self._idle.push(pooled)
 
 

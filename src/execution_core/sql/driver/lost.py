@@ -8,21 +8,21 @@ from typing import NamedTuple
 from sqlalchemy.exc import DBAPIError
 
 
-def clock() -> float:
+def boot_clock() -> float:
     """Return seconds that pass by also while the machine is suspended, where it can tell."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
 
 
-class Backend(NamedTuple):
+class BackendProcess(NamedTuple):
     """A server process: its number, and when it was there already, by our `clock`."""
 
     number: int
     met: float
 
 
-class Lost(Exception):  # noqa: N818 - the error is SQLAlchemy's
+class ConnectionBroken(Exception):  # noqa: N818 - the error is SQLAlchemy's
     """A connection was lost during a statement.
 
     Args:
@@ -33,7 +33,7 @@ class Lost(Exception):  # noqa: N818 - the error is SQLAlchemy's
     """
 
     def __init__(
-        self, error: DBAPIError, backend: Backend | None, is_own: Callable[[int], bool]
+        self, error: DBAPIError, backend: BackendProcess | None, is_own: Callable[[int], bool]
     ) -> None:
         super().__init__(error)
         self.error = error

@@ -13,7 +13,7 @@ PSYCOPG: Final = ("psycopg", "psycopg_async")
 DEFAULT_URL: Final = "sqlite:///executions.db"
 
 
-def database_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
+def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
     """Return the URL with the driver that this library is tested with, where it names none.
 
     Raises:
@@ -37,7 +37,7 @@ def database_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
     )
 
 
-def file_of(url: URL) -> Path | None:
+def sqlite_file(url: URL) -> Path | None:
     """Return the file of a SQLite URL, which may be `file:` with options; None: it is in memory."""
     name = url.database or ":memory:"
     if name.startswith("file:"):

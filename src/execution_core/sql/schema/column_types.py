@@ -12,11 +12,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
-from ...core.json_values import Entry, Json
-from ...core.models import ExecutionError
+from ...core.json_values import Json, JsonMember
+from ...core.models import ExecutionFailure
 
 
-class _Expression(FunctionElement[Any]):
+class Expression(FunctionElement[Any]):
     """SQL that is spelt once for each database."""
 
     postgresql: str
@@ -28,13 +28,13 @@ class _Expression(FunctionElement[Any]):
             self.type = type_
 
 
-@compiles(_Expression)
-def _spelt(element: _Expression, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(Expression)
+def _compile(element: Expression, compiler: SQLCompiler, **kw: Any) -> str:
     spelling: str = getattr(element, compiler.dialect.name)
     return spelling.format(*(compiler.process(clause, **kw) for clause in element.clauses))
 
 
-class as_text(_Expression):  # noqa: N801 - reads as the function it is
+class as_text(Expression):  # noqa: N801 - reads as the function it is
     """A column as text.
 
     Out of PostgreSQL too: what the driver makes of a uuid or jsonb is for the host's engine to set.
@@ -75,7 +75,7 @@ class Timestamp(TypeDecorator[datetime]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
         """Spell an aware time as SQLite's date functions read it."""
-        return None if _postgresql(dialect) else _spelt_time
+        return None if _postgresql(dialect) else _format_time
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
         """Read it in UTC, whatever the connection's timezone is."""
@@ -119,7 +119,7 @@ def _postgresql(dialect: Dialect) -> bool:
     return dialect.name == "postgresql"
 
 
-def _spelt_time(value: datetime | None) -> str | None:
+def _format_time(value: datetime | None) -> str | None:
     if value is None:
         return None
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -137,9 +137,9 @@ def _checked_text(value: object) -> str | None:
     match value:
         case None:
             return None
-        case Json() | Entry():
+        case Json() | JsonMember():
             return value.text
-        case ExecutionError():
+        case ExecutionFailure():
             return value.model_dump_json(exclude_none=True)
     raise TypeError(f"not checked to be JSON: {type(value).__name__}")
 

@@ -3,10 +3,10 @@
 from sqlalchemy import Boolean
 
 from ...core.state_machine import LIVE
-from .column_types import JsonText, Timestamp, _Expression
+from .column_types import Expression, JsonText, Timestamp
 
 
-class one_of(_Expression):  # noqa: N801
+class in_array(Expression):  # noqa: N801
     """`one_of(column, subquery)`: looked up one by one, whatever the planner expects of them.
 
     An array is made once: as a plain subquery PostgreSQL might choose, and lock, anew and more.
@@ -17,7 +17,7 @@ class one_of(_Expression):  # noqa: N801
     sqlite = "{0} IN {1}"
 
 
-class unindexed(_Expression):  # noqa: N801
+class unindexed(Expression):  # noqa: N801
     """A column by which SQLite is not to look anything up: a `+` before it is its way to say so."""
 
     inherit_cache = True
@@ -25,7 +25,7 @@ class unindexed(_Expression):  # noqa: N801
     sqlite = "+{0}"
 
 
-class database_now(_Expression):  # noqa: N801
+class database_now(Expression):  # noqa: N801
     """The time of the statement by the database's clock."""
 
     type = Timestamp()
@@ -34,7 +34,7 @@ class database_now(_Expression):  # noqa: N801
     sqlite = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 
 
-class now_not_before(_Expression):  # noqa: N801
+class now_or_later_of(Expression):  # noqa: N801
     """The same, but not before a time: PostgreSQL reads its clock first, then waits for the row."""
 
     type = Timestamp()
@@ -43,7 +43,7 @@ class now_not_before(_Expression):  # noqa: N801
     sqlite = "max(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), {0})"
 
 
-class latest(_Expression):  # noqa: N801
+class latest(Expression):  # noqa: N801
     """The later one of two times."""
 
     type = Timestamp()
@@ -52,7 +52,7 @@ class latest(_Expression):  # noqa: N801
     sqlite = "max({0}, {1})"
 
 
-class later(_Expression):  # noqa: N801
+class later(Expression):  # noqa: N801
     """`later(time, milliseconds)`; NULL without milliseconds. Negative ones go back."""
 
     type = Timestamp()
@@ -64,7 +64,7 @@ class later(_Expression):  # noqa: N801
 _LIVE = ", ".join(f"'{status}'" for status in LIVE)
 
 
-class in_use(_Expression):  # noqa: N801
+class has_live_links(Expression):  # noqa: N801
     """Whether anything under an execution is not over, or what names it is being changed.
 
     For PostgreSQL a function, which looks anew: a child may have been committed between the
@@ -81,7 +81,7 @@ class in_use(_Expression):  # noqa: N801
     )
 
 
-class merged(_Expression):  # noqa: N801
+class merged(Expression):  # noqa: N801
     """`merged(object, entry, entry with null)`: the JSON object with the entry's key set.
 
     SQLite's json_set drops a key that holds a quote and doubles one that holds a backslash. A merge

@@ -30,27 +30,28 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ...core.models import ExecutionStatus
 from ...core.state_machine import Condition, Rule
-from ..schema.expressions import database_now, in_use, later, one_of, unindexed
+from ..schema.expressions import database_now, has_live_links, in_array, later, unindexed
 from ..schema.tables import execution_logs, executions
 from .rows import LOG_ROW, ROW
 from .transition_sql import (
-    allowed,
+    assignments,
+    clock_parameter,
     due_at,
-    duration,
-    guarded,
-    id_given,
-    injected,
-    new_value,
-    spelt,
-    times,
-    written,
+    duration_parameter,
+    guard_sql,
+    id_parameter,
+    status_literal,
+    time_expressions,
+    value_parameter,
+    where_clause,
 )
 
 columns = executions.c
 
 
 @cache
-def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
+def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
+    """Return the INSERT of a new execution, with links to its parent and its original."""
     # SQLite compiles its ON CONFLICT as well. Here, since it takes long to import.
     from sqlalchemy.dialects.postgresql import insert as upsert  # noqa: PLC0415
 
@@ -58,10 +59,12 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
         *(columns.id, columns.type, columns.payload, columns.max_attempts, columns.timeout_ms),
         *(columns.idempotency_key, columns.fingerprint, columns.metadata),
     )
-    new: dict[Column[Any], ColumnElement[Any]] = {column: new_value(column) for column in given}
-    now = injected() if clocked else database_now()
+    new: dict[Column[Any], ColumnElement[Any]] = {
+        column: value_parameter(column) for column in given
+    }
+    now = clock_parameter() if clocked else database_now()
     new |= {columns.created_at: now, columns.updated_at: now}
-    new[columns.retry_at] = later(now, duration("start_after"))
+    new[columns.retry_at] = later(now, duration_parameter("start_after"))
     statement = upsert(executions)
     links = [columns[name] for name in linked]
     if links:
@@ -76,7 +79,7 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
         found = (
             select(*new.values())
             .select_from(both)
-            .where(*(id == new_value(link) for link, id in zip(links, named, strict=True)))
+            .where(*(id == value_parameter(link) for link, id in zip(links, named, strict=True)))
         )
         statement = statement.from_select(
             list(new), found.with_for_update(read=True, key_share=True), include_defaults=False
@@ -89,18 +92,22 @@ def _insert(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
 
 
 @cache
-def _update(rule: Rule, *, fenced: bool, clocked: bool, whole: bool) -> ReturningUpdate[Any]:
-    now, not_before = times(clocked=clocked)
-    guard = guarded(rule, now, fenced=fenced)
-    changes = written(rule.moves, now, not_before)
+def update_statement(
+    rule: Rule, *, for_attempt: bool, clocked: bool, whole: bool
+) -> ReturningUpdate[Any]:
+    """Return the conditional UPDATE of a rule."""
+    now, not_before = time_expressions(clocked=clocked)
+    guard = where_clause(rule, now, for_attempt=for_attempt)
+    changes = assignments(rule.moves, now, not_before)
     answer = ROW if whole else [columns.status]
     return update(executions).where(*guard).values(changes).returning(*answer)
 
 
 @cache
-def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
-    now, not_before = times(clocked=clocked)
-    guard = [or_(*(allowed(move, now) for move in rule.moves))]
+def update_many_statement(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
+    """Return the conditional UPDATE of a rule for up to `limit` executions."""
+    now, not_before = time_expressions(clocked=clocked)
+    guard = [or_(*(guard_sql(move, now) for move in rule.moves))]
     if typed:
         guard.append(columns.type == bindparam("old_type", type_=Text))
     # What another transaction holds is skipped; what it has changed meanwhile is looked at again.
@@ -118,19 +125,23 @@ def _update_many(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[A
     )
     return (
         update(executions)
-        .where(one_of(columns.id, chosen))
-        .values(written(rule.moves, now, not_before))
+        .where(in_array(columns.id, chosen))
+        .values(assignments(rule.moves, now, not_before))
         .returning(*ROW)
     )
 
 
 @cache
-def _select(column: Column[Any]) -> Select[Any]:
+def select_statement(column: Column[Any]) -> Select[Any]:
+    """Return the SELECT of the execution with a value in a column."""
     return select(*ROW).where(column == bindparam("value", type_=column.type))
 
 
 @cache
-def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[str]) -> Select[Any]:
+def page_statement(
+    statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[str]
+) -> Select[Any]:
+    """Return the SELECT of a page, newest id first."""
     limit = bindparam("limit", type_=Integer)
     newest = columns.id.desc()
 
@@ -150,11 +161,11 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
     if not statuses:
         return found(*ROW, where=[false()])
     if len(statuses) == 1:
-        return found(*ROW, where=[columns.status == spelt(statuses[0]), *where])
+        return found(*ROW, where=[columns.status == status_literal(statuses[0]), *where])
     # A page of each status by its index, then the newest of those. All at once would have to be
     # sorted, however much of it is finished.
     pages = [
-        found(columns.id, where=[columns.status == spelt(status), *where]).subquery()
+        found(columns.id, where=[columns.status == status_literal(status), *where]).subquery()
         for status in statuses
     ]
     ids = union_all(*(select(page.c.id) for page in pages)).subquery()
@@ -162,21 +173,22 @@ def _page(statuses: tuple[ExecutionStatus, ...] | None, conditions: frozenset[st
 
 
 @cache
-def _prune(
+def prune_statement(
     statuses: tuple[ExecutionStatus, ...], *, typed: bool, clocked: bool
 ) -> ReturningDelete[Any]:
-    now, _ = times(clocked=clocked)
+    """Return the DELETE of finished executions that are old enough and not in use."""
+    now, _ = time_expressions(clocked=clocked)
     plain, keyed, either = (
-        columns.completed_at <= later(now, -duration(age))
+        columns.completed_at <= later(now, -duration_parameter(age))
         for age in ("older_than", "keys_older_than", "least")
     )
     guard = [
         either,  # by its index, which is in the order in which they came to rest
-        unindexed(columns.status, type_=Text()).in_([spelt(status) for status in statuses])
+        unindexed(columns.status, type_=Text()).in_([status_literal(status) for status in statuses])
         if statuses
         else false(),
         case((columns.idempotency_key.is_(None), plain), else_=keyed),
-        not_(in_use(columns.id)),
+        not_(has_live_links(columns.id)),
     ]
     if typed:
         guard.append(columns.type == bindparam("old_type", type_=Text))
@@ -192,14 +204,15 @@ def _prune(
     # Once more now that it is locked: whoever creates a child holds a lock on its parent.
     return (
         delete(executions)
-        .where(one_of(columns.id, chosen), not_(in_use(columns.id)))
+        .where(in_array(columns.id, chosen), not_(has_live_links(columns.id)))
         .returning(columns.id)
     )
 
 
 @cache
-def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
-    now, not_before = times(clocked=clocked)
+def log_statement(rule: Rule, *, for_attempt: bool, clocked: bool) -> ReturningInsert[Any]:
+    """Return the INSERT of a log entry, guarded by a rule."""
+    now, not_before = time_expressions(clocked=clocked)
     new: dict[Column[Any], ColumnElement[Any]] = {
         execution_logs.c.execution_id: columns.id,
         execution_logs.c.attempt: columns.attempts,
@@ -210,7 +223,7 @@ def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
         new[column] = bindparam(f"log_{name}", type_=column.type)
     # Locked, lest it be deleted meanwhile: a foreign key that failed would abort the caller's
     # whole transaction.
-    guard = guarded(rule, now, fenced=fenced)
+    guard = where_clause(rule, now, for_attempt=for_attempt)
     found = select(*new.values()).where(*guard).with_for_update(read=True, key_share=True)
     return (
         insert(execution_logs)
@@ -220,9 +233,10 @@ def _log(rule: Rule, *, fenced: bool, clocked: bool) -> ReturningInsert[Any]:
 
 
 @cache
-def _logs(*, from_the_end: bool) -> Select[Any]:
+def logs_statement(*, from_the_end: bool) -> Select[Any]:
+    """Return the SELECT of an execution's log, newest first."""
     logged = execution_logs.c
-    where = [logged.execution_id == id_given()]
+    where = [logged.execution_id == id_parameter()]
     if not from_the_end:
         where.append(logged.id < bindparam("before", type_=logged.id.type))
     limit = bindparam("limit", type_=Integer)
@@ -230,5 +244,6 @@ def _logs(*, from_the_end: bool) -> Select[Any]:
 
 
 @cache
-def _delete() -> ReturningDelete[Any]:
-    return delete(executions).where(columns.id == id_given()).returning(columns.id)
+def delete_statement() -> ReturningDelete[Any]:
+    """Return the DELETE of an execution."""
+    return delete(executions).where(columns.id == id_parameter()).returning(columns.id)

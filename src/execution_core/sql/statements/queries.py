@@ -9,23 +9,23 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
-from ...core.creation import Creation
-from ...core.json_values import Entry
-from ...core.log_lines import Line
+from ...core.creation import NewExecution
+from ...core.json_values import JsonMember
+from ...core.log_lines import NewLogEntry
 from ...core.models import ExecutionStatus, ProgressInfo
-from ...core.selections import Batch, Page, Pruning
+from ...core.selections import BatchTransition, Page, PruneRequest
 from ...core.transitions import Transition
 from .builders import (
-    _delete,
-    _insert,
-    _log,
-    _logs,
-    _page,
-    _prune,
-    _select,
-    _update,
-    _update_many,
     columns,
+    delete_statement,
+    insert_statement,
+    log_statement,
+    logs_statement,
+    page_statement,
+    prune_statement,
+    select_statement,
+    update_many_statement,
+    update_statement,
 )
 
 _NAMES = frozenset(column.name for column in columns)
@@ -44,10 +44,10 @@ class Query(NamedTuple):
     execution_id: str | None = None
 
 
-def create(creation: Creation, now: datetime | None) -> Query:
+def create(creation: NewExecution, now: datetime | None) -> Query:
     """One INSERT, which returns no row when the key is taken or the parent is missing."""
     return Query(
-        _insert(
+        insert_statement(
             tuple(name for name in ("parent_id", "replay_of") if getattr(creation, name)),
             clocked=now is not None,
         ),
@@ -70,7 +70,7 @@ def create(creation: Creation, now: datetime | None) -> Query:
     )
 
 
-def change(
+def update(
     id: str, transition: Transition, token: str, now: datetime | None, *, whole: bool = True
 ) -> Query:
     """One conditional UPDATE, which returns no row when the transition does not apply.
@@ -78,9 +78,9 @@ def change(
     Else it returns the row, or, where it need not be whole, the status alone. The token tells this
     write from all others.
     """
-    statement = _update(
+    statement = update_statement(
         transition.rule,
-        fenced=transition.attempt is not None,
+        for_attempt=transition.attempt is not None,
         clocked=now is not None,
         whole=whole,
     )
@@ -90,12 +90,12 @@ def change(
         "new_write_token": token,
         "now": now,
     }
-    return Query(statement, parameters | _given(transition), transition.rule.verb, id)
+    return Query(statement, parameters | _parameters(transition), transition.rule.verb, id)
 
 
-def change_many(batch: Batch, token: str, now: datetime | None) -> Query:
+def update_many(batch: BatchTransition, token: str, now: datetime | None) -> Query:
     """One UPDATE of the executions that allow a transition and are in nobody else's hands."""
-    statement = _update_many(
+    statement = update_many_statement(
         batch.transition.rule, typed=batch.type is not None, clocked=now is not None
     )
     parameters = {
@@ -105,36 +105,38 @@ def change_many(batch: Batch, token: str, now: datetime | None) -> Query:
         "now": now,
     }
     rule = batch.transition.rule
-    return Query(statement, parameters | _given(batch.transition), rule.verb)
+    return Query(statement, parameters | _parameters(batch.transition), rule.verb)
 
 
-def _given(transition: Transition) -> dict[str, Any]:
+def _parameters(transition: Transition) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
-    for name, given in transition.given.items():
+    for name, given in transition.values.items():
         if isinstance(given, ProgressInfo):
             parameters |= {f"new_progress_{part}": value for part, value in given}
         elif name in _NAMES:
             parameters[f"new_{name}"] = given
         else:
             parameters[f"{name}_ms"] = _milliseconds(cast("timedelta | None", given))
-        if isinstance(given, Entry):
+        if isinstance(given, JsonMember):
             parameters[f"null_{name}"] = given.null_text
     return parameters
 
 
 def find(column: Column[Any], value: str) -> Query:
     """The execution whose id or idempotency key this is."""
-    return Query(_select(column), {"value": value}, "get")
+    return Query(select_statement(column), {"value": value}, "get")
 
 
-def remove(id: str) -> Query:
+def delete(id: str) -> Query:
     """One DELETE, which returns the row that was there."""
-    return Query(_delete(), {"old_id": id}, "delete", id)
+    return Query(delete_statement(), {"old_id": id}, "delete", id)
 
 
-def prune(pruning: Pruning, now: datetime | None) -> Query:
+def prune(pruning: PruneRequest, now: datetime | None) -> Query:
     """One DELETE, which returns a row for each execution that it removed."""
-    statement = _prune(pruning.statuses, typed=pruning.type is not None, clocked=now is not None)
+    statement = prune_statement(
+        pruning.statuses, typed=pruning.type is not None, clocked=now is not None
+    )
     parameters = {
         "old_type": pruning.type,
         "older_than_ms": _milliseconds(pruning.older_than),
@@ -146,7 +148,7 @@ def prune(pruning: Pruning, now: datetime | None) -> Query:
     return Query(statement, parameters, "prune")
 
 
-def log(line: Line, now: datetime | None) -> Query:
+def log(line: NewLogEntry, now: datetime | None) -> Query:
     """One INSERT, which returns no row when the line may not be added."""
     transition = line.transition
     parameters = {
@@ -159,7 +161,9 @@ def log(line: Line, now: datetime | None) -> Query:
         "now": now,
     }
     return Query(
-        _log(transition.rule, fenced=transition.attempt is not None, clocked=now is not None),
+        log_statement(
+            transition.rule, for_attempt=transition.attempt is not None, clocked=now is not None
+        ),
         parameters,
         "log",
         line.execution_id,
@@ -168,7 +172,7 @@ def log(line: Line, now: datetime | None) -> Query:
 
 def logs(id: str, limit: int, before: str | None) -> Query:
     """The log of an execution, newest first."""
-    statement = _logs(from_the_end=before is None)
+    statement = logs_statement(from_the_end=before is None)
     return Query(statement, {"old_id": id, "before": before, "limit": limit}, "logs", id)
 
 
@@ -179,7 +183,7 @@ def page(page: Page) -> Query:
     statuses = page.statuses
     if statuses is not None:  # in one order, whatever the caller's: one statement
         statuses = tuple(status for status in ExecutionStatus if status in statuses)
-    return Query(_page(statuses, conditions), {**given, "limit": page.limit}, "list")
+    return Query(page_statement(statuses, conditions), {**given, "limit": page.limit}, "list")
 
 
 def _milliseconds(duration: timedelta | None) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...core.models import (
     Execution,
-    ExecutionError,
+    ExecutionFailure,
     ExecutionStatus,
     LogEntry,
     LogLevel,
@@ -32,7 +32,7 @@ LOG_ROW = [execution_logs.c[field] for field in LOG_FIELDS]
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-def execution(row: Sequence[Any]) -> Execution:
+def to_execution(row: Sequence[Any]) -> Execution:
     """Build an execution from a row; the schema has checked what a model would check again."""
     fields = dict(zip(FIELDS, row, strict=False))
     if (current := fields["progress"]) is not None:
@@ -43,7 +43,7 @@ def execution(row: Sequence[Any]) -> Execution:
     if (timeout_ms := fields["timeout"]) is not None:
         fields["timeout"] = timeout_ms * _MILLISECOND
     if (error := fields["error"]) is not None:
-        fields["error"] = ExecutionError.model_construct(
+        fields["error"] = ExecutionFailure.model_construct(
             message=error["message"],
             code=error.get("code"),
             stack=error.get("stack"),
@@ -63,7 +63,7 @@ def execution(row: Sequence[Any]) -> Execution:
     return read
 
 
-def log_entry(row: Sequence[Any]) -> LogEntry:
+def to_log_entry(row: Sequence[Any]) -> LogEntry:
     """Build an entry from a row; the schema has checked what a model would check again."""
     fields = dict(zip(LOG_FIELDS, row, strict=True))
     fields["level"] = LogLevel(fields["level"])
