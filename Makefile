@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proof lint bench docs
+.PHONY: demo test test-all proof lint bench docs
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -12,9 +12,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -n 2 $(ARGS)
 
-# Whoever races and whatever breaks: chaos, its checker and its controls, in some minutes. A seed is
-# repeated with ARGS="--seed 7"; ARGS=--quick only sees that it runs, without the tests;
-# ARGS=--write writes docs/reliability.md.
+# Every case of every matrix; `make test` runs a selection of them (see CONTRIBUTING.md).
+test-all: .venv/installed
+	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 2 $(ARGS)
+
+# Chaos runs, their checker and its controls, in some minutes. ARGS="--seed 7" repeats a seed;
+# ARGS=--quick only checks that it runs, without the tests; ARGS=--write writes the figures into
+# docs/reliability.md.
 proof: .venv/installed
 	$(BIN)/python -m proof $(ARGS)
 

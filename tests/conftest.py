@@ -23,7 +23,7 @@ from execution_core import (
 )
 from execution_core.sql.driver.engine import create_sync_engine
 
-from .support import postgres
+from .support import postgres, sampling
 from .support.memory import AsyncMemoryStore, memory_store
 
 SERVER = pytest.StashKey[postgres.Server]()
@@ -56,6 +56,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     server = config.stash[SERVER]
     return f"PostgreSQL {server.version} from {server.source}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:], left_out = sampling.select(items)
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture
