@@ -25,7 +25,7 @@ class Group:
 
 def by_hand(module: str, **options: Any) -> list[Contender]:
     """What is measured by, and the control."""
-    return [Contender(name, module, options) for name in ("by hand", "by hand, again")]
+    return [Contender(name, module, options) for name in ("plain SQL", "plain SQL, again")]
 
 
 GROUPS = (
@@ -45,7 +45,7 @@ GROUPS = (
         ],
     ),
     Group(
-        "PostgreSQL, one caller, synchronous_commit = off: what the disk hides",
+        "PostgreSQL, one caller, synchronous_commit = off: without waiting for the disk",
         "postgresql",
         [
             *by_hand("by_hand_psycopg"),

@@ -126,11 +126,11 @@ def questions(seeded: Seeded) -> Iterator[tuple[str, Callable[[], Any]]]:
     engine = create_engine(seeded.url)
     values = {"since": seeded.since, "id": seeded.workflow, "key": "step-3-7", "type": "type-3"}
     of = {
-        "What happened in each attempt of one?": {"id": seeded.failed},
-        "What is it a replay of, and was it done again?": {"id": seeded.failed},
-        "What happened to it, and when?": {"id": seeded.failed},
-        "What did it log?": {"id": seeded.failed},
-        "How fast does the table grow?": {"since": EVER},
+        "What happened in each attempt of an execution?": {"id": seeded.failed},
+        "Which replays does an execution have?": {"id": seeded.failed},
+        "What happened to an execution, and when?": {"id": seeded.failed},
+        "What did an execution log?": {"id": seeded.failed},
+        "How many executions finish per day?": {"since": EVER},
     }
     with engine.connect() as connection:
         for question, query in cookbook().items():

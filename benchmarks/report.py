@@ -41,7 +41,7 @@ def targets(figures: Figures) -> Iterator[Target]:
         ("SQLite, WAL, synchronous = FULL", "execution-core", 0.60),
         ("PostgreSQL, asyncio, one task", "execution-core, connect_async", 0.85),
     ):
-        yield at_least(f"{title}: against by hand", wanted, ratios[title, name])
+        yield at_least(f"{title}: against plain SQL", wanted, ratios[title, name])
     caller = "PostgreSQL, one caller"
     ours = ratios[caller, "execution-core, connect"]
     for peer in ("DBOS", "Procrastinate"):
@@ -58,7 +58,7 @@ def targets(figures: Figures) -> Iterator[Target]:
         if each["database"] == "postgresql"
     }
     yield at_most(
-        "WAL per move, payload of 100 KB against 100 B",
+        "WAL per write, payload of 100 KB against 100 B",
         1.20,
         round(logged[100_000] / logged[100], 3),
     )
@@ -96,7 +96,7 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
         server = "commits" in group["rows"][0]
         yield (
             f"{group['title']}: lifecycles, {group['rounds']} rounds of {group['count']} each",
-            ["", "per second", "beside by hand", "middle half of the rounds"]
+            ["", "per second", "relative to plain SQL", "middle half of the rounds"]
             + (["commits each", "WAL each"] if server else []),
             [
                 [
@@ -114,8 +114,8 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
             f"{each['database']} with {each['rows']:,} finished rows, beside an empty table",
             ["", "empty", "full"],
             [
-                ["speed of moves", "1.00", f"{each['ratio']:.2f}"],
-                ["speed of moves, the control", "1.00", f"{each['control']:.2f}"],
+                ["speed of transitions", "1.00", f"{each['ratio']:.2f}"],
+                ["speed of transitions, the control", "1.00", f"{each['control']:.2f}"],
                 *(
                     [f"ms for {name}", f"{empty:.2f}", f"{full:.2f}"]
                     for name, (empty, full) in each["calls_ms"].items()
@@ -146,7 +146,7 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
         ],
     )
     yield (
-        "Logged for each move (start, progress, checkpoint, complete), by the size of the payload",
+        "Log written by each start, progress, checkpoint or complete, by the size of the payload",
         ["", "bytes of payload", "bytes of WAL", "µs"],
         [
             [
@@ -201,7 +201,7 @@ def update(page: Path, figures: Figures) -> None:
 
 
 def plot(path: Path, figures: Figures) -> None:
-    """Draw the lifecycles: each group's contenders beside the one by hand."""
+    """Draw the lifecycles: each group's contenders, relative to plain SQL."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -235,7 +235,7 @@ def plot(path: Path, figures: Figures) -> None:
         axis.set_xlim(0, 1.25 * max(row["ratio"] for row in rows))
         axis.set_title(group["title"], loc="left", fontsize=10, fontweight="bold")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("lifecycles per second beside SQL by hand")
+    axes[-1].set_xlabel("lifecycles per second relative to plain SQL")
     drawing.suptitle(figures["machine"], fontsize=8, color="#555555")
     plt.savefig(path, metadata={"Date": None})
 
@@ -244,4 +244,4 @@ def color(row: dict[str, Any]) -> str:
     """Tell whose bar it is."""
     if ours(row):
         return "#2f6f9f"
-    return "#b0b7bd" if row["name"].startswith(("by hand", "pgbench")) else "#d9a05b"
+    return "#b0b7bd" if row["name"].startswith(("plain SQL", "pgbench")) else "#d9a05b"

@@ -111,8 +111,8 @@ CALLS: dict[str, Callable[[ExecutionManager], Any]] = {
     "a claim of 1": lambda m: m.claim(),
     "a claim of 10 of a type": lambda m: m.claim("type-3", limit=10),
     "a claim, nothing due": lambda m: m.claim("type-0"),
-    "a sweep, nothing lost": lambda m: m.sweep(),
-    "a sweep of the stalled, none": lambda m: m.sweep(stalled_after=HOUR),
+    "a sweep, nothing overdue": lambda m: m.sweep(),
+    "a sweep of stalled executions, none": lambda m: m.sweep(stalled_after=HOUR),
 }
 
 

@@ -133,15 +133,15 @@ def _unexplained(subject: Subject, owners: Owners) -> Iterator[str]:  # noqa: AR
         yield f"no order explains {', '.join(names[:8]) or 'the row at the end'}"
 
 
-LOST: Final = "answered moves that are lost"
+LOST: Final = "acknowledged transitions missing"
 CHECKS: Final[dict[str, Callable[[Subject, Owners], Iterator[str]]]] = {
-    "illegal histories": _illegal,
+    "invalid histories": _illegal,
     LOST: _lost,
-    "refused, and done all the same": _undone,
-    "moves that nobody made": _strange,
-    "attempts that are not the starts": _miscounted,
-    "answers in no possible order": _unexplained,
-    "times that cannot be": mistimed,
+    "refused calls that took effect": _undone,
+    "transitions without a call": _strange,
+    "attempt counts unequal to starts": _miscounted,
+    "answers that are not linearizable": _unexplained,
+    "impossible times": mistimed,
 }
-ERRORS: Final = "errors that no fault explains"
+ERRORS: Final = "errors without a fault"
 KINDS: Final = (*CHECKS, ERRORS)

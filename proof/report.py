@@ -55,17 +55,17 @@ def text(proof: Proof) -> str:
     parts = [
         f"Seed {proof.seed}. {proof.machine}",
         _table(
-            ["Whoever races, whatever breaks", *(trial.database for trial in trials)],
+            ["Operations under faults", *(trial.database for trial in trials)],
             [*_operations(trials), *_faults(trials), *_violations(trials)],
         ),
         _table(
-            ["The control: a store that reads, then writes", *(each.database for each in controls)],
+            ["Control: a store that reads, then writes", *(each.database for each in controls)],
             [*_operations(controls), *_violations(controls)],
         ),
     ]
     if proof.tests:
         rows = [[each.file, f"{each.passed:,}"] for each in proof.tests]
-        parts.append(_table(["Tests that leave nothing to chance", "passed"], rows))
+        parts.append(_table(["Deterministic tests", "passed"], rows))
     return "\n\n".join(parts)
 
 
@@ -74,7 +74,7 @@ def _operations(trials: list[Trial]) -> Iterator[list[str]]:
     for outcome in OUTCOMES:
         yield _row(f"  {outcome}", (trial.outcomes[outcome] for trial in trials))
     yield _row("executions", (trial.executions for trial in trials))
-    yield _row("rows of their histories", (trial.moves for trial in trials))
+    yield _row("history rows", (trial.moves for trial in trials))
 
 
 def _faults(trials: list[Trial]) -> Iterator[list[str]]:
@@ -82,7 +82,9 @@ def _faults(trials: list[Trial]) -> Iterator[list[str]]:
     for fault in Fault:
         counts = (trial.faults[fault] if fault in trial.possible else None for trial in trials)
         yield _row(f"  {fault}", counts)
-    yield _row("  unknown outcomes that they explain, at most", (each.explained for each in trials))
+    yield _row(
+        "  unknown outcomes explained by these faults, at most", (each.explained for each in trials)
+    )
 
 
 def _violations(trials: list[Trial]) -> Iterator[list[str]]:

@@ -79,8 +79,15 @@ def test_embedding(tmp_path: Path) -> None:
     assert run(tmp_path, *blocks("embedding.md")) == "409: IDEMPOTENCY_CONFLICT\n"
     engine = create_engine(f"sqlite:///{tmp_path}/service.db")
     with engine.connect() as connection:
-        rows = connection.execute(text("SELECT type, status, result ->> 'shipped' FROM executions"))
-        assert [tuple(row) for row in rows] == [("ship", "completed", "lamp")]
+        query = "SELECT type, status, attempts, result ->> 'shipped' FROM executions ORDER BY id"
+        rows = [tuple(row) for row in connection.execute(text(query))]
+        assert rows == [
+            ("ship", "completed", 1, "lamp"),
+            ("payment", "completed", 1, None),
+            ("import-prices", "completed", 2, None),  # the first attempt failed at row 26
+            ("import-prices", "completed", 1, None),
+        ]
+        assert connection.scalar(text("SELECT sum(price) FROM prices")) == 50_500
     engine.dispose()
 
 
@@ -138,5 +145,15 @@ def test_a_stricter_transaction_is_told(postgres_database: Database, level: str)
 
 
 def test_stores(tmp_path: Path) -> None:
-    readme = [block for block in blocks("README.md") if "class MemoryStore" in block]
-    run(tmp_path, "from execution_core import ExecutionManager", *readme, *blocks("stores.md"))
+    run(tmp_path, *blocks("stores.md"))
+
+
+def test_concepts(tmp_path: Path) -> None:
+    run(tmp_path, *blocks("concepts.md"))
+    engine = create_engine(f"sqlite:///{tmp_path}/concepts.db")
+    (query,) = (c for lang, c in FENCED.findall(PAGES["concepts.md"].read_text()) if lang == "sql")
+    with engine.connect() as connection:
+        id = connection.scalar(text("SELECT min(id) FROM executions"))
+        rows = connection.execute(text(query), {"id": id}).all()
+        assert [row.to_status for row in rows] == ["pending", "running", "completed"]
+    engine.dispose()

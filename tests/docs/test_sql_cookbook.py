@@ -156,24 +156,24 @@ def finished_by(story: Story, characters: int, named: str) -> Rows:
 
 
 ANSWERS: dict[str, Callable[[Story], Rows]] = {
-    "What runs now, and how far is it?": lambda s: rows(
+    "Which executions are running, and how far are they?": lambda s: rows(
         "execution_id worker attempts silent_seconds progress_percent progress_message",
         ("stuck", "w3", 1, s.since(2000), None, None),
         ("flow", "w1", 1, s.since(20), 30, "three of ten"),
     ),
-    "What is stuck?": lambda s: rows(
+    "Which running executions have stalled?": lambda s: rows(
         "execution_id type worker silent_seconds", ("stuck", "import", "w3", s.since(2000))
     ),
-    "What is past its deadline?": lambda s: rows(
+    "Which running executions are past their deadline?": lambda s: rows(
         "execution_id attempt worker deadline_at overdue_seconds",
         ("stuck", 1, "w3", 1400, s.since(1400)),
     ),
-    "Who runs what?": lambda s: rows(
+    "What is each worker running?": lambda s: rows(
         "worker type running longest_seconds longest_silence",
         ("w1", "flow", 1, s.since(400), s.since(20)),
         ("w3", "import", 1, s.since(2000), s.since(2000)),
     ),
-    "What waits, and until when?": lambda s: rows(
+    "Which executions are waiting, and until when?": lambda s: rows(
         "execution_id status attempts due_at due_seconds error_message",
         ("and again", "pending", 0, 1370, s.since(1370), None),
         ("step after", "pending", 0, 385, s.since(385), None),
@@ -186,31 +186,31 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         ("step", 1, 1, s.since(385)),
         ("part", 1, 1, s.since(379)),
     ),
-    "What failed, and why?": lambda s: rows(
+    "Which executions failed, and why?": lambda s: rows(
         "completed_at execution_id status attempts max_attempts error_code error_message",
         (1249, "late", "timed_out", 1, 1, "timeout", "Execution timed out"),
         (1285, "declined", "failed", 1, 3, "ValueError", "bad row"),
         (1378.5, "again", "failed", 1, 2, "OSError", "still full"),
         (1400, "broken", "failed", 2, 2, "OSError", "disk full"),
     ),
-    "Which errors are the most frequent?": lambda s: rows(
+    "Which errors are most frequent?": lambda s: rows(
         "type error_code failures last_at such_as",
         ("import", "OSError", 2, 1378.5, "disk full"),
         ("import", "timeout", 1, 1249, "Execution timed out"),
         ("import", "ValueError", 1, 1285, "bad row"),
     ),
-    "Since when does a type fail?": lambda s: rows(
+    "Since when has a type been failing?": lambda s: rows(
         "type first_failed_at last_completed_at failures", ("import", 1400, None, 4)
     ),
-    "What used up its attempts?": lambda s: rows(
+    "Which executions have no attempt left?": lambda s: rows(
         "execution_id attempts", ("late", 1), ("broken", 2)
     ),
-    "What happened in each attempt of one?": lambda s: rows(
+    "What happened in each attempt of an execution?": lambda s: rows(
         "attempt worker started_at duration_seconds outcome error_code error_message",
         (1, "w1", 1490, 10.5, "failed", "OSError", "disk full"),
         (2, "w2", 1470, 70, "failed", "OSError", "disk full"),
     ),
-    "Which attempts failed, also those that were tried again?": lambda s: rows(
+    "Which attempts failed, including those that were retried?": lambda s: rows(
         "ended_at execution_id attempt worker outcome error_message",
         (600, "waits", 1, "w1", "failed", "no answer"),
         (1249, "late", 1, "w2", "timed_out", "Execution timed out"),
@@ -219,12 +219,12 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         (1400, "broken", 2, "w2", "failed", "disk full"),
         (1479.5, "broken", 1, "w1", "failed", "disk full"),
     ),
-    "How long does each type take, p50 and p95?": lambda s: rows(
+    "How long does each type take (p50 and p95)?": lambda s: rows(
         "type completed p50_seconds p95_seconds longest_seconds",
         ("step", 1, 30, 30, 30),
         ("mail", 20, 10, 19, 20),
     ),
-    "Which attempts were slow?": lambda s: rows(
+    "Which attempts took longest?": lambda s: rows(
         "duration_seconds execution_id attempt outcome",
         (100, "withdrawn", 1, "cancelled"),
         (70, "broken", 2, "failed"),
@@ -237,23 +237,23 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         (10.5, "broken", 1, "failed"),
         *((seconds, f"mail {seconds}", 1, "completed") for seconds in (10, 9, 8)),
     ),
-    "How long did work wait before its first start?": lambda s: rows(
+    "How long did executions wait before their first start?": lambda s: rows(
         "waited_seconds execution_id started_at",
         *((100 + seconds, f"mail {seconds}", 1800) for seconds in range(20, 0, -1)),
     ),
-    "How much is finished each minute?": lambda s: finished_by(s, 16, "minute"),
-    "How often does each type succeed, and at the first try?": lambda s: rows(
+    "How many executions finish per minute?": lambda s: finished_by(s, 16, "minute"),
+    "What are the success and retry rates of each type?": lambda s: rows(
         "type finished completed_percent retried_percent average_attempts",
         ("import", 4, 0, 25, 1.25),
         ("mail", 21, 95.2, 0, 1),
         ("step", 1, 100, 0, 1),
     ),
-    "What does each worker do?": lambda s: rows(
+    "How many attempts did each worker complete or fail?": lambda s: rows(
         "worker attempts completed failed last_ended_at",
         ("w2", 4, 0, 4, 1249),
         ("w1", 24, 21, 2, 200),
     ),
-    "What is under a workflow?": lambda s: rows(
+    "Which executions belong to a workflow?": lambda s: rows(
         "type status progress_percent execution_id",
         ("flow", "running", 30, "flow"),
         ("  step", "completed", None, "step"),
@@ -265,16 +265,16 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         ("step", "completed", 1, 30),
         ("step", "pending", 1, None),
     ),
-    "What is it a replay of, and was it done again?": lambda s: rows(
+    "Which replays does an execution have?": lambda s: rows(
         "created_at execution_id replay_of status error_message",
         (1500, "broken", None, "failed", "disk full"),
         (1399, "again", "broken", "failed", "still full"),
         (1370, "and again", "again", "pending", None),
     ),
-    "Was it done already under this key?": lambda s: rows(
+    "Which execution has this idempotency key?": lambda s: rows(
         "execution_id type status attempts", ("flow", "flow", "running", 1)
     ),
-    "What happened to it, and when?": lambda s: rows(
+    "What happened to an execution, and when?": lambda s: rows(
         "seq occurred_at seconds_since_last from_status to_status attempt worker error_message",
         (1, 1500, None, None, "pending", 0, None, None),
         (2, 1490, 10, "pending", "running", 1, "w1", None),
@@ -282,21 +282,21 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         (4, 1470, 9.5, "retrying", "running", 2, "w2", None),
         (5, 1400, 70, "running", "failed", 2, "w2", "disk full"),
     ),
-    "Who cancelled it, and why?": lambda s: rows(
+    "Which executions were cancelled, and why?": lambda s: rows(
         "occurred_at execution_id type from_status worker reason",
         (200, "withdrawn", "mail", "running", "w1", "ada: customer withdrew"),
     ),
-    "What did it log?": lambda s: rows(
+    "What did an execution log?": lambda s: rows(
         "logged_at attempt level message",
         (1484, 1, "warning", "little room"),
         (1485, 1, "info", "begins"),
     ),
-    "Which warnings were logged?": lambda s: rows(
+    "Which warnings and errors were logged?": lambda s: rows(
         "logged_at execution_id attempt level message",
         (1484, "broken", 1, "warning", "little room"),
         (1990, "stuck", 1, "error", "cannot go on"),
     ),
-    "How many are there?": lambda s: rows(
+    "How many executions are there of each type and status?": lambda s: rows(
         "type status count",
         ("flow", "running", 1),
         ("import", "failed", 3),
@@ -310,27 +310,29 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         ("step", "completed", 1),
         ("step", "pending", 1),
     ),
-    "How long did a type ever take?": lambda s: rows(
+    "How long has a type taken since the beginning?": lambda s: rows(
         "status count oldest_created_at average_seconds longest_seconds",
         ("cancelled", 1, 310, 100, 100),
         ("completed", 21, 7200, pytest.approx(310 / 21), 100),
     ),
-    "How fast does the table grow?": lambda s: finished_by(s, 10, "day"),
+    "How many executions finish per day?": lambda s: finished_by(s, 10, "day"),
     "How large are payloads and results?": lambda s: rows(
         "type finished average_payload longest_payload average_result longest_result",
         ("mail", 21, 13, 22, 6, 6),
         ("import", 4, None, None, None, None),
         ("step", 1, None, None, None, None),
     ),
-    "What could be pruned?": lambda s: rows("finished oldest_completed_at", (1, 7000)),
+    "How many executions could be pruned?": lambda s: rows(
+        "finished oldest_completed_at", (1, 7000)
+    ),
 }
 OF = {  # whose id is asked for
-    "What happened in each attempt of one?": "broken",
-    "What is under a workflow?": "flow",
+    "What happened in each attempt of an execution?": "broken",
+    "Which executions belong to a workflow?": "flow",
     "How far is a workflow?": "flow",
-    "What is it a replay of, and was it done again?": "again",
-    "What happened to it, and when?": "broken",
-    "What did it log?": "broken",
+    "Which replays does an execution have?": "again",
+    "What happened to an execution, and when?": "broken",
+    "What did an execution log?": "broken",
 }
 
 
@@ -374,4 +376,4 @@ def test_what_happened_since_is_found_by_index(story: Story) -> None:
             assert read, question
             if any(each.startswith("scan of ") for each in read):
                 scanning.append(question)
-    assert scanning == ["How many are there?"]
+    assert scanning == ["How many executions are there of each type and status?"]

@@ -16,17 +16,17 @@ MemoryStore: Any = type(memory_store())
 
 
 class ReadThenWrite(MemoryStore):
-    def update(self, id: str, transition: Transition) -> Execution | None:
+    def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         found = self.rows.get(id)
-        moved = found and transition.apply(found, datetime.now(UTC))
-        if moved:
-            self.rows[id] = moved
-        return moved
+        changed = found and transition.apply(found, datetime.now(UTC))
+        if changed:
+            self.rows[id] = changed
+        return changed and (changed if returning == "execution" else changed.status)
 
 
 class FenceIgnored(MemoryStore):
-    def update(self, id: str, transition: Transition) -> Execution | None:
-        return super().update(id, replace(transition, attempt=None))
+    def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
+        return super().update(id, replace(transition, attempt=None), returning=returning)
 
 
 class KeyOverwritten(MemoryStore):
@@ -38,7 +38,7 @@ class KeyOverwritten(MemoryStore):
 
 
 class MergedDeep(MemoryStore):
-    def update(self, id: str, transition: Transition) -> Execution | None:
+    def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         found, entry = self.rows.get(id), transition.values.get("checkpoints")
         if found and isinstance(entry, JsonMember):
             old, new = found.checkpoints.get(entry.key), entry.value.value
@@ -47,12 +47,12 @@ class MergedDeep(MemoryStore):
                 transition = replace(
                     transition, values={**transition.values, "checkpoints": merged}
                 )
-        return super().update(id, transition)
+        return super().update(id, transition, returning=returning)
 
 
 class RefusalTouches(MemoryStore):
-    def update(self, id: str, transition: Transition) -> Execution | None:
-        moved = super().update(id, transition)
+    def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
+        moved = super().update(id, transition, returning=returning)
         if moved is None and id in self.rows:
             touched = {"updated_at": datetime.now(UTC)}
             self.rows[id] = self.rows[id].model_copy(update=touched)
@@ -68,22 +68,18 @@ class BatchUnguarded(MemoryStore):
 
 class PruneKeepsLog(MemoryStore):
     def prune(self, pruning: PruneRequest) -> int:
-        kept = self.lines
+        kept = self.entries
         count: int = super().prune(pruning)
-        self.lines[:] = kept
+        self.entries[:] = kept
         return count
 
 
 class AsyncReadThenWrite(AsyncMemoryStore):
-    async def update(self, id: str, transition: Transition) -> Execution | None:
+    async def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         rows = self.store.rows  # type: ignore[attr-defined]
         found = rows.get(id)
         await asyncio.sleep(0)
         moved = found and transition.apply(found, datetime.now(UTC))
         if moved:
             rows[id] = moved
-        return moved
-
-    async def write(self, id: str, transition: Transition) -> Any:
-        moved = await self.update(id, transition)
-        return moved and moved.status
+        return moved and (moved if returning == "execution" else moved.status)

@@ -83,7 +83,7 @@ class World:
         """Return a manager over the same in a store that applies what is pure."""
         store: Any = memory_store()
         store.rows = {x.id: x for x in self.before if isinstance(x, Execution)}
-        store.lines = [x for x in self.before if not isinstance(x, Execution)]
+        store.entries = [x for x in self.before if not isinstance(x, Execution)]
         return ExecutionManager(store)
 
     def expected(self) -> dict[str, list[Any]]:

@@ -1,11 +1,11 @@
-"""The README's own store, and its twin for asyncio."""
+"""The in-memory store of docs/stores.md, and its twin for asyncio."""
 
 import builtins
 import re
 from pathlib import Path
 from typing import Any
 
-from execution_core import Execution, ExecutionStatus, LogEntry
+from execution_core import Execution, LogEntry
 from execution_core.stores import (
     BatchTransition,
     ExecutionStore,
@@ -16,12 +16,12 @@ from execution_core.stores import (
     Transition,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "stores.md"
 
 
 def memory_store() -> ExecutionStore:
-    """The store as the README shows it."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    """Return the store as the page shows it."""
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (block,) = (block for block in blocks if "class MemoryStore" in block)
     names: dict[str, Any] = {}
     exec(block.split("manager = ")[0], names)
@@ -42,11 +42,8 @@ class AsyncMemoryStore:
     async def find_by_idempotency_key(self, key: str) -> Execution | None:
         return self.store.find_by_idempotency_key(key)
 
-    async def update(self, id: str, transition: Transition) -> Execution | None:
-        return self.store.update(id, transition)
-
-    async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
-        return self.store.write(id, transition)
+    async def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
+        return self.store.update(id, transition, returning=returning)
 
     async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         return self.store.update_many(batch)
