@@ -31,6 +31,7 @@ from execution_core.stores import (
     NewLogEntry,
     Page,
     PruneRequest,
+    Returning,
     Transition,
 )
 
@@ -113,16 +114,16 @@ class Plans:
         (id,) = yield [("GET", self._at("key", key))]
         return (yield from self.find_by_id(id)) if id else None
 
-    def update(self, id: str, transition: Transition) -> Plan[Execution | None]:
+    def update(
+        self, id: str, transition: Transition, *, returning: Returning = "execution"
+    ) -> Plan[Execution | ExecutionStatus | None]:
         while True:
             now, rows = yield from self._rows([id])
             moved = transition.apply(rows[0].execution, now) if rows else None
-            if not moved or (yield from self._replaced(rows[0], moved)):
-                return moved
-
-    def write(self, id: str, transition: Transition) -> Plan[ExecutionStatus | None]:
-        moved = yield from self.update(id, transition)
-        return None if moved is None else moved.status
+            if not moved:
+                return None
+            if (yield from self._replaced(rows[0], moved)):
+                return moved if returning == "execution" else moved.status
 
     def update_many(self, batch: BatchTransition) -> Plan[builtins.list[Execution]]:
         moved: builtins.list[Execution] = []
@@ -318,7 +319,6 @@ class Carried:
     find_by_id = carried(Plans.find_by_id)
     find_by_idempotency_key = carried(Plans.find_by_idempotency_key)
     update = carried(Plans.update)
-    write = carried(Plans.write)
     update_many = carried(Plans.update_many)
     list = carried(Plans.list)
     delete = carried(Plans.delete)

@@ -21,7 +21,7 @@ from execution_core.sql.async_store import AsyncOwningStore
 from execution_core.sql.driver import engine as engines
 from execution_core.sql.schema.tables import executions
 from execution_core.sql.store import OwningStore
-from execution_core.stores import BatchTransition, NewExecution, Page, Transition
+from execution_core.stores import BatchTransition, NewExecution, Page, Returning, Transition
 
 from .journal import Journal
 
@@ -70,13 +70,15 @@ class HostAsyncStore(Journaled, AsyncSqlExecutionStore):
 class ReadThenWriteStore(HostStore):
     """What is not to be done: it reads, decides, and writes whatever has happened meanwhile."""
 
-    def update(self, id: str, transition: Transition) -> Execution | None:
+    def update(
+        self, id: str, transition: Transition, *, returning: Returning = "execution"
+    ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
         """Make a SELECT, and an UPDATE that asks for nothing but the id."""
         found = self.find_by_id(id)
         moved = found and transition.apply(found, datetime.now(UTC))
         if moved:
             self._overwrite(moved)
-        return moved
+        return moved if moved is None or returning == "execution" else moved.status
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """The same, for many."""

@@ -2,7 +2,7 @@
 
 A store needs three steps (docs/stores.md has a complete one):
 
-1. Implement `ExecutionStore` (or `AsyncExecutionStore`): eleven methods, each atomic.
+1. Implement `ExecutionStore` (or `AsyncExecutionStore`): ten methods, each atomic.
 2. Let each request decide: `transition.apply(execution, now)` returns what to store.
 3. Run the contract against it: `class TestMyStore(execution_core.testing.StoreContract)`.
 """
@@ -10,7 +10,7 @@ A store needs three steps (docs/stores.md has a complete one):
 from .core.creation import NewExecution
 from .core.log_lines import NewLogEntry
 from .core.selections import BatchTransition, Page, PruneRequest
-from .core.store import AsyncExecutionStore, ExecutionStore
+from .core.store import AsyncExecutionStore, ExecutionStore, Returning
 from .core.transitions import Transition
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "NewLogEntry",
     "Page",
     "PruneRequest",
+    "Returning",
     "Transition",
 ]

@@ -215,14 +215,14 @@ def test_claims_wait_for_nobody(database: Database, theatre: Theatre) -> None:
 class ReadThenWrite(Stopping):
     """What a service does that has a status column: it reads a row, decides, and writes it."""
 
-    def update(self, id: str, transition: Transition) -> Execution | None:
+    def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         found = self.find_by_id(id)
         moved = found and transition.apply(found, datetime.now(UTC))
         if moved:
             assert isinstance(self._bind, Connection)
             row = update(executions).where(executions.c.id == id).values(as_row(moved))
             self._bind.execute(row)
-        return moved
+        return moved if moved is None or returning == "execution" else moved.status
 
 
 def as_row(execution: Execution) -> dict[str, Any]:

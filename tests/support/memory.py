@@ -13,6 +13,7 @@ from execution_core.stores import (
     NewLogEntry,
     Page,
     PruneRequest,
+    Returning,
     Transition,
 )
 
@@ -42,7 +43,9 @@ class AsyncMemoryStore:
     async def find_by_idempotency_key(self, key: str) -> Execution | None:
         return self.store.find_by_idempotency_key(key)
 
-    async def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
+    async def update(
+        self, id: str, transition: Transition, *, returning: Returning = "execution"
+    ) -> Any:
         return self.store.update(id, transition, returning=returning)
 
     async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:

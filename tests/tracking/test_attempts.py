@@ -763,15 +763,15 @@ def test_an_interruption_of_the_record_is_recorded(
 ) -> None:
     """Ctrl-C while a block, in no thread but the main one, writes its end."""
     with connect(database.url) as manager:
-        job, write, hits = manager.create("a", max_attempts=2), manager._store.write, iter([True])
+        job, update, hits = manager.create("a", max_attempts=2), manager._store.update, iter([True])
 
-        def interrupted(*arguments: Any) -> Any:
+        def interrupted(*arguments: Any, **options: Any) -> Any:
             if next(hits, False):
                 raise KeyboardInterrupt
-            return write(*arguments)
+            return update(*arguments, **options)
 
         with pytest.raises(KeyboardInterrupt), manager.attempt(job.id):
-            monkeypatch.setattr(manager._store, "write", interrupted)
+            monkeypatch.setattr(manager._store, "update", interrupted)
             if error:
                 raise error
         left = manager.get(job.id)

@@ -5,13 +5,16 @@ matches, and answers None when it does not. The manager finds out why.
 """
 
 import builtins
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from .creation import NewExecution
 from .log_lines import NewLogEntry
-from .models import Execution, ExecutionStatus, LogEntry
+from .models import Execution, LogEntry
 from .selections import BatchTransition, Page, PruneRequest
 from .transitions import Transition
+
+Returning = Literal["execution", "status"]
+"""What `update` returns: the whole execution, or its status alone."""
 
 
 def store_within(store: Any, transaction: Any) -> Any:
@@ -46,15 +49,14 @@ class ExecutionStore(Protocol):
         """Return the execution that holds the key, or None."""
         ...
 
-    def update(self, id: str, transition: Transition) -> Execution | None:
-        """Compare and set: store and return `transition.apply(found, now)`.
+    def update(
+        self, id: str, transition: Transition, *, returning: Returning = "execution"
+    ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
+        """Compare and set: store `transition.apply(found, now)` and return it.
 
+        With `returning="status"`, return its status alone, so that no payload is read or sent.
         None when there is no such execution or the transition does not apply; nothing changed.
         """
-        ...
-
-    def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
-        """Do the same, and return the status alone: a large payload stays where it is."""
         ...
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
@@ -103,12 +105,10 @@ class AsyncExecutionStore(Protocol):
         """Return the execution that holds the key, or None."""
         ...
 
-    async def update(self, id: str, transition: Transition) -> Execution | None:
-        """Compare and set: store and return `transition.apply(found, now)`, or None."""
-        ...
-
-    async def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
-        """Do the same, and return the status alone: a large payload stays where it is."""
+    async def update(
+        self, id: str, transition: Transition, *, returning: Returning = "execution"
+    ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
+        """Compare and set: store `transition.apply(found, now)` and return it or its status."""
         ...
 
     async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:

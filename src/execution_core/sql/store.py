@@ -17,6 +17,7 @@ from ..core.errors import InvalidValue
 from ..core.log_lines import NewLogEntry
 from ..core.models import Execution, ExecutionStatus, LogEntry
 from ..core.selections import BatchTransition, Page, PruneRequest
+from ..core.store import Returning
 from ..core.transitions import Transition
 from .driver import lost
 from .driver.compiled import Values
@@ -84,15 +85,24 @@ class SqlExecutionStore:
         """Make one SELECT."""
         return self._one(queries.find(executions.c.idempotency_key, key))
 
-    def update(self, id: str, transition: Transition) -> Execution | None:
+    def update(
+        self, id: str, transition: Transition, *, returning: Returning = "execution"
+    ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
         """Make one conditional UPDATE."""
-        rows = self._change(id, transition, whole=True)
-        return to_execution(rows[0]) if rows else None
-
-    def write(self, id: str, transition: Transition) -> ExecutionStatus | None:
-        """Make one conditional UPDATE."""
-        rows = self._change(id, transition, whole=False)
-        return ExecutionStatus(rows[0][0]) if rows else None
+        token, whole = self._token(), returning == "execution"
+        query = queries.update(id, transition, token, self._now(), whole=whole)
+        verify = partial(
+            inquiries.verify_update,
+            id=id,
+            transition=transition,
+            token=token,
+            whole=whole,
+            began=lost.boot_clock(),
+        )
+        rows = self._rows(query, verify)
+        if not rows:
+            return None
+        return to_execution(rows[0]) if whole else ExecutionStatus(rows[0][0])
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Make one conditional UPDATE."""
@@ -123,19 +133,6 @@ class SqlExecutionStore:
     def list(self, page: Page) -> builtins.list[Execution]:
         """Make one SELECT."""
         return [to_execution(row) for row in self._rows(queries.page(page))]
-
-    def _change(self, id: str, transition: Transition, *, whole: bool) -> Sequence[Values]:
-        token = self._token()
-        query = queries.update(id, transition, token, self._now(), whole=whole)
-        inquire = partial(
-            inquiries.verify_update,
-            id=id,
-            transition=transition,
-            token=token,
-            whole=whole,
-            began=lost.boot_clock(),
-        )
-        return self._rows(query, inquire)
 
     def _one(self, query: Query, inquire: Verifier = inquiries.verify_read) -> Execution | None:
         rows = self._rows(query, inquire)

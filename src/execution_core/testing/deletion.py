@@ -11,6 +11,7 @@ import pytest
 from ..core import transitions
 from ..core.models import Execution
 from ..core.selections import PruneRequest, check_prune_request
+from ..core.store import Returning
 from ..core.validation import new_id
 from .harness import StoreAndManager, StoreHarness, call_store, new, to_text
 from .log_lines import new_entry
@@ -89,12 +90,16 @@ class DeletionContract:
         subject.race(around_deletes(ids, lambda id: call_store("log", new_entry(id))))
         assert [each for id in ids for each in subject.store.logs(id, 100, None)] == []
 
-    @pytest.mark.parametrize("method", ["update", "write"])
-    def test_what_is_deleted_does_not_come_back(self, subject: StoreHarness, method: str) -> None:
+    @pytest.mark.parametrize("returning", ["execution", "status"])
+    def test_what_is_deleted_does_not_come_back(
+        self, subject: StoreHarness, returning: Returning
+    ) -> None:
         """A move that was under way meanwhile answers None, or was the last one."""
         ids = [bring_to(subject, "running").id for _ in range(10)]
         beat = transitions.heartbeat(None)
-        subject.race(around_deletes(ids, lambda id: call_store(method, id, beat)))
+        subject.race(
+            around_deletes(ids, lambda id: call_store("update", id, beat, returning=returning))
+        )
         assert list_ids(subject) == []
 
     def test_what_is_over_is_pruned(self, subject: StoreHarness) -> None:

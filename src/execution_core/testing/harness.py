@@ -107,7 +107,7 @@ class _Blocking:
         method = getattr(self._store, name)
         if not callable(method):
             return method
-        return lambda *args: self._runner.run(method(*args))
+        return lambda *args, **kwargs: self._runner.run(method(*args, **kwargs))
 
 
 async def _gather(
@@ -136,14 +136,14 @@ def new(type: str = "work", payload: object = None, **options: Any) -> NewExecut
     return new_execution(type, payload, **usual | options)
 
 
-def call_store(method: str, *args: Any) -> Callable[[StoreAndManager], Any]:
+def call_store(method: str, *args: Any, **kwargs: Any) -> Callable[[StoreAndManager], Any]:
     """Return a call of a race: `ask("update", id, transition)`.
 
     What it asks for gives way to others between what a store reads and what it writes. Where
     nothing guards the time between, the race is then lost every time, not once in a thousand.
     """
     slowed = [_slow(arg) if hasattr(arg, "apply") else arg for arg in args]
-    return lambda side: getattr(side.store, method)(*slowed)
+    return lambda side: getattr(side.store, method)(*slowed, **kwargs)
 
 
 def _slow(plan: Any) -> Any:

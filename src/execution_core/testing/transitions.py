@@ -7,26 +7,27 @@ import pytest
 
 from ..core import transitions
 from ..core.models import Execution, ExecutionStatus
+from ..core.store import Returning
 from ..core.transitions import Transition
 from ..core.validation import new_id
 from .harness import CONCURRENCY, StoreHarness, call_store, new, to_text
 from .log_lines import new_entry
 from .states import STATES, bring_to, every_transition, transitions_of_attempt
 
-METHODS: Final = ("update", "write")
+RETURNING: Final = ("execution", "status")
 ROUNDS: Final = 10
 
 every_state = pytest.mark.parametrize("situation", STATES)
-either_method = pytest.mark.parametrize("method", METHODS)
+every_returning = pytest.mark.parametrize("returning", RETURNING)
 
 
 class TransitionContract:
-    """`update` and `write`."""
+    """`update`."""
 
     @every_state
-    @either_method
+    @every_returning
     def test_what_is_allowed_is_done(
-        self, subject: StoreHarness, situation: str, method: str
+        self, subject: StoreHarness, situation: str, returning: Returning
     ) -> None:
         """Each transition changes what its `apply` changes, and not a thing besides."""
         model = bring_to(subject, situation)
@@ -35,21 +36,21 @@ class TransitionContract:
         before = [bring_to(subject, situation) for _ in allowed]
         subject.later(before[-1].updated_at if before else now)
         for each, transition in zip(before, allowed, strict=True):
-            answer = getattr(subject.store, method)(each.id, transition)
+            answer = subject.store.update(each.id, transition, returning=returning)
             after = subject.found(each.id)
             expected = transition.apply(each, after.updated_at)
             case = describe(transition, each)
             assert answer is not None, f"{case} is allowed, and answered None"
             assert to_text(after) == to_text(expected), case
-            if method == "update":
+            if returning == "execution":
                 assert to_text(answer) == to_text(after), case
             else:
                 assert answer is after.status, case  # an ExecutionStatus, and nothing but that
 
     @every_state
-    @either_method
+    @every_returning
     def test_what_is_refused_changes_nothing(
-        self, subject: StoreHarness, situation: str, method: str
+        self, subject: StoreHarness, situation: str, returning: Returning
     ) -> None:
         """A guard or a fence that does not match is None, and `updated_at` stands as it was."""
         before = bring_to(subject, situation)
@@ -57,31 +58,35 @@ class TransitionContract:
         refused = [x for x in every_transition(before.attempts) if not x.apply(before, now)]
         assert refused
         for transition in refused:
-            refuses(subject, method, before, transition)
+            refuses(subject, returning, before, transition)
 
-    @either_method
-    def test_a_late_attempt_changes_nothing(self, subject: StoreHarness, method: str) -> None:
+    @every_returning
+    def test_a_late_attempt_changes_nothing(
+        self, subject: StoreHarness, returning: Returning
+    ) -> None:
         """What the first attempt still has to say is not for the second one to bear."""
         second = bring_to(subject, "running-last")
         for transition in transitions_of_attempt(second.attempts - 1):
-            refuses(subject, method, second, transition)
+            refuses(subject, returning, second, transition)
 
-    @either_method
-    def test_what_is_not_there_does_not_move(self, subject: StoreHarness, method: str) -> None:
+    @every_returning
+    def test_what_is_not_there_does_not_move(
+        self, subject: StoreHarness, returning: Returning
+    ) -> None:
         """No transition makes an execution."""
         id = new_id()
         for transition in every_transition(0):
-            answer = getattr(subject.store, method)(id, transition)
+            answer = subject.store.update(id, transition, returning=returning)
             assert answer is None, f"{transition.rule.verb} of what is not there was let through"
         assert subject.store.find_by_id(id) is None
 
-    @either_method
-    def test_one_of_many_starts_wins(self, subject: StoreHarness, method: str) -> None:
+    @every_returning
+    def test_one_of_many_starts_wins(self, subject: StoreHarness, returning: Returning) -> None:
         """Of all callers one moves the execution, and the others are told that they did not."""
         ids = [subject.create().id for _ in range(ROUNDS)]
         answers = subject.race(
             [
-                call_store(method, id, transitions.start(f"w{n}"))
+                call_store("update", id, transitions.start(f"w{n}"), returning=returning)
                 for id in ids
                 for n in range(CONCURRENCY)
             ]
@@ -129,7 +134,7 @@ class TransitionContract:
         calls = [call_store("update", id, progress)] * CONCURRENCY
         for number, key in enumerate(keys):
             checkpoint = transitions.checkpoint(key, {"n": number}, 1)
-            calls.append(call_store(METHODS[number % 2], id, checkpoint))
+            calls.append(call_store("update", id, checkpoint, returning=RETURNING[number % 2]))
         assert None not in subject.race(calls)
         expected = {key: {"n": number} for number, key in enumerate(keys)}
         assert subject.found(id).checkpoints == expected | {"last": {"n": 1}}
@@ -165,10 +170,12 @@ class TransitionContract:
         assert times == sorted(times)
 
 
-def refuses(subject: StoreHarness, method: str, before: Execution, transition: Transition) -> None:
+def refuses(
+    subject: StoreHarness, returning: Returning, before: Execution, transition: Transition
+) -> None:
     """Ask for a transition that is not allowed: None, and nothing has changed."""
     case = describe(transition, before)
-    answer = getattr(subject.store, method)(before.id, transition)
+    answer = subject.store.update(before.id, transition, returning=returning)
     assert answer is None, f"{case} was let through"
     assert to_text(subject.found(before.id)) == to_text(before), (
         f"{case} was refused, and left a trace"

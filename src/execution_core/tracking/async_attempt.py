@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..core import transitions
 from ..core.log_lines import NewLogEntry
-from ..core.models import LogLevel, replace_unstorable
+from ..core.models import ExecutionStatus, LogLevel, replace_unstorable
 from ..core.shield import finish_despite_cancellation
 from ..core.store import AsyncExecutionStore, store_within
 from ..core.transitions import Transition
@@ -151,9 +151,15 @@ class AsyncAttempt(AttemptState):
     async def _write(self, transition: Transition) -> None:
         if not self._terms.alone:
             await self._log_kept()
-        if await self._store.write(self._terms.id, transition) is None:
+        if await self._write_status(transition) is None:
             raise self._lost(transition, await self._store.find_by_id(self._terms.id))
         self._wrote(transition)
+
+    async def _write_status(self, transition: Transition) -> ExecutionStatus | None:
+        status: ExecutionStatus | None = await self._store.update(
+            self._terms.id, transition, returning="status"
+        )
+        return status
 
     async def _end(self) -> None:
         try:
@@ -169,7 +175,7 @@ class AsyncAttempt(AttemptState):
             if self._is_told(error):
                 return
             transition = self._fail(error)
-            self._failed(transition, await self._store.write(self._terms.id, transition))
+            self._failed(transition, await self._write_status(transition))
         except Exception:  # noqa: BLE001 - the block's own error must not be hidden
             self._not_recorded()
 
@@ -217,7 +223,7 @@ class AsyncAttempt(AttemptState):
     async def _beat(self) -> bool:
         """Beat by itself; False when there is no use in going on."""
         try:
-            return await self._store.write(self._terms.id, self._heartbeat()) is not None
+            return await self._write_status(self._heartbeat()) is not None
         except Exception:  # noqa: BLE001 - the next one may be heard
             self._not_beaten()
             return True

@@ -328,6 +328,7 @@ class AsyncExecutionManager:
 
     async def _apply(self, id: str, transition: Transition) -> Execution:
         id = validation.execution_id(id)
-        if moved := await self._store.update(id, transition):
+        moved: Execution | None = await self._store.update(id, transition)
+        if moved:
             return moved
         return transitions.resolve_no_match(transition, id, await self._store.find_by_id(id))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..core import transitions
 from ..core.log_lines import NewLogEntry
-from ..core.models import LogLevel, replace_unstorable
+from ..core.models import ExecutionStatus, LogLevel, replace_unstorable
 from ..core.store import ExecutionStore, store_within
 from ..core.transitions import Transition
 from .attempt_options import AttemptOptions
@@ -179,9 +179,15 @@ class Attempt(AttemptState):
 
     def _write(self, transition: Transition) -> None:
         self._log_kept()
-        if self._store.write(self._terms.id, transition) is None:
+        if self._write_status(transition) is None:
             raise self._lost(transition, self._store.find_by_id(self._terms.id))
         self._wrote(transition)
+
+    def _write_status(self, transition: Transition) -> ExecutionStatus | None:
+        status: ExecutionStatus | None = self._store.update(
+            self._terms.id, transition, returning="status"
+        )
+        return status
 
     def _end(self) -> None:
         try:
@@ -197,7 +203,7 @@ class Attempt(AttemptState):
             if self._is_told(error):
                 return
             transition = self._fail(error)
-            self._failed(transition, self._store.write(self._terms.id, transition))
+            self._failed(transition, self._write_status(transition))
         except Exception:  # noqa: BLE001 - the block's own error must not be hidden
             self._not_recorded()
 
@@ -241,7 +247,7 @@ class Attempt(AttemptState):
     def _beat(self) -> bool:
         """Beat by itself; False when there is no use in going on."""
         try:
-            return self._store.write(self._terms.id, self._heartbeat()) is not None
+            return self._write_status(self._heartbeat()) is not None
         except Exception:  # noqa: BLE001 - the next one may be heard
             self._not_beaten()
             return True

@@ -552,6 +552,7 @@ class ExecutionManager:
 
     def _apply(self, id: str, transition: Transition) -> Execution:
         id = validation.execution_id(id)
-        if moved := self._store.update(id, transition):
+        moved: Execution | None = self._store.update(id, transition)
+        if moved:
             return moved
         return transitions.resolve_no_match(transition, id, self._store.find_by_id(id))

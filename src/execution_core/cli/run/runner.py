@@ -75,7 +75,8 @@ class Run:
         # A sweep of this one alone: others of its type may be silent for longer.
         sweep = replace(transitions.sweep(terms.stalled_after), attempt=execution.attempts)
         store = SqlExecutionStore(self._database.engine)
-        return self._events.ask(lambda: store.update(execution.id, sweep)) or execution
+        swept: Execution | None = self._events.ask(lambda: store.update(execution.id, sweep))
+        return swept or execution
 
     def _step(self, execution: Execution) -> Execution | int:
         """Make the next attempt where one may be made; return what it is then, or the exit code."""
