@@ -276,7 +276,7 @@ def test_a_call_with_other_arguments_creates_nothing(any_manager: ExecutionManag
         pytest.fail("it ran")
 
     if not isinstance(any_manager, Blocking):
-        with pytest.raises(TypeError, match="attempt is not the caller's to give"):
+        with pytest.raises(TypeError, match="attempt is injected"):
             keywords(attempt=1)
     assert any_manager.list() == []
 

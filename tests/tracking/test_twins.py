@@ -1,26 +1,32 @@
-"""Sync and async are twins: the same names, the same parameters."""
+"""The sync and the async API are twins: the same names, parameters and docstrings."""
 
 import inspect
+import re
 from typing import Any
 
 import pytest
 
 from execution_core import (
+    AsyncAttempt,
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
+    Attempt,
     ExecutionManager,
     SqlExecutionStore,
     connect,
     connect_async,
 )
 from execution_core.stores import AsyncExecutionStore, ExecutionStore
+from execution_core.tracking import async_decorator, sync_decorator
 
 PAIRS = [
     (ExecutionManager, AsyncExecutionManager),
+    (Attempt, AsyncAttempt),
     (SqlExecutionStore, AsyncSqlExecutionStore),
     (ExecutionStore, AsyncExecutionStore),
 ]
-SYNCHRONOUS = {"within", "attempt", "tracked"}  # they wait for nothing themselves
+PLAIN = {"within", "attempt", "tracked", "each"}
+"""Functions of the async API that are not coroutines."""
 
 
 def public(kind: type) -> dict[str, Any]:
@@ -32,22 +38,42 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
-@pytest.mark.parametrize(("sync", "colourful"), PAIRS)
-def test_twins(sync: type, colourful: type) -> None:
-    ours, theirs = public(sync), public(colourful)
+def text(function: Any) -> str:
+    """A docstring without its example, and without the words that only the async one needs."""
+    doc = inspect.getdoc(function) or ""
+    summary, _, rest = doc.partition("\n")
+    doc = re.sub(r"`.*`", "", summary) + rest
+    return " ".join(re.sub(r"\basync (?=with|for)|\bAsync", "", doc).split())
+
+
+@pytest.mark.parametrize(("sync", "asynchronous"), PAIRS)
+def test_twins_have_the_same_functions(sync: type, asynchronous: type) -> None:
+    ours, theirs = public(sync), public(asynchronous)
     assert list(ours) == list(theirs)
     for name in ours:
         assert parameters(ours[name]) == parameters(theirs[name]), name
-        assert inspect.iscoroutinefunction(theirs[name]) == (name not in SYNCHRONOUS), name
+        assert inspect.iscoroutinefunction(theirs[name]) == (name not in PLAIN), name
+
+
+@pytest.mark.parametrize(("sync", "asynchronous"), PAIRS)
+def test_twins_have_the_same_docstrings(sync: type, asynchronous: type) -> None:
+    ours, theirs = public(sync), public(asynchronous)
+    for name in ours:
         assert ours[name].__doc__, name
-        assert theirs[name].__doc__, name
+        assert text(ours[name]) == text(theirs[name]), name
 
 
-def test_the_functions_that_connect() -> None:
-    assert parameters(connect) == parameters(connect_async)
+@pytest.mark.parametrize(
+    ("sync", "asynchronous"),
+    [(connect, connect_async), (sync_decorator.track, async_decorator.track)],
+)
+def test_twin_functions_have_the_same_parameters(sync: Any, asynchronous: Any) -> None:
+    assert parameters(sync) == parameters(asynchronous)
 
 
-def test_every_public_verb_says_how_it_is_used() -> None:
-    for kind in (ExecutionManager, AsyncExecutionManager):
-        for name, function in public(kind).items():
-            assert f"manager.{name}(" in function.__doc__, f"{kind.__name__}.{name}"
+@pytest.mark.parametrize("kind", [ExecutionManager, AsyncExecutionManager, Attempt, AsyncAttempt])
+def test_twins_public_verbs_have_an_example(kind: type) -> None:
+    receiver = "attempt" if "Attempt" in kind.__name__ else "manager"
+    for name, function in public(kind).items():
+        assert re.search(rf"{receiver}\.(within\(\w+\)\.)?\w*", function.__doc__), name
+        assert f"{receiver}.{name}(" in function.__doc__, f"{kind.__name__}.{name}"

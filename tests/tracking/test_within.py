@@ -292,7 +292,7 @@ def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.R
     for manager, wrong in cases:
         with pytest.raises(InvalidValue) as caught:
             manager.within(wrong)
-        assert caught.value.argument == "connection_or_session"
+        assert caught.value.argument == "transaction"
     with pytest.raises(InvalidValue, match="engine must be an Engine, not AsyncEngine"):
         SqlExecutionStore(colourful.engine)
     with pytest.raises(InvalidValue, match="engine must be an AsyncEngine, not Engine"):

@@ -17,6 +17,22 @@ Returning = Literal["execution", "status"]
 """What `update` returns: the whole execution, or its status alone."""
 
 
+class Transaction(Protocol):
+    """A caller's transaction: SQLAlchemy's Connection or Session, or what another store joins."""
+
+    def rollback(self) -> None:
+        """Undo everything that was written in it."""
+        ...
+
+
+class AsyncTransaction(Protocol):
+    """`Transaction` for asyncio: SQLAlchemy's AsyncConnection or AsyncSession, for example."""
+
+    async def rollback(self) -> None:
+        """Undo everything that was written in it."""
+        ...
+
+
 def store_within(store: Any, transaction: Any) -> Any:
     """Return a store in the caller's transaction.
 
@@ -108,11 +124,18 @@ class AsyncExecutionStore(Protocol):
     async def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
     ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
-        """Compare and set: store `transition.apply(found, now)` and return it or its status."""
+        """Compare and set: store `transition.apply(found, now)` and return it.
+
+        With `returning="status"`, return its status alone, so that no payload is read or sent.
+        None when there is no such execution or the transition does not apply; nothing changed.
+        """
         ...
 
     async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
-        """Compare and set many: store and return `batch.apply(all, now)`, each atomically."""
+        """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
+
+        Two callers at once never get the same execution for the same move.
+        """
         ...
 
     async def list(self, page: Page) -> builtins.list[Execution]:
@@ -120,7 +143,10 @@ class AsyncExecutionStore(Protocol):
         ...
 
     async def delete(self, id: str) -> bool:
-        """Remove the execution and its log; its children and replays lose the link. Or False."""
+        """Remove the execution and its log; its children lose their parent, its replays the link.
+
+        False when there is none.
+        """
         ...
 
     async def prune(self, pruning: PruneRequest) -> int:

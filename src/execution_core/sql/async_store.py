@@ -62,7 +62,7 @@ class AsyncSqlExecutionStore:
         """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
         if not isinstance(transaction, AsyncConnection | AsyncSession | async_scoped_session):
             raise InvalidValue(
-                "connection_or_session",
+                "transaction",
                 f"must be an AsyncConnection or an AsyncSession, not {type(transaction).__name__}",
             )
         joined = copy(self)

@@ -65,7 +65,7 @@ class SqlExecutionStore:
 
         if not isinstance(transaction, Connection | Session | scoped_session):
             raise InvalidValue(
-                "connection_or_session",
+                "transaction",
                 f"must be a Connection or a Session, not {type(transaction).__name__}",
             )
         joined = copy(self)

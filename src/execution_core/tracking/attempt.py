@@ -1,25 +1,19 @@
-"""An attempt as a with-block, which starts, completes and fails its execution by itself."""
+"""An attempt as a with-block that starts, completes and fails its execution."""
 
 import threading
 from collections.abc import Iterable, Iterator
-from copy import copy
+from datetime import timedelta
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from ..core import transitions
-from ..core.log_lines import NewLogEntry
-from ..core.models import ExecutionStatus, LogLevel, replace_unstorable
-from ..core.store import ExecutionStore, store_within
-from ..core.transitions import Transition
+from ..core.models import LogLevel
+from ..core.steps import run
+from ..core.store import ExecutionStore, Transaction
+from ..core.transitions import heartbeat
 from .attempt_options import AttemptOptions
 from .attempt_state import AttemptState
 from .iteration import CheckpointedIteration
-from .log_capture import ACTIVE
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
 from .threads import HeartbeatThread, LogThread
 
 T = TypeVar("T")
@@ -28,26 +22,23 @@ T = TypeVar("T")
 class Attempt(AttemptState):
     """One attempt at an execution: `with manager.attempt(id) as attempt: attempt.result = work()`.
 
-    What it writes, it writes only while it owns the execution. Once it does not, because that was
-    cancelled, timed out, taken over or deleted, `update_progress`, `checkpoint`, `advance`,
-    `heartbeat`, and the end of a block that has not noticed, raise `AttemptLost`. No write brings
-    the execution back: it takes a few hundred bytes, however large the payload is.
+    It writes only while it owns the execution. When the execution was cancelled, timed out, taken
+    over or deleted, every write raises `AttemptLost`, and so does the end of a block that has not
+    noticed. No write sends or returns the payload.
     """
 
-    def __init__(self, store: ExecutionStore, terms: AttemptOptions) -> None:
-        super().__init__(terms)
-        self._store = store
-        self._beating: HeartbeatThread | None = None
-        self._logging: LogThread | None = None
-        self._logging_lock = threading.Lock()
+    def __init__(self, store: ExecutionStore, options: AttemptOptions) -> None:
+        super().__init__(store, options)
+        self._heartbeats: HeartbeatThread | None = None
+        self._log_thread: LogThread | None = None
+        self._log_lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._enter()
         try:
-            self._start()
+            run(self._enter_steps())
             self._begin_block()
         except BaseException as error:
-            if self.started:  # and then a signal's handler raised, or it was lost
+            if self.started:  # ownership was lost, or a signal handler raised
                 self.__exit__(type(error), error, None)
             raise
         return self
@@ -59,195 +50,112 @@ class Attempt(AttemptState):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._end_block()
-            self._log_all()
-            if error is None:
-                self._end()
-            else:
-                self._record(error)
+            run(self._exit_steps(error))
         except Exception:
             raise
-        except BaseException as interruption:
-            self._record(interruption)  # which changes nothing if the first record was made
+        except BaseException as interruption:  # a signal handler raised
+            run(self._record_steps(interruption))  # changes nothing if a record was made
             raise
-        finally:
-            if self._beating is not None:
-                self._beating.stop()
+        finally:  # last: no sweep must take the execution while its log is being written
+            if self._heartbeats is not None:
+                self._heartbeats.stop()
 
     def update_progress(self, current: int, total: int, *, message: str | None = None) -> None:
         """Replace the progress: `attempt.update_progress(50, 100, message="half way")`.
 
-        A total of 0 means that it is unknown.
-
-        Raises:
-            AttemptLost: the execution is not this attempt's any more.
+        Args:
+            current: how many units are done.
+            total: how many units there are; 0 while that is unknown.
+            message: a text for readers, up to 10,000 characters.
         """
-        self._write(self._progress(current, total, message))
+        run(self._write_steps(self._progress(current, total, message)))
 
     def checkpoint(self, key: str, value: Any) -> None:
-        """Set one checkpoint, any JSON value: `attempt.checkpoint("last_index", 49)`.
+        """Set one checkpoint: `attempt.checkpoint("last_index", 49)`.
 
-        Raises:
-            AttemptLost: the execution is not this attempt's any more.
+        The key has 1 to 255 characters. The value, any JSON value, replaces the old one.
         """
-        self._write(self._checkpoint(key, value))
+        run(self._write_steps(self._checkpoint(key, value)))
 
     def advance(
         self, current: int, total: int, *, key: str, value: Any, message: str | None = None
     ) -> None:
-        """Replace the progress and set a checkpoint: `attempt.advance(50, 100, key="k", value=49)`.
+        """Update progress and a checkpoint together: `attempt.advance(5, 9, key="i", value=4)`.
 
-        Raises:
-            AttemptLost: the execution is not this attempt's any more.
+        As `update_progress` and `checkpoint` do, with their arguments, in one statement.
         """
-        self._write(self._advance(current, total, key, value, message))
+        run(self._write_steps(self._advance(current, total, key, value, message)))
 
     def heartbeat(self) -> None:
-        """Give a sign of life: `attempt.heartbeat()`.
-
-        Raises:
-            AttemptLost: the execution is not this attempt's any more.
-        """
-        self._write(self._heartbeat())
+        """Show that the attempt is alive: `attempt.heartbeat()`."""
+        run(self._write_steps(heartbeat(self.number)))
 
     def log(self, message: str, *, level: LogLevel | str = LogLevel.INFO, data: Any = None) -> None:
-        """Add a line to the log: `attempt.log("skipped a row", level="warning", data={"n": 7})`.
+        """Add an entry to the log: `attempt.log("skipped a row", level="warning")`.
 
-        For records of `logging`, see `ExecutionLogHandler`.
+        `ExecutionLogHandler` does this for the records of `logging`.
 
-        Raises:
-            AttemptLost: the execution is not this attempt's any more.
+        Args:
+            message: the text; characters that cannot be stored are replaced, and it is cut after
+                10,000 characters.
+            level: debug, info, warning, error or critical.
+            data: any JSON value.
         """
-        new = self._line(message, level, data)
-        if self._store.log(new) is None:
-            raise self._lost(new.transition, self._store.find_by_id(self._terms.id))
+        run(self._log_steps(self._entry(message, level, data)))
 
     def each(
         self, items: Iterable[T], *, checkpoint: str = "last_index", every: int = 1
     ) -> Iterator[T]:
-        """Go on behind the checkpoint: `for row in attempt.each(rows, every=100): load(row)`.
+        """Iterate, resuming after the last checkpoint: `for row in attempt.each(rows): load(row)`.
 
-        An item is done when the loop comes back for the next one. After every `every` of them, and
-        at the end, one statement sets the checkpoint to the index of the last one done and reports
-        the progress, whose total is `len(items)`; 0 until the end for what has no length.
+        An item counts as done when the loop asks for the next one. After every `every` items, and
+        at the end, one statement sets the checkpoint to the index of the last item done and
+        updates the progress, whose total is `len(items)`, or 0 until the end if that is unknown.
 
         Args:
-            items: the same ones in the same order for every attempt.
+            items: the same items in the same order for every attempt.
             checkpoint: the key of the checkpoint.
-            every: how many items at most are done again after a crash.
+            every: how many items are done again after a crash, at most.
 
         Raises:
-            AttemptLost: the execution is not this attempt's any more.
-            InvalidValue: the checkpoint holds no index.
+            InvalidValue: the checkpoint holds something other than an index.
         """
-        return self._each(items, self._new_iteration(items, checkpoint, every))
+        return self._each(items, self._iteration(items, checkpoint, every))
 
-    def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
+    def within(self, transaction: Transaction) -> Self:
         """Write in the caller's transaction: `attempt.within(session).checkpoint("done", 7)`.
 
-        What is written through the attempt that this returns commits or rolls back with the
-        caller's own rows; its `checkpoints` are its own. The block itself stays as it is.
+        Writes through the returned attempt commit or roll back with the caller's own rows. It has
+        checkpoints of its own. The block itself is unaffected.
+
+        Args:
+            transaction: an SQLAlchemy Connection or Session.
 
         Raises:
-            InvalidValue: it is neither a Connection nor a Session.
-            NotImplementedError: the store has no `within`.
+            InvalidValue: it is neither.
+            NotImplementedError: the store cannot join a transaction.
         """
-        inside = copy(self)
-        inside._store = store_within(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
-        inside._checkpoints = dict(self._checkpoints)  # noqa: SLF001
-        inside._entered = True  # noqa: SLF001 - it has no block of its own
-        return inside
+        return self._within(transaction)
 
     def _each(self, items: Iterable[T], iteration: CheckpointedIteration) -> Iterator[T]:
         for item in islice(items, iteration.done, None):
             yield item
-            if iteration.item_done():
-                self.advance(**iteration.progress_args())
-        if iteration.exhausted():
-            self.advance(**iteration.progress_args())
+            run(self._advance_steps(iteration.item_done()))
+        run(self._advance_steps(iteration.exhausted()))
 
-    def _start(self) -> None:
-        id, start = self._terms.id, self._terms.start
-        execution = self._terms.started or self._store.update(id, start)
-        if execution is None:
-            raise transitions.refusal(start, id, self._store.find_by_id(id))
-        self._own(execution)
-        if self._terms.started:
-            self.heartbeat()  # it may have been taken since it was claimed
-        if self._terms.heartbeat is not None:
-            self._beating = HeartbeatThread(self, self._terms.heartbeat)
+    def _start_heartbeat(self, interval: timedelta) -> None:
+        self._heartbeats = HeartbeatThread(self, interval)
 
-    def _write(self, transition: Transition) -> None:
-        self._log_kept()
-        if self._write_status(transition) is None:
-            raise self._lost(transition, self._store.find_by_id(self._terms.id))
-        self._wrote(transition)
+    def _finish_log(self) -> None:
+        if self._log_thread is not None:
+            self._log_thread.finish()
 
-    def _write_status(self, transition: Transition) -> ExecutionStatus | None:
-        status: ExecutionStatus | None = self._store.update(
-            self._terms.id, transition, returning="status"
-        )
-        return status
-
-    def _end(self) -> None:
-        try:
-            transition = self._complete()
-        except Exception as error:  # a result that cannot be stored
-            self._record(error)
-            raise
-        self._write(transition)
-
-    def _record(self, error: BaseException) -> None:
-        """Record why the block was left. Whatever comes of that, the error itself goes on."""
-        try:
-            if self._is_told(error):
-                return
-            transition = self._fail(error)
-            self._failed(transition, self._write_status(transition))
-        except Exception:  # noqa: BLE001 - the block's own error must not be hidden
-            self._not_recorded()
-
-    def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
-        new = self._line(message, level, {"logger": replace_unstorable(logger_name)})
-        if not self._terms.alone:
-            self._keep(new)
+    def _capture(self, message: str, level: LogLevel, logger_name: str) -> None:
+        entry = self._captured(message, level, logger_name)
+        if not self._options.background:
+            self._buffer(entry)
             return
-        with self._logging_lock:  # its threads may log at once
-            if self._logging is None:
-                self._logging = LogThread(self)
-            self._dropped += not self._logging.put(new)
-
-    def _log_all(self) -> None:
-        if self._logging is not None:
-            self._logging.finish()
-        self._keep_what_was_dropped()
-        self._log_kept()
-
-    def _log_kept(self) -> None:
-        """Write what could not be written in the background."""
-        if not self._logged:
-            return
-        current = ACTIVE.get()
-        ACTIVE.set(None)  # writing may be logged as well
-        try:
-            while self._logged and self._log_one(self._logged.popleft()):
-                pass
-        finally:
-            ACTIVE.set(current)
-
-    def _log_one(self, line: NewLogEntry) -> bool:
-        """Write a line of `logging`; False when that failed."""
-        try:
-            self._store.log(line)
-        except Exception:  # noqa: BLE001 - what is said of the work must not end it
-            self._not_logged()
-            return False
-        return True
-
-    def _beat(self) -> bool:
-        """Beat by itself; False when there is no use in going on."""
-        try:
-            return self._write_status(self._heartbeat()) is not None
-        except Exception:  # noqa: BLE001 - the next one may be heard
-            self._not_beaten()
-            return True
+        with self._log_lock:  # several threads of the block may log at once
+            if self._log_thread is None:
+                self._log_thread = LogThread(self)
+            self._dropped += not self._log_thread.put(entry)

@@ -16,19 +16,19 @@ Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 
 @dataclass(frozen=True, slots=True)
 class AttemptOptions:
-    """On what terms an attempt is made."""
+    """The checked options of one attempt."""
 
     id: str
     started: Execution | None
-    """The execution, where the attempt has been started already."""
+    """The execution, if `claim` or `start` has started the attempt already."""
     start: Transition
     retry_on: tuple[type[BaseException], ...]
     backoff: Backoff | None
     heartbeat: timedelta | None
     joined: bool
-    """Whether all of it is part of a transaction of the caller's."""
-    alone: bool
-    """Whether it may use the store in the background, while its block is at work."""
+    """Whether every write of the attempt belongs to a transaction of the caller's."""
+    background: bool
+    """Whether the attempt may use the store in the background while its block runs."""
     max_bytes: int
 
 
@@ -40,25 +40,29 @@ def check_options(
     backoff: Backoff | None,
     heartbeat: timedelta | None,
     joined: bool,
-    alone: bool,
+    shares_connection: bool,
     max_bytes: int,
 ) -> AttemptOptions:
-    """Check on what terms a caller asks for an attempt."""
+    """Check the options that a caller gives for an attempt."""
     started = id if isinstance(id, Execution) else None
     if started and started.status is not RUNNING:
         raise InvalidValue(
-            "id", f"must be what claim or start returned, and this is {started.status}: give its id"
+            "id",
+            "must be an id, or the running execution that claim or start returned:"
+            f" this execution is {started.status}",
         )
     if started and worker is not None:
-        raise InvalidValue("worker", "was named when the attempt started: claim(worker=...)")
+        raise InvalidValue("worker", "is already set for a started execution: claim(worker=...)")
     several = retry_on if isinstance(retry_on, tuple) else (retry_on,)
     if not all(isinstance(each, type) and issubclass(each, BaseException) for each in several):
         raise InvalidValue("retry_on", "must be an exception class, or a tuple of them")
     if backoff is not None and not isinstance(backoff, Backoff):
         raise InvalidValue("backoff", "must be a Backoff")
-    if heartbeat is not None and (joined or not alone):
+    if heartbeat is not None and (joined or shares_connection):
         raise InvalidValue(
-            "heartbeat", "cannot share a connection: neither a transaction's nor in-memory SQLite's"
+            "heartbeat",
+            "needs a connection of its own: it works neither inside a transaction of the caller's"
+            " nor with in-memory SQLite",
         )
     return AttemptOptions(
         id=validation.execution_id(started.id if started else id),
@@ -68,6 +72,6 @@ def check_options(
         backoff=backoff,
         heartbeat=None if heartbeat is None else validation.duration("heartbeat", heartbeat),
         joined=joined,
-        alone=alone and not joined,
+        background=not (joined or shares_connection),
         max_bytes=max_bytes,
     )

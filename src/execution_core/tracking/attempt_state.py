@@ -1,53 +1,60 @@
-"""What both colours of an attempt decide without asking a store: what to write, and when."""
+"""What the sync and the async attempt share: its state, and every decision, as steps."""
 
 import logging
 from collections import deque
 from collections.abc import Mapping
+from copy import copy
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Self
 from weakref import ref
 
 from ..core import transitions
 from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
 from ..core.json_values import JsonMember
 from ..core.log_lines import NewLogEntry, new_log_entry
-from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel
+from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel, replace_unstorable
 from ..core.state_machine import RETRYING
+from ..core.steps import Steps
+from ..core.store import store_within
 from ..core.transitions import Transition
 from .attempt_options import AttemptOptions
 from .iteration import CheckpointedIteration
 from .log_capture import ACTIVE, ActiveAttempt, innermost_active
 
 INTERRUPTED: Final = "interrupted"
-"""The code of the failure of a block that was left because its process or its task ends."""
+"""Error code for a block left by KeyboardInterrupt, SystemExit or CancelledError."""
 
 MAX_BUFFERED_ENTRIES: Final = 10_000
-"""How many lines of `logging` may wait to be written; what comes then is dropped and counted."""
+"""How many captured log records may wait to be written; further ones are dropped and counted."""
 
 logger: Final = logging.getLogger("execution_core")
 
 
 class AttemptState:
-    """An attempt's hold on its execution: what it knows of it, and what it would write."""
+    """One attempt: the execution as it found it, and the steps of every verb of its block."""
 
     result: Any = None
-    """What the execution is to be completed with: any JSON value."""
+    """The result that the execution is completed with: any JSON value."""
     retry_after: timedelta | None = None
-    """How long the next attempt is to wait, once this one has failed and may be followed by one."""
+    """The delay before the next attempt, once this one has failed and another may follow."""
     _left = False
-    """Whether its block has been left."""
-    _place: ActiveAttempt | None = None
-    """Its block, once it has begun."""
+    _active: ActiveAttempt | None = None
 
-    def __init__(self, terms: AttemptOptions) -> None:
-        self._terms = terms
+    def __init__(self, store: Any, options: AttemptOptions) -> None:
+        self._store = store
+        self._options = options
         self._entered = False
         self._execution: Execution | None = None
         self._checkpoints: dict[str, Any] = {}
         self._iterated: set[str] = set()
-        self._logged: deque[NewLogEntry] = deque()
+        self._entries: deque[NewLogEntry] = deque()
         self._dropped = 0
+
+    def __repr__(self) -> str:
+        which = f"{self.number} of" if self.started else "not started, of"
+        name = type(self).__name__
+        return f"<{name} {which} execution {self._options.id} in {self._store!r}>"
 
     @property
     def execution(self) -> Execution:
@@ -58,149 +65,228 @@ class AttemptState:
 
     @property
     def number(self) -> int:
-        """Which attempt this is, from 1 on: what other verbs take as `attempt=`."""
+        """The number of this attempt, from 1: what other verbs take as `attempt=`."""
         return self.execution.attempts
 
     @property
     def checkpoints(self) -> Mapping[str, Any]:
-        """The checkpoints as this attempt found them, and what it has set since."""
+        """The checkpoints as this attempt found them, and those that it has set since."""
         _ = self.execution
         return MappingProxyType(self._checkpoints)
 
     @property
     def started(self) -> bool:
-        """Whether its block has been entered, with the execution started."""
+        """Whether its block has been entered and the execution started."""
         return self._execution is not None
 
-    def _enter(self) -> None:
+    def _within(self, transaction: Any) -> Self:
+        """Return a copy that writes in a transaction, with checkpoints of its own and no block."""
+        inside = copy(self)
+        own = {"_store": store_within(self._store, transaction), "_entered": True}
+        vars(inside).update(own, _checkpoints=dict(self._checkpoints))
+        return inside
+
+    # --- the block ---
+
+    def _enter_steps(self) -> Steps[None]:
         if self._entered:
             raise RuntimeError("An attempt has one block: ask the manager for another attempt")
         self._entered = True
-
-    def _own(self, execution: Execution) -> None:
+        id, start = self._options.id, self._options.start
+        execution = self._options.started or (yield lambda: self._store.update(id, start))
+        if execution is None:
+            raise transitions.refusal(start, id, (yield lambda: self._store.find_by_id(id)))
         self._execution = execution
         self._checkpoints = dict(execution.checkpoints)
+        if self._options.started:  # another attempt may have taken over since the claim
+            yield from self._write_steps(transitions.heartbeat(self.number))
+        if (interval := self._options.heartbeat) is not None:
+            yield lambda: self._start_heartbeat(interval)
+
+    def _exit_steps(self, error: BaseException | None) -> Steps[None]:
+        self._end_block()
+        yield self._finish_log
+        self._report_dropped()
+        yield from self._flush_steps()
+        if error is None:
+            yield from self._complete_steps()
+        else:
+            yield from self._record_steps(error)
+
+    def _complete_steps(self) -> Steps[None]:
+        try:
+            max_bytes = self._options.max_bytes
+            transition = transitions.complete(self.result, self.number, max_bytes)
+        except Exception as error:  # the result cannot be stored
+            yield from self._record_steps(error)
+            raise
+        yield from self._write_steps(transition)
+
+    def _record_steps(self, error: BaseException) -> Steps[None]:
+        """Record why the block was left; a failure to do so is logged, not raised."""
+        try:
+            if self._is_own_loss(error):
+                return
+            transition = self._failure(error)
+            if (yield from self._update_steps(transition)) is RETRYING:
+                delay = transition.values["retry_after"]
+                self.retry_after = delay if isinstance(delay, timedelta) else timedelta(0)
+        except Exception:  # noqa: BLE001 - the error of the block must not be hidden
+            self._warn("The failure of attempt %d of execution %s could not be recorded")
 
     def _begin_block(self) -> None:
-        """Take what is logged from now on."""
-        self._place = ActiveAttempt(ref(self), innermost_active())
-        ACTIVE.set(self._place)
+        """Capture log records from now on."""
+        self._active = ActiveAttempt(ref(self), innermost_active())
+        ACTIVE.set(self._active)
 
     def _end_block(self) -> None:
-        """Leave what is logged from now on to the block around this one."""
+        """Leave further log records to the block around this one."""
         self._left = True
-        if ACTIVE.get() is self._place:  # else it was entered elsewhere, as in a generator
+        if ACTIVE.get() is self._active:  # not so if the block was entered in another context
             ACTIVE.set(innermost_active())
 
-    def _line(self, message: str, level: LogLevel | str, data: object) -> NewLogEntry:
-        return new_log_entry(
-            self._terms.id,
-            message,
-            level,
-            data,
-            attempt=self.number,
-            max_bytes=self._terms.max_bytes,
-        )
+    # --- writes ---
 
-    def _keep(self, line: NewLogEntry) -> None:
-        if len(self._logged) < MAX_BUFFERED_ENTRIES:
-            self._logged.append(line)
+    def _write_steps(self, transition: Transition) -> Steps[None]:
+        if not self._options.background:
+            yield from self._flush_steps()
+        if (yield from self._update_steps(transition)) is None:
+            raise (yield from self._loss_steps(transition))
+        member = transition.values.get("checkpoints")
+        if isinstance(member, JsonMember):
+            self._checkpoints[member.key] = member.value.value
+
+    def _update_steps(self, transition: Transition) -> Steps[ExecutionStatus | None]:
+        id = self._options.id
+        status: ExecutionStatus | None
+        status = yield lambda: self._store.update(id, transition, returning="status")
+        return status
+
+    def _loss_steps(self, transition: Transition) -> Steps[ExecutionProblem]:
+        """Return why nothing was written."""
+        found = yield lambda: self._store.find_by_id(self._options.id)
+        problem = transitions.refusal(transition, self._options.id, found)
+        if isinstance(problem, ConcurrentUpdate):
+            return problem
+        return AttemptLost(self._options.id, self.number, found)
+
+    def _advance_steps(self, position: dict[str, Any] | None) -> Steps[None]:
+        if position is not None:
+            yield from self._write_steps(self._advance(**position))
+
+    def _heartbeat_steps(self) -> Steps[bool]:
+        """Send a heartbeat from the background; return whether to send another one."""
+        try:
+            heartbeat = transitions.heartbeat(self.number)
+            return (yield from self._update_steps(heartbeat)) is not None
+        except Exception:  # noqa: BLE001 - the next heartbeat may succeed
+            self._warn("A heartbeat of attempt %d of execution %s could not be recorded")
+            return True
+
+    # --- the log ---
+
+    def _log_steps(self, new: NewLogEntry) -> Steps[None]:
+        if (yield lambda: self._store.log(new)) is None:
+            raise (yield from self._loss_steps(new.transition))
+
+    def _flush_steps(self) -> Steps[None]:
+        """Write the captured records that wait."""
+        if not self._entries:
+            return
+        active = ACTIVE.get()
+        ACTIVE.set(None)  # the write may itself be logged
+        try:
+            while self._entries and (yield from self._write_entry_steps(self._entries.popleft())):
+                pass
+        finally:
+            ACTIVE.set(active)
+
+    def _write_entry_steps(self, entry: NewLogEntry) -> Steps[bool]:
+        """Write a captured record; return whether that succeeded."""
+        try:
+            yield lambda: self._store.log(entry)
+        except Exception:  # noqa: BLE001 - a failure to log must not end the work
+            self._warn("Attempt %d of execution %s could not add to its log")
+            return False
+        return True
+
+    def _entry(self, message: str, level: LogLevel | str, data: object) -> NewLogEntry:
+        id, max_bytes = self._options.id, self._options.max_bytes
+        return new_log_entry(id, message, level, data, attempt=self.number, max_bytes=max_bytes)
+
+    def _captured(self, message: str, level: LogLevel, logger_name: str) -> NewLogEntry:
+        return self._entry(message, level, {"logger": replace_unstorable(logger_name)})
+
+    def _buffer(self, entry: NewLogEntry) -> None:
+        if len(self._entries) < MAX_BUFFERED_ENTRIES:
+            self._entries.append(entry)
         else:
             self._dropped += 1
 
-    def _keep_what_was_dropped(self) -> None:
-        """Keep how many lines were dropped, as the last one."""
+    def _report_dropped(self) -> None:
+        """Add how many records were dropped, as the last entry."""
         if self._dropped:
             limit = f"{MAX_BUFFERED_ENTRIES} were waiting to be written"
-            said = f"{self._dropped} records were dropped: {limit}"
-            self._logged.append(self._line(said, LogLevel.WARNING, {"logger": logger.name}))
+            message = f"{self._dropped} records were dropped: {limit}"
+            self._entries.append(self._captured(message, LogLevel.WARNING, logger.name))
 
-    def _record_logged(self, message: str, level: LogLevel, logger_name: str) -> None:
-        """Keep what `logging` brought until it can be written."""
-        raise NotImplementedError
+    def _warn(self, message: str) -> None:
+        logger.warning(message, self.number, self._options.id, exc_info=True)
 
-    def _wrote(self, transition: Transition) -> None:
-        entry = transition.values.get("checkpoints")
-        if isinstance(entry, JsonMember):
-            self._checkpoints[entry.key] = entry.value.value
-
-    def _new_iteration(self, items: object, key: str, every: int) -> "CheckpointedIteration":
-        iteration = CheckpointedIteration(items, key, every, self.checkpoints)
-        if key in self._iterated:  # what one loop has done, the other would skip
-            raise InvalidValue("checkpoint", f"{key!r} is another loop's: give each its own")
-        self._iterated.add(key)
-        return iteration
-
-    def _lost(self, transition: Transition, found: Execution | None) -> ExecutionProblem:
-        """Say why nothing was written, from the execution that was found afterwards."""
-        problem = transitions.refusal(transition, self._terms.id, found)
-        if isinstance(problem, ConcurrentUpdate):
-            return problem
-        return AttemptLost(self._terms.id, self.number, found)
-
-    def _is_told(self, error: BaseException) -> bool:
-        """Tell whether an error is this attempt's own loss, of which nothing is to be recorded."""
-        return type(error) is AttemptLost and (error.execution_id, error.attempt) == (
-            self._terms.id,
-            self.number,
-        )
+    # --- what the block writes ---
 
     def _progress(self, current: int, total: int, message: str | None) -> Transition:
         return transitions.update_progress(current, total, message, None, self.number)
 
     def _checkpoint(self, key: str, value: object) -> Transition:
-        return transitions.checkpoint(key, value, self.number, self._terms.max_bytes)
+        return transitions.checkpoint(key, value, self.number, self._options.max_bytes)
 
     def _advance(
-        self, current: int, total: int, key: str, value: object, message: str | None
+        self, current: int, total: int, key: str, value: object, message: str | None = None
     ) -> Transition:
         progress = self._progress(current, total, message)
         return transitions.advance(progress, self._checkpoint(key, value))
 
-    def _heartbeat(self) -> Transition:
-        return transitions.heartbeat(self.number)
+    def _iteration(self, items: object, key: str, every: int) -> CheckpointedIteration:
+        iteration = CheckpointedIteration(items, key, every, self.checkpoints)
+        if key in self._iterated:  # one loop would skip what the other has done
+            raise InvalidValue("checkpoint", f"{key!r} belongs to another loop of this attempt")
+        self._iterated.add(key)
+        return iteration
 
-    def _complete(self) -> Transition:
-        return transitions.complete(self.result, self.number, self._terms.max_bytes)
+    # --- failures ---
 
-    def _fail(self, error: BaseException) -> Transition:
-        """Describe why the block was left."""
+    def _failure(self, error: BaseException) -> Transition:
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit, CancelledError, …
-            told = ExecutionFailure.from_exception(error).model_copy(update={"code": INTERRUPTED})
-            return transitions.fail(told, True, None, self.number)  # noqa: FBT003 - retryable
+            failure = ExecutionFailure.from_exception(error, retryable=True)
+            failure = failure.model_copy(update={"code": INTERRUPTED})
+            return transitions.fail(failure, None, None, self.number)
         retryable = self._retries(error)
-        backoff = self._terms.backoff
+        backoff = self._options.backoff
         delay = backoff.delay(self.number) if backoff and retryable else None
         return transitions.fail(error, retryable, delay, self.number)
 
     def _retries(self, error: BaseException) -> bool:
-        """Tell as an `except` would; and of a group, whether it would of everything in it."""
-        if any(kind in self._terms.retry_on for kind in type(error).__mro__):
+        """Return whether `except retry_on` would catch an error; all of its parts for a group."""
+        if any(kind in self._options.retry_on for kind in type(error).__mro__):
             return True
         return isinstance(error, BaseExceptionGroup) and all(map(self._retries, error.exceptions))
 
-    def _failed(self, transition: Transition, status: ExecutionStatus | None) -> None:
-        if status is RETRYING:
-            delay = transition.values["retry_after"]
-            self.retry_after = delay if isinstance(delay, timedelta) else timedelta(0)
-
-    def _not_recorded(self) -> None:
-        logger.warning(
-            "Attempt %d of execution %s failed, and that could not be recorded",
-            *(self.number, self._terms.id),
-            exc_info=True,
+    def _is_own_loss(self, error: BaseException) -> bool:
+        """Return whether an error says that this attempt is lost: then nothing is recorded."""
+        return type(error) is AttemptLost and (error.execution_id, error.attempt) == (
+            self._options.id,
+            self.number,
         )
 
-    def _not_logged(self) -> None:
-        logger.warning(
-            "Attempt %d of execution %s could not add to its log",
-            *(self.number, self._terms.id),
-            exc_info=True,
-        )
+    # --- what the sync and the async attempt do differently; the async ones may be coroutines ---
 
-    def _not_beaten(self) -> None:
-        logger.warning(
-            "No heartbeat of attempt %d of execution %s could be recorded",
-            *(self.number, self._terms.id),
-            exc_info=True,
-        )
+    def _start_heartbeat(self, interval: timedelta) -> Any:
+        raise NotImplementedError
+
+    def _finish_log(self) -> Any:
+        """Wait until the background has written the captured records."""
+        raise NotImplementedError
+
+    def _capture(self, message: str, level: LogLevel, logger_name: str) -> None:
+        raise NotImplementedError

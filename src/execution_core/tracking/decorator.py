@@ -1,20 +1,22 @@
-"""What both colours of a tracked function decide without asking a store."""
+"""What the sync and the async `tracked` share: options, signature, and the steps of a call."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from ..core import json_values, validation
 from ..core.errors import AlreadyRunning, InvalidStateTransition, InvalidValue
 from ..core.models import Execution
-from ..core.state_machine import CANCELLED, RUNNING
+from ..core.state_machine import CANCELLED, COMPLETED, FAILED, RUNNING, TIMED_OUT
+from ..core.steps import Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedOptions:
-    """What the executions of a tracked function are made with."""
+    """The options that the executions of a tracked function are created with."""
 
     type: str
     idempotency_key: Callable[..., str | None] | None
@@ -24,7 +26,7 @@ class TrackedOptions:
     max_bytes: int
 
     def __post_init__(self) -> None:
-        # What `create` would refuse at the first call had better be said at once.
+        # Refuse at the decorator what `create` would refuse at the first call.
         validation.name("type", self.type)
         validation.integer("max_attempts", self.max_attempts, 1, validation.MAX_INTEGER)
         if self.timeout is not None:
@@ -34,8 +36,8 @@ class TrackedOptions:
             if function is not None and not callable(function):
                 raise InvalidValue(argument, "must be a function of the tracked one's arguments")
 
-    def creation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return what `create` takes for a call."""
+    def new_execution(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of `create` for a call."""
         return {
             "type": self.type,
             "payload": self.payload and self.payload(*args, **kwargs),
@@ -44,66 +46,110 @@ class TrackedOptions:
             "idempotency_key": self.idempotency_key and self.idempotency_key(*args, **kwargs),
         }
 
+    def as_json(self, result: object) -> Any:
+        """Return a result as the database will return it."""
+        return (
+            None if result is None else json_values.to_json("result", result, self.max_bytes).value
+        )
+
 
 class TrackedSignature:
-    """How a tracked function is called.
+    """The signature of a tracked function, and of what its callers see.
 
     Raises:
-        InvalidValue: it is no function, of the other mode, or takes its attempt by position.
+        InvalidValue: the function is async for a sync manager or the reverse, it yields, it has no
+            signature, or it takes `attempt` by position.
     """
 
-    def __init__(self, function: Callable[..., Any], *, asynchronous: bool) -> None:
+    def __init__(self, function: Callable[..., Any], *, is_async: bool) -> None:
         try:
             full = inspect.signature(function)
         except (TypeError, ValueError):
-            raise InvalidValue("function", "must be one whose parameters Python can tell") from None
-        forms = (function, type(function).__call__)  # an object may be called like a function
+            raise InvalidValue("function", "must have parameters that Python can inspect") from None
+        forms = (function, type(function).__call__)  # an object may be callable
         if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in forms):
-            raise InvalidValue("function", "must return its result, and this one yields")
-        if any(map(inspect.iscoroutinefunction, forms)) != asynchronous:
-            wanted, manager = ("an async", "") if asynchronous else ("a plain", "Async")
+            raise InvalidValue("function", "must return its result, not yield")
+        if any(map(inspect.iscoroutinefunction, forms)) != is_async:
+            wanted, manager = ("an async", "") if is_async else ("a plain", "Async")
             raise InvalidValue(
                 "function", f"must be {wanted} function: {manager}ExecutionManager tracks others"
             )
         names = list(full.parameters)
         self._takes_attempt = "attempt" in names
         if self._takes_attempt:
-            asked, *behind = (full.parameters[name] for name in names[names.index("attempt") :])
-            by_position = (asked.POSITIONAL_OR_KEYWORD, asked.VAR_POSITIONAL)
-            if asked.kind not in (asked.KEYWORD_ONLY, asked.POSITIONAL_OR_KEYWORD) or any(
+            attempt, *behind = (full.parameters[name] for name in names[names.index("attempt") :])
+            by_position = (attempt.POSITIONAL_OR_KEYWORD, attempt.VAR_POSITIONAL)
+            if attempt.kind not in (attempt.KEYWORD_ONLY, attempt.POSITIONAL_OR_KEYWORD) or any(
                 each.kind in by_position for each in behind
             ):
                 raise InvalidValue("function", "must take its attempt as a keyword: *, attempt")
-        self.shown = full.replace(
+        self.public = full.replace(
             parameters=[each for name, each in full.parameters.items() if name != "attempt"]
         )
-        """What its callers see: the attempt is not theirs to give."""
+        """The public signature, without the injected `attempt`."""
 
     def check(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse, with a TypeError, arguments that the function does not take."""
-        self.shown.bind(*args, **kwargs)
+        """Raise a TypeError for arguments that the function does not take."""
+        self.public.bind(*args, **kwargs)
         if self._takes_attempt and "attempt" in kwargs:
-            raise TypeError("attempt is not the caller's to give")
+            raise TypeError("attempt is injected: a caller must not pass it")
 
-    def keywords(self, attempt: object) -> dict[str, Any]:
-        """Return what it is given besides its callers' arguments."""
+    def injected(self, attempt: object) -> dict[str, Any]:
+        """Return the arguments that the function gets besides its callers'."""
         return {"attempt": attempt} if self._takes_attempt else {}
 
 
+def call_steps(
+    manager: Any,
+    new_execution: dict[str, Any],
+    new_attempt: Callable[[str], Any],
+    run_attempt: Callable[[Any], Any],
+    sleep: Callable[[float], Any],
+) -> Steps[Any]:
+    """Create the execution of a call and make its attempts until one succeeds or none is left.
+
+    Args:
+        manager: a manager, sync or async.
+        new_execution: the arguments of its `create`.
+        new_attempt: makes an attempt at the execution with an id.
+        run_attempt: runs the function in the block of an attempt and returns the result.
+        sleep: waits for some seconds.
+    """
+    execution: Execution = yield lambda: manager.create(**new_execution)
+    wait = seconds_until_due(execution)
+    while execution.status is not COMPLETED:
+        attempt = new_attempt(execution.id)
+        try:
+            if execution.status in (FAILED, TIMED_OUT):
+                execution = yield partial(manager.retry, execution.id)
+            yield partial(sleep, wait)
+            return (yield partial(run_attempt, attempt))
+        except Exception as error:
+            if attempt.retry_after is not None:
+                wait = attempt.retry_after.total_seconds()
+            elif isinstance(error, InvalidStateTransition) and not attempt.started:
+                found = yield partial(manager.get, execution.id)
+                execution = after_lost_race(error, found)
+                wait = seconds_until_due(execution)
+            else:
+                raise
+    return execution.result
+
+
 def seconds_until_due(execution: Execution) -> float:
-    """Return how many seconds to wait before an attempt."""
+    """Return for how many seconds a waiting execution is not due yet; 0 if it is due."""
     if execution.retry_at is None:
         return 0
-    # By this host's clock what is left; by the database's own what it cannot be more than.
+    # By this host's clock, but no more than the database's clock allowed for when it was written.
     left = execution.retry_at - max(datetime.now(UTC), execution.updated_at)
     return max(0.0, left.total_seconds())
 
 
 def after_lost_race(problem: InvalidStateTransition, found: Execution) -> Execution:
-    """Return the execution as it is after somebody else was quicker.
+    """Return the execution after another caller was faster.
 
     Raises:
-        AlreadyRunning: that one is at it.
+        AlreadyRunning: the other caller is running it.
         InvalidStateTransition: it was cancelled.
     """
     if found.status is RUNNING:
@@ -111,8 +157,3 @@ def after_lost_race(problem: InvalidStateTransition, found: Execution) -> Execut
     if found.status is CANCELLED:
         raise problem
     return found
-
-
-def as_json(result: object, max_bytes: int) -> Any:
-    """Return a result as the database will give it back."""
-    return None if result is None else json_values.to_json("result", result, max_bytes).value

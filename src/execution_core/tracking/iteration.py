@@ -7,43 +7,43 @@ from ..core import validation
 from ..core.errors import InvalidValue
 
 
-def _length(items: object) -> int | None:
-    try:
-        return len(items) if isinstance(items, Sized) else None
-    except OverflowError:  # of range(10**20)
-        return None
-
-
 class CheckpointedIteration:
-    """How far an iteration is, and when that is to be written."""
+    """Counts the items that are done, and decides when to record the position."""
 
     def __init__(self, items: object, key: str, every: int, checkpoints: Mapping[str, Any]) -> None:
         self._key = validation.name("checkpoint", key)
         self._every = validation.integer("every", every, 1, validation.MAX_INTEGER)
         self._total = _length(items)
         self.done = 0
+        """How many items are done: so many are skipped at the start."""
         if key in checkpoints:
             last = checkpoints[key]
             whole = isinstance(last, int) and not isinstance(last, bool)
             if not whole or not 0 <= last < validation.MAX_BIG_INTEGER:
-                raise InvalidValue("checkpoint", f"{key!r} holds {last!r:.80}, which is no index")
+                raise InvalidValue("checkpoint", f"{key!r} holds {last!r:.80}, not an index")
             self.done = last + 1
-        self._begun = self._written = self.done
+        self._begun = self._recorded = self.done
 
-    def item_done(self) -> bool:
-        """Count an item; tell whether to write."""
+    def item_done(self) -> dict[str, Any] | None:
+        """Count an item; return the arguments of `advance` if the position is due, else None."""
         self.done += 1
-        return self.done - self._written >= self._every
+        return self._position() if self.done - self._recorded >= self._every else None
 
-    def exhausted(self) -> bool:
-        """Tell whether there is anything left to write at the end."""
-        learnt = self._total is None and self.done > self._begun
-        if learnt:
+    def exhausted(self) -> dict[str, Any] | None:
+        """Return the arguments of the last `advance`, or None if everything is recorded."""
+        total_found = self._total is None and self.done > self._begun
+        if total_found:
             self._total = self.done
-        return learnt or self.done > self._written
+        return self._position() if total_found or self.done > self._recorded else None
 
-    def progress_args(self) -> dict[str, Any]:
-        """Return the arguments of the `advance` that records the position."""
-        self._written = self.done
+    def _position(self) -> dict[str, Any]:
+        self._recorded = self.done
         total = self._total or 0
         return {"current": self.done, "total": total, "key": self._key, "value": self.done - 1}
+
+
+def _length(items: object) -> int | None:
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except OverflowError:  # of range(10**20)
+        return None

@@ -1,24 +1,33 @@
-"""A handler for `logging`: what a block logs goes into the log of its execution."""
+"""A handler for `logging` that adds the records of a block to the log of its execution."""
 
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..core.models import LogLevel
 
 if TYPE_CHECKING:
     from weakref import ref
 
-    from .attempt_state import AttemptState
+
+class LogTarget(Protocol):
+    """An attempt, as the handler knows it."""
+
+    _left: bool
+    """Whether its block has been left."""
+
+    def _capture(self, message: str, level: LogLevel, logger_name: str) -> None:
+        """Add a record to the log of the execution, without waiting for the database."""
+        ...
 
 
 class ActiveAttempt(NamedTuple):
-    """Where a thread or task is: in the block of an attempt, within that of another.
+    """The attempt whose block a thread or task is in, and the attempt of the block around it.
 
-    The attempt is kept alive by its block alone, and may be gone where that was left elsewhere.
+    The reference is weak: the block alone keeps its attempt alive.
     """
 
-    attempt: "ref[AttemptState]"
+    attempt: "ref[LogTarget]"
     outer: "ActiveAttempt | None"
 
 
@@ -26,7 +35,7 @@ ACTIVE: ContextVar[ActiveAttempt | None] = ContextVar("execution_core.attempt", 
 
 
 def innermost_active() -> ActiveAttempt | None:
-    """Return the innermost block around this that has not been left."""
+    """Return the innermost block around the caller that has not been left."""
     innermost = ACTIVE.get()
     while innermost is not None:
         attempt = innermost.attempt()
@@ -36,38 +45,38 @@ def innermost_active() -> ActiveAttempt | None:
     return innermost
 
 
-def current_attempt() -> "AttemptState | None":
+def current_attempt() -> LogTarget | None:
     """Return the attempt of that block."""
     innermost = innermost_active()
     return innermost and innermost.attempt()
 
 
 class ExecutionLogHandler(logging.Handler):
-    """Sends records to the running attempt: `logger.addHandler(ExecutionLogHandler())`.
+    """Adds log records to the running attempt: `logger.addHandler(ExecutionLogHandler())`.
 
-    The attempt is that of the innermost block around the call that logs, in the same thread or
-    task; what is logged outside of any block is left alone, and so is what comes through a
-    QueueListener, whose thread is in no block. Nobody waits for the database: the records of a
-    block are written in the background, and all of them before it ends. Only where callers share a
-    connection (a manager `within` a transaction, in-memory SQLite) are they written together with
-    the next progress, checkpoint or heartbeat, or at the end. While 10,000 wait, more are dropped,
-    and the last entry says how many.
+    A record belongs to the innermost block around the call that logs it, in the same thread or
+    task. Records from outside any block are ignored, and so are those of a QueueListener, whose
+    thread is in no block. Logging never waits for the database: a block's records are written in
+    the background, and all of them before the block ends. Where callers share a connection (a
+    manager `within` a transaction, in-memory SQLite) they are written with the next progress,
+    checkpoint or heartbeat, or at the end of the block. At most 10,000 records wait; further ones
+    are dropped, and the last entry says how many.
 
-    An entry holds the record as this handler formats it, its level, and the logger's name as data.
+    An entry holds the formatted record, its level, and the name of its logger as data.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record for the attempt."""
+        """Pass a record to the attempt."""
         attempt = current_attempt()
         if attempt is None:
             return
         try:
-            attempt._record_logged(self.format(record), to_log_level(record.levelno), record.name)  # noqa: SLF001
+            attempt._capture(self.format(record), to_log_level(record.levelno), record.name)  # noqa: SLF001
         except Exception:  # noqa: BLE001 - logging must not fail
             self.handleError(record)
 
 
 def to_log_level(number: int) -> LogLevel:
-    """Return the level that a number of `logging` belongs to."""
+    """Return the highest level that a number of `logging` reaches; DEBUG below all of them."""
     reached = (level for level in reversed(LogLevel) if getattr(logging, level.name) <= number)
     return next(reached, LogLevel.DEBUG)

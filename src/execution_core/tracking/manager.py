@@ -1,29 +1,25 @@
-"""The manager: one method per verb, all over one `_apply`."""
+"""The sync manager: one method for each verb. Verbs that decide anything are steps in `verbs`."""
 
 import builtins
 from collections.abc import Callable, Iterable
 from copy import copy
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from ..core import log_lines, transitions, validation
 from ..core.backoff import Backoff
-from ..core.creation import MAX_TRIES, check_same_work, new_execution, new_replay
-from ..core.errors import ConcurrentUpdate, ExecutionNotFound
+from ..core.creation import new_execution
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogEntry, LogLevel
 from ..core.selections import check_batch, check_page, check_prune_request
-from ..core.store import ExecutionStore, store_within
+from ..core.steps import run
+from ..core.store import ExecutionStore, Transaction, store_within
 from ..core.transitions import Transition
-from ..core.validation import MAX_INTEGER
+from . import verbs
 from .attempt import Attempt
 from .attempt_options import Exceptions, check_options
 from .decorator import TrackedOptions
-from .sync_decorator import tracked
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+from .sync_decorator import track
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,20 +28,27 @@ R = TypeVar("R")
 class ExecutionManager:
     """Tracks executions in a store: `manager = ExecutionManager(SqlExecutionStore(engine))`.
 
-    It keeps no state of its own: threads may share one, and every answer comes from the store.
-    A verb that moves an execution returns it as it stands afterwards. A refused one changes nothing
-    and raises an `ExecutionProblem`: `ExecutionNotFound`, `InvalidStateTransition`,
-    `MaxRetriesExceeded`, `StaleAttempt` or `ConcurrentUpdate`; a bad argument is an `InvalidValue`.
+    It keeps no state: threads may share one, and every answer comes from the store. A verb that
+    changes an execution returns it as it is after the change. A refused verb changes nothing and
+    raises an `ExecutionProblem`: `ExecutionNotFound` for an unknown id, `InvalidStateTransition`
+    for a status that does not allow the verb, `MaxRetriesExceeded`, `StaleAttempt` if another
+    attempt than `attempt` is running, or `ConcurrentUpdate`. `InvalidValue` names a bad argument.
 
     Args:
         store: a `SqlExecutionStore`, or any `ExecutionStore`.
-        max_json_bytes: the largest payload, result, metadata or checkpoint value, as JSON in UTF-8.
+        max_json_bytes: the size limit of a payload, result, metadata or checkpoint value, in bytes
+            of JSON in UTF-8.
     """
 
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         self._store = store
-        self._max_bytes = validation.integer("max_json_bytes", max_json_bytes, 1, MAX_INTEGER)
+        self._max_bytes = validation.integer(
+            "max_json_bytes", max_json_bytes, 1, validation.MAX_INTEGER
+        )
         self._joined = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._store!r})"
 
     def create(
         self,
@@ -59,25 +62,25 @@ class ExecutionManager:
         metadata: dict[str, Any] | None = None,
         start_after: timedelta | None = None,
     ) -> Execution:
-        """Create a pending execution: `manager.create("send-mail", {"to": "ada"}, max_attempts=3)`.
+        """Create a pending execution: `manager.create("mail", {"to": "ada"})`.
 
         Args:
-            type: what kind of work it is, 1 to 255 characters.
-            payload: what to do, any JSON value; datetime, UUID, Decimal, Enum, dataclasses and
-                pydantic models are stored as pydantic serialises them.
-            max_attempts: how often it may be started.
-            timeout: how long one attempt may take, rounded to milliseconds, at least one.
-            idempotency_key: makes the call safe to repeat, 1 to 255 characters.
+            type: the kind of work, 1 to 255 characters.
+            payload: the input of the work, any JSON value; datetime, UUID, Decimal, Enum,
+                dataclasses and pydantic models are stored as pydantic serialises them.
+            max_attempts: the maximum number of attempts.
+            timeout: the maximum run time of one attempt, rounded to milliseconds, at least one.
+            idempotency_key: a unique key that makes the call safe to repeat, 1 to 255 characters.
             parent_id: the execution that this one belongs to.
-            metadata: a JSON object of the caller's own.
-            start_after: how long `claim` is to leave it alone.
+            metadata: a JSON object for the caller's own use.
+            start_after: the delay before `claim` may start it.
 
         Returns:
-            The new execution; or, in whatever status it is, the one that already holds the key.
+            The new execution; or the existing one that holds the key, in whatever status it is.
 
         Raises:
-            IdempotencyConflict: the key belongs to another type or payload.
-            ExecutionNotFound: there is no such parent.
+            IdempotencyConflict: the key belongs to an execution of another type or payload.
+            ExecutionNotFound: the parent does not exist.
             InvalidValue: an argument cannot be stored.
         """
         new = new_execution(
@@ -91,30 +94,22 @@ class ExecutionManager:
             start_after=start_after,
             max_bytes=self._max_bytes,
         )
-        for _ in range(MAX_TRIES):
-            if created := self._store.create(new):
-                return created
-            key, parent = new.idempotency_key, new.parent_id
-            if key and (found := self._store.find_by_idempotency_key(key)):
-                return check_same_work(new, found)
-            if parent and not self._store.find_by_id(parent):
-                raise ExecutionNotFound(parent)
-            # What stood in the way was deleted in between: the way is free now.
-        raise ConcurrentUpdate("create", new.id)
+        return run(verbs.create(self._store, new))
 
     def start(self, id: str, *, worker: str | None = None) -> Execution:
-        """Begin the next attempt: `attempt = manager.start(id, worker="host-1").attempts`.
+        """Start the next attempt: `attempt = manager.start(id, worker="host-1").attempts`.
 
-        From pending or retrying, whether or not it is due. Counts the attempt and sets its
-        deadline. Of several callers one wins; the others get an `InvalidStateTransition`. `worker`
-        replaces the last one.
+        From pending or retrying; delays are ignored. It counts the attempt and sets its deadline.
+        If several callers try at once, exactly one succeeds. `worker`, a name of 1 to 255
+        characters, replaces the last one. Raises MaxRetriesExceeded if no attempt is left.
         """
         return self._apply(id, transitions.start(worker))
 
     def complete(self, id: str, result: Any = None, *, attempt: int | None = None) -> Execution:
-        """Finish with a result, any JSON value: `manager.complete(id, {"sent": 3})`.
+        """Complete it with a result, any JSON value: `manager.complete(id, {"sent": 3})`.
 
-        From running. With `attempt`, only if that attempt still owns it.
+        From running; with `attempt`, only if that attempt is running. Raises InvalidValue if the
+        result cannot be stored.
         """
         return self._apply(id, transitions.complete(result, attempt, self._max_bytes))
 
@@ -129,61 +124,61 @@ class ExecutionManager:
     ) -> Execution:
         """Record that the attempt failed: `manager.fail(id, exc, retryable=True)`.
 
-        From running: it becomes retrying when the error is retryable and an attempt is left, failed
-        otherwise. From retrying: it gives up, failed. With `attempt`, only while that attempt is
-        running: between two of them nobody owns it. `retryable` overrides the error's own;
-        `retry_after` is how long `claim` is to leave it alone before the next attempt. Text that
-        cannot be stored is cleaned and cut, never refused.
+        From running: it becomes retrying if the error is retryable and an attempt is left, else
+        failed. From retrying: it becomes failed.
+
+        Args:
+            id: the id of the execution.
+            error: an `ExecutionFailure`, an exception or a text, cleaned and cut if necessary.
+            retryable: whether another attempt may help; overrides the error's own answer.
+            retry_after: the delay before `claim` may start the next attempt.
+            attempt: refuse the call unless this attempt is running.
         """
         return self._apply(id, transitions.fail(error, retryable, retry_after, attempt))
 
     def timeout(self, id: str, *, attempt: int | None = None) -> Execution:
         """Record that the attempt took too long: `manager.timeout(id, attempt=1)`.
 
-        From running, whether or not its deadline has passed. `retry` may bring it back.
+        From running, before or after its deadline; with `attempt`, only if that attempt is running.
+        `retry` allows another attempt.
         """
         return self._apply(id, transitions.timeout(attempt))
 
     def cancel(self, id: str, reason: str | None = None) -> Execution:
-        """Call it off: `manager.cancel(id, "customer withdrew")`.
+        """Cancel it: `manager.cancel(id, "customer withdrew")`.
 
-        From pending or running. A reason is kept as `metadata["cancellation_reason"]`.
+        From pending or running. The reason, a text, is kept as `metadata["cancellation_reason"]`.
         """
         return self._apply(id, transitions.cancel(reason))
 
     def retry(self, id: str) -> Execution:
-        """Allow another attempt: `manager.retry(id)`, then `start`.
+        """Allow another attempt: `manager.retry(id)`, then `start` or `claim`.
 
-        From failed or timed_out, while an attempt is left. A retrying one is returned unchanged.
+        From failed or timed_out. A retrying execution is returned unchanged. Raises
+        MaxRetriesExceeded if no attempt is left.
         """
         return self._apply(id, transitions.retry())
 
     def replay(self, id: str, *, payload: Any = ...) -> Execution:
-        """Do again what is over, as a new execution: `manager.replay(id).id`.
+        """Repeat a finished execution as a new one: `manager.replay(id).id`.
 
-        From completed, failed, timed_out or cancelled, which stays as it is. The new execution is
-        pending and names the old one in `replay_of`. It has its type, payload, max_attempts,
-        timeout, parent and metadata (but for the reason of a cancellation); not its key, result,
-        progress, checkpoints or log.
+        The finished execution stays as it is. The new one is pending and names it in `replay_of`.
+        It has the same type, payload, max_attempts, timeout, parent and metadata (without the
+        reason of a cancellation). It has no idempotency key, result, progress, checkpoints or log.
 
         Args:
-            id: the execution to do again.
-            payload: another payload, any JSON value; the old one's by default.
+            id: the id of a completed, failed, timed out or cancelled execution.
+            payload: another payload, any JSON value; by default that of the old execution.
 
         Returns:
             The new execution.
 
         Raises:
-            ExecutionNotFound: there is none.
-            InvalidStateTransition: it is not over.
+            ExecutionNotFound: there is no such execution.
+            InvalidStateTransition: it is not finished.
             InvalidValue: the payload cannot be stored.
         """
-        for _ in range(MAX_TRIES):
-            new = new_replay(self.get(id), payload, self._max_bytes)
-            if created := self._store.create(new):
-                return created
-            # It, or its parent, was deleted in between.
-        raise ConcurrentUpdate("replay", id)
+        return run(verbs.replay(self._store, id, payload, self._max_bytes))
 
     def log(
         self,
@@ -194,30 +189,22 @@ class ExecutionManager:
         data: Any = None,
         attempt: int | None = None,
     ) -> LogEntry:
-        """Add a line to the log: `manager.log(id, "skipped", level="warning", data={"row": 7})`.
+        """Add an entry to the log: `manager.log(id, "skipped a row", level="warning")`.
 
-        In any status; with `attempt`, only while that attempt is running. It is no sign of life.
+        In any status; with `attempt`, only if that attempt is running. It is not a heartbeat.
 
         Args:
-            id: an execution.
-            message: the line; what cannot be stored in it is replaced, what is over 10,000
-                characters cut.
+            id: the id of the execution.
+            message: a text; what cannot be stored is replaced; cut after 10,000 characters.
             level: debug, info, warning, error or critical.
-            data: what belongs to it, any JSON value.
-            attempt: who logs it.
-
-        Raises:
-            ExecutionNotFound: there is no such execution.
-            StaleAttempt: another attempt owns it; `InvalidStateTransition` when none does.
-            InvalidValue: an argument cannot be stored.
+            data: any JSON value.
+            attempt: the attempt that logs.
         """
+        max_bytes = self._max_bytes
         new = log_lines.new_log_entry(
-            id, message, level, data, attempt=attempt, max_bytes=self._max_bytes
+            id, message, level, data, attempt=attempt, max_bytes=max_bytes
         )
-        if entry := self._store.log(new):
-            return entry
-        found = self._store.find_by_id(new.execution_id)
-        raise transitions.refusal(new.transition, new.execution_id, found)
+        return run(verbs.log(self._store, new))
 
     def logs(
         self, id: str, *, limit: int = 100, before: str | None = None
@@ -225,23 +212,17 @@ class ExecutionManager:
         """Return the log of an execution, newest first: `manager.logs(id)[0].message`.
 
         Args:
-            id: an execution.
-            limit: 1 to 10,000.
-            before: only entries before this one: the last id of a page asks for the next page.
-
-        Raises:
-            ExecutionNotFound: there is no such execution.
-            InvalidValue: `before` is not a UUID.
+            id: the id of the execution.
+            limit: the maximum number of entries, 1 to 10,000.
+            before: only entries older than this one: the last id of a page asks for the next page.
         """
-        found = self._store.logs(*log_lines.check_log_page(id, limit, before))
-        if not found:
-            self.get(id)
-        return found
+        return run(verbs.logs(self._store, id, limit, before))
 
     def heartbeat(self, id: str, *, attempt: int | None = None) -> Execution:
-        """Give a sign of life: `manager.heartbeat(id, attempt=1)`.
+        """Show that the attempt is alive: `manager.heartbeat(id, attempt=1)`.
 
-        While running. `start`, `update_progress`, `checkpoint` and `advance` give one as well.
+        From running; with `attempt`, only if that attempt is running. `start`, `update_progress`,
+        `checkpoint` and `advance` do so as well.
         """
         return self._apply(id, transitions.heartbeat(attempt))
 
@@ -255,20 +236,28 @@ class ExecutionManager:
         percent: float | None = None,
         attempt: int | None = None,
     ) -> Execution:
-        """Replace the progress: `manager.update_progress(id, 50, 100, message="Half way")`.
+        """Replace the progress: `manager.update_progress(id, 50, 100, message="half way")`.
 
-        While pending, running or retrying; with `attempt`, while that attempt is running.
-        `percent`, 0 to 100, is computed where it is not given.
+        While pending, running or retrying; with `attempt`, only if that attempt is running.
+
+        Args:
+            id: the id of the execution.
+            current: how many units are done.
+            total: how many units there are; 0 while that is unknown.
+            message: a text for readers, up to 10,000 characters.
+            percent: 0 to 100; computed from current and total by default.
+            attempt: the attempt that writes.
         """
         return self._apply(
             id, transitions.update_progress(current, total, message, percent, attempt)
         )
 
     def checkpoint(self, id: str, key: str, value: Any, *, attempt: int | None = None) -> Execution:
-        """Set one checkpoint, any JSON value: `manager.checkpoint(id, "last_index", 49)`.
+        """Set one checkpoint: `manager.checkpoint(id, "last_index", 49)`.
 
-        While pending, running or retrying; with `attempt`, while that attempt is running. Other
-        keys are untouched, whoever writes them meanwhile.
+        While pending, running or retrying; with `attempt`, only if that attempt is running. The
+        key has 1 to 255 characters. The value, any JSON value, replaces the old one. Other keys
+        stay unchanged, also under concurrent writes.
         """
         return self._apply(id, transitions.checkpoint(key, value, attempt, self._max_bytes))
 
@@ -284,9 +273,10 @@ class ExecutionManager:
         percent: float | None = None,
         attempt: int | None = None,
     ) -> Execution:
-        """Replace the progress and set a checkpoint: `manager.advance(id, 5, 9, key="k", value=4)`.
+        """Update progress and a checkpoint: `manager.advance(id, 5, 9, key="k", value=4)`.
 
-        As `update_progress` and `checkpoint`, in one statement: nobody sees one without the other.
+        As `update_progress` and `checkpoint` do, with their arguments, in one statement: no reader
+        sees one of the two without the other.
         """
         progress = transitions.update_progress(current, total, message, percent, attempt)
         checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
@@ -295,20 +285,23 @@ class ExecutionManager:
     def claim(
         self, type: str | None = None, *, limit: int = 1, worker: str | None = None
     ) -> builtins.list[Execution]:
-        """Start what is waiting, the longest due first: `manager.claim("mail", limit=10)`.
+        """Start waiting executions, the longest due first: `manager.claim("mail", limit=10)`.
 
-        Pending or retrying, and due: from its `retry_at` on, without one from `created_at` on.
-        Callers at once never get the same one. On PostgreSQL none waits for another: what a
-        transaction holds is skipped.
+        From pending or retrying, once due. Concurrent callers never get the same execution. On
+        PostgreSQL, rows locked by other transactions are skipped. Claim only what you process
+        concurrently: heartbeats start when the block of `attempt` is entered.
 
         Args:
-            type: one type; any by default.
-            limit: how many at most, 1 to 10,000.
-            worker: who runs them.
+            type: only this type; by default any.
+            limit: the maximum number of executions, 1 to 10,000.
+            worker: the name of the worker, 1 to 255 characters.
 
         Returns:
-            The started executions by id, each for `attempt`; an empty list when nothing is due.
-            No heart beats before its block: claim what is worked on at once.
+            The started executions, ordered by id, each to be passed to `attempt`; an empty list if
+            none is due.
+
+        Raises:
+            InvalidValue: an argument is invalid.
         """
         return self._store.update_many(check_batch(transitions.claim(worker), type, limit))
 
@@ -319,19 +312,23 @@ class ExecutionManager:
         type: str | None = None,
         limit: int = 100,
     ) -> builtins.list[Execution]:
-        """Time out what nobody works on any more: `manager.sweep(stalled_after=timedelta(days=1))`.
+        """Time out abandoned executions: `manager.sweep(stalled_after=timedelta(hours=1))`.
 
-        Running, and past its deadline (the error's code is `timeout`) or, with `stalled_after`,
-        without a start, heartbeat, progress or checkpoint for so long (`stalled`).
+        Running ones that are past their deadline (error code `timeout`) or, with `stalled_after`,
+        without a heartbeat for that long (error code `stalled`). A start, a progress update and a
+        checkpoint count as heartbeats.
 
         Args:
-            stalled_after: longer than any sound attempt is silent.
-            type: one type; any by default.
-            limit: how many at most, 1 to 10,000: one statement.
+            stalled_after: several heartbeat intervals.
+            type: only this type; by default any.
+            limit: the maximum number of executions, 1 to 10,000: one statement.
 
         Returns:
-            Those that it timed out, by id; `retry` brings them back. When there are `limit` of
-            them, there may be more.
+            The executions that it timed out, ordered by id; `retry` allows another attempt. If
+            there are `limit` of them, there may be more.
+
+        Raises:
+            InvalidValue: an argument is invalid.
         """
         return self._store.update_many(check_batch(transitions.sweep(stalled_after), type, limit))
 
@@ -346,39 +343,39 @@ class ExecutionManager:
     ) -> Attempt:
         """Make an attempt: `with manager.attempt(id, retry_on=TimeoutError) as attempt: ...`.
 
-        Entering it starts the execution. Leaving it completes it with `attempt.result`; leaving it
-        by an exception fails it, and the exception goes on. What is no `Exception`, such as
-        KeyboardInterrupt, SystemExit and asyncio.CancelledError, is a failure with the code
+        Entering the block starts the execution. Leaving it completes the execution with
+        `attempt.result`. An exception that leaves the block fails it and propagates.
+        KeyboardInterrupt, SystemExit and asyncio.CancelledError are failures with the code
         `interrupted`, always retryable.
 
         Args:
-            id: an execution's id; or what `claim` or `start` returned, which is not started again.
-            worker: who runs it.
-            retry_on: exceptions after which another attempt may help, as in `except`; a group of
-                them, too.
-            backoff: how long that attempt is to wait, for those who `claim` it.
-            heartbeat: beat by itself, this often, in a thread; not on a shared connection (in a
-                transaction of the caller's, or with in-memory SQLite).
+            id: the id of an execution; or an execution that `claim` or `start` returned, which is
+                not started again.
+            worker: the name of the worker, 1 to 255 characters.
+            retry_on: the exceptions after which another attempt may help, as in `except`; an
+                exception group counts if all of its exceptions do.
+            backoff: the delay before `claim` may start the next attempt.
+            heartbeat: the interval at which to send heartbeats in the background. Not available
+                inside a transaction of the caller's, nor with in-memory SQLite.
 
         Returns:
-            The attempt, for `with`; it gets an `AttemptLost` once it does not own its execution.
+            The attempt, for `with`. Entering its block raises what `start` raises. Its writes
+            raise `AttemptLost` once it no longer owns the execution.
 
         Raises:
-            InvalidValue: an argument makes no sense; what `start` raises is raised by `with`.
+            InvalidValue: an argument is invalid.
         """
-        return Attempt(
-            self._store,
-            check_options(
-                id,
-                worker=worker,
-                retry_on=retry_on,
-                backoff=backoff,
-                heartbeat=heartbeat,
-                joined=self._joined,
-                alone=not getattr(self._store, "shares_connection", False),
-                max_bytes=self._max_bytes,
-            ),
+        options = check_options(
+            id,
+            worker=worker,
+            retry_on=retry_on,
+            backoff=backoff,
+            heartbeat=heartbeat,
+            joined=self._joined,
+            shares_connection=getattr(self._store, "shares_connection", False),
+            max_bytes=self._max_bytes,
         )
+        return Attempt(self._store, options)
 
     def tracked(
         self,
@@ -393,32 +390,34 @@ class ExecutionManager:
         backoff: Backoff | None = None,
         heartbeat: timedelta | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Make every call of a function an execution: `@manager.tracked("mail", max_attempts=3)`.
+        """Make each call of a function an execution: `@manager.tracked("mail", max_attempts=3)`.
 
         A call creates the execution, makes its attempts one after the other, and returns the
-        result as JSON has it. With a key, a later call returns that result without running; where
+        result as JSON has it. With a key, a later call returns that result without running; if
         the execution failed or timed out, it makes the next attempt. A function with a keyword
-        `attempt` is given it (with a default, for the sake of type checkers).
+        parameter `attempt` gets the attempt (give it a default, for type checkers).
 
         Args:
-            type: what kind of work it is.
-            idempotency_key: makes the key from the function's arguments.
-            payload: makes the payload from the function's arguments.
-            max_attempts: how often it may be started.
-            timeout: how long one attempt may take.
-            worker: who runs it.
-            retry_on: exceptions after which it is tried again, as in `except`.
-            backoff: how long to wait before that; at once without it.
-            heartbeat: beat by itself, this often.
+            type: the kind of work, 1 to 255 characters.
+            idempotency_key: computes the key from the function's arguments.
+            payload: computes the payload from the function's arguments.
+            max_attempts: the maximum number of attempts.
+            timeout: the maximum run time of one attempt.
+            worker: the name of the worker, 1 to 255 characters.
+            retry_on: the exceptions after which to try again, as in `except`.
+            backoff: the delay before each further attempt; none by default.
+            heartbeat: the interval at which to send heartbeats in the background.
 
         Returns:
-            A decorator. What it returns raises what the function raises, and `AlreadyRunning`,
-            `AttemptLost`, `MaxRetriesExceeded`, or `InvalidStateTransition` when it was cancelled.
+            A decorator. The decorated function raises what the function raises, and
+            `AlreadyRunning`, `AttemptLost`, `MaxRetriesExceeded`, or `InvalidStateTransition` if
+            the execution was cancelled.
 
         Raises:
-            InvalidValue: an argument makes no sense, or the function is an async one.
+            InvalidValue: an argument is invalid, or the function is async and the manager is not,
+                or the reverse.
         """
-        tracking = TrackedOptions(
+        options = TrackedOptions(
             type=type,
             idempotency_key=idempotency_key,
             payload=payload,
@@ -427,40 +426,31 @@ class ExecutionManager:
             max_bytes=self._max_bytes,
         )
 
-        def attempt(id: str) -> Attempt:
+        def new_attempt(id: str) -> Attempt:
             return self.attempt(
                 id, worker=worker, retry_on=retry_on, backoff=backoff, heartbeat=heartbeat
             )
 
-        attempt(validation.new_id())  # what makes no sense is told at once
-        return lambda function: tracked(self, tracking, attempt, function)
+        new_attempt(validation.new_id())  # refuses invalid options now, not at the first call
+        return lambda function: track(self, options, new_attempt, function)
 
     def get(self, id: str) -> Execution:
         """Read one execution: `manager.get(id).status`.
 
-        Raises:
-            ExecutionNotFound: there is none; also when the id is no UUID.
+        Raises ExecutionNotFound if there is none, also if the id is not a UUID.
         """
-        id = validation.execution_id(id)
-        if found := self._store.find_by_id(id):
-            return found
-        raise ExecutionNotFound(id)
+        return run(verbs.get(self._store, id))
 
     def find_by_idempotency_key(self, key: str) -> Execution | None:
-        """Return who holds the key, or None: `manager.find_by_idempotency_key("ship-7")`."""
+        """Return the holder of a key, or None: `manager.find_by_idempotency_key("ship-7")`."""
         return self._store.find_by_idempotency_key(validation.name("key", key))
 
     def delete(self, id: str) -> None:
-        """Remove an execution in any status, with its history and log: `manager.delete(id)`.
+        """Delete an execution in any status, with its history and log: `manager.delete(id)`.
 
-        Its children lose their parent.
-
-        Raises:
-            ExecutionNotFound: there is none.
+        Its children and replays lose the link to it.
         """
-        id = validation.execution_id(id)
-        if not self._store.delete(id):
-            raise ExecutionNotFound(id)
+        run(verbs.delete(self._store, id))
 
     def prune(
         self,
@@ -471,51 +461,54 @@ class ExecutionManager:
         keys_older_than: timedelta | None = None,
         limit: int = 1000,
     ) -> int:
-        """Delete what has been over for long: `manager.prune(timedelta(days=30))`.
+        """Delete executions that finished long ago: `manager.prune(timedelta(days=30))`.
 
-        With its history and its log, those first that came to rest first. Never what is pending,
-        running or retrying, and never a parent of what is. It waits for nobody: what another
-        transaction is changing, or has a child or replay that is being changed, is left for the
-        next call. An idempotency key goes with its execution, and then no longer keeps the work
-        from being done again.
+        With their history and log, the earliest finished first. It never deletes a live execution
+        or the parent of one. It skips rows that other transactions are changing, and rows whose
+        children or replays they are changing: the next call deletes those. An idempotency key is
+        deleted with its execution, and no longer prevents a repeat.
 
         Args:
-            older_than: how long it has been over, at least.
-            status: one or several of completed, failed, timed_out and cancelled; all by default.
-            type: one type; any by default.
-            keys_older_than: the same as `older_than`, for executions with an idempotency key: how
-                long a key still matters.
-            limit: how many at most, 1 to 10,000: one statement.
+            older_than: the minimum time since the execution finished.
+            status: one or several of completed, failed, timed_out and cancelled; by default all.
+            type: only this type; by default any.
+            keys_older_than: the same as `older_than`, for executions with an idempotency key.
+            limit: the maximum number of executions, 1 to 10,000: one statement.
 
         Returns:
-            How many it deleted. When that is `limit`, there may be more: call it again.
+            The number of deleted executions. If it is `limit`, there may be more: call again.
 
         Raises:
-            InvalidValue: an argument makes no sense, such as a status that is not over.
+            InvalidValue: an argument is invalid, such as a status that is not final.
         """
         return self._store.prune(
             check_prune_request(older_than, status, type, keys_older_than, limit)
         )
 
-    def within(self, connection_or_session: "Connection | Session | scoped_session[Any]") -> Self:
-        """Join the caller's transaction: return a manager that works inside it.
+    def within(self, transaction: Transaction) -> Self:
+        """Join the caller's transaction: `manager.within(session).create("ship")`.
 
-        `manager.within(session).create("ship", {"order": 7})` commits or rolls back with the
-        caller's own rows; it never commits by itself, and a refusal leaves the transaction usable.
+        The returned manager's writes commit or roll back with the caller's own rows. It never
+        commits, and a refusal leaves the transaction usable.
+
+        Args:
+            transaction: an SQLAlchemy Connection or Session.
 
         Raises:
-            InvalidValue: it is neither a Connection nor a Session.
-            NotImplementedError: the store has no `within`.
+            InvalidValue: it is neither.
+            NotImplementedError: the store cannot join a transaction.
         """
         inside = copy(self)
-        inside._store = store_within(self._store, connection_or_session)  # noqa: SLF001 - a copy of its own
+        inside._store = store_within(self._store, transaction)  # noqa: SLF001
         inside._joined = True  # noqa: SLF001
         return inside
 
     def close(self) -> None:
-        """Release what the store holds, if it is its own: `manager.close()`."""
-        if close := getattr(self._store, "close", None):
-            close()
+        """Close the connections of a manager that `connect` returned: `manager.close()`.
+
+        An engine of the caller's own stays open.
+        """
+        getattr(self._store, "close", _nothing)()
 
     def __enter__(self) -> Self:
         return self
@@ -535,14 +528,14 @@ class ExecutionManager:
         """Return executions, newest first: `manager.list(status="failed", before=last.id)`.
 
         Args:
-            status: one or several statuses.
-            type: one type.
-            parent_id: the children of one execution.
-            limit: 1 to 10,000.
+            status: one or several statuses; by default any.
+            type: only this type; by default any.
+            parent_id: only the children of this execution.
+            limit: the maximum number of executions, 1 to 10,000.
             before: only ids below this one: the last id of a page asks for the next page.
 
         Returns:
-            At most `limit` executions; an empty list when there are none.
+            At most `limit` executions; an empty list if there are none.
 
         Raises:
             ExecutionNotFound: `parent_id` is not a UUID.
@@ -551,8 +544,8 @@ class ExecutionManager:
         return self._store.list(check_page(status, type, parent_id, limit, before))
 
     def _apply(self, id: str, transition: Transition) -> Execution:
-        id = validation.execution_id(id)
-        moved: Execution | None = self._store.update(id, transition)
-        if moved:
-            return moved
-        return transitions.resolve_no_match(transition, id, self._store.find_by_id(id))
+        return run(verbs.apply(self._store, id, transition))
+
+
+def _nothing() -> None:
+    pass

@@ -1,94 +1,89 @@
-"""Threads of a sync attempt: one that sends heartbeats, one that writes log entries."""
+"""Threads of a sync attempt: one sends heartbeats, one writes captured log records.
+
+They hold their attempt weakly. A signal handler may raise while a block is being left, and then
+nothing stops them: they end when the attempt is garbage, so that a sweep can take the execution.
+"""
 
 import threading
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 from ..core.log_lines import NewLogEntry
-from .attempt_state import MAX_BUFFERED_ENTRIES
+from ..core.steps import run
+from .attempt_state import MAX_BUFFERED_ENTRIES, AttemptState
 from .log_capture import ACTIVE
-
-if TYPE_CHECKING:
-    from .attempt import Attempt
-
-
-def _weak_attempt(attempt: "Attempt", queue: SimpleQueue[Any]) -> "ref[Attempt]":
-    """Refer to an attempt for a thread, which is told by None when nobody else has it any more.
-
-    The handler of a signal may raise just where a block is being left, and nothing else ends it.
-    """
-    return ref(attempt, lambda _: queue.put(None))
-
-
-class LogThread:
-    """A thread that writes what `logging` brings, so that nobody waits for that."""
-
-    def __init__(self, attempt: "Attempt") -> None:
-        self._lines: SimpleQueue[NewLogEntry | None] = SimpleQueue()
-        self._attempt = _weak_attempt(attempt, self._lines)
-        self._finishing = False
-        self._thread = threading.Thread(
-            target=self._run, name=f"log-{attempt.execution.id}", daemon=True
-        )
-        self._thread.start()
-
-    def put(self, line: NewLogEntry) -> bool:
-        """Have a line written; False when too many wait already."""
-        if self._lines.qsize() >= MAX_BUFFERED_ENTRIES:
-            return False
-        self._lines.put(line)
-        return True
-
-    def finish(self) -> None:
-        """Write all that was put; but give up, if that fails."""
-        self._finishing = True
-        self._lines.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        ACTIVE.set(None)  # a thread may begin in its starter's context
-        while (line := self._lines.get()) is not None:
-            if not self._write(line) and self._finishing:
-                return
-
-    def _write(self, line: NewLogEntry) -> bool:
-        attempt = self._attempt()
-        return attempt is not None and attempt._log_one(line)  # noqa: SLF001
 
 
 class HeartbeatThread:
-    """A thread that beats for an attempt until it is stopped, or the attempt is lost.
+    """Sends heartbeats until it is stopped or the attempt is lost."""
 
-    It stops as well when nobody has the attempt any more: what nobody works at is to be swept.
-    """
-
-    def __init__(self, attempt: "Attempt", interval: timedelta) -> None:
+    def __init__(self, attempt: AttemptState, interval: timedelta) -> None:
         self._seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
-        self._stopped: SimpleQueue[Any] = SimpleQueue()  # a signal may leave an Event locked
-        self._attempt = _weak_attempt(attempt, self._stopped)
-        self._thread = threading.Thread(
-            target=self._run, name=f"heartbeat-{attempt.execution.id}", daemon=True
-        )
+        # Not an Event, which an interrupted `set` may leave locked.
+        self._stop: SimpleQueue[None] = SimpleQueue()
+        self._attempt = _weak(attempt, self._stop)
+        name = f"heartbeat-{attempt.execution.id}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Stop after the heartbeat that is under way."""
-        self._stopped.put(None)
+        self._stop.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped_within() and self._beat():
+        while not self._stopped_within_interval() and self._beat():
             pass
 
-    def _stopped_within(self) -> bool:
+    def _stopped_within_interval(self) -> bool:
         try:
-            self._stopped.get(timeout=self._seconds)
+            self._stop.get(timeout=self._seconds)
         except Empty:
             return False
         return True
 
     def _beat(self) -> bool:
         attempt = self._attempt()
-        return attempt is not None and attempt._beat()  # noqa: SLF001
+        return attempt is not None and run(attempt._heartbeat_steps())  # noqa: SLF001
+
+
+class LogThread:
+    """Writes captured log records, so that no caller of `logging` waits for the database."""
+
+    def __init__(self, attempt: AttemptState) -> None:
+        self._entries: SimpleQueue[NewLogEntry | None] = SimpleQueue()
+        self._attempt = _weak(attempt, self._entries)
+        self._finishing = False
+        name = f"log-{attempt.execution.id}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, entry: NewLogEntry) -> bool:
+        """Write an entry soon; return False if too many wait already."""
+        if self._entries.qsize() >= MAX_BUFFERED_ENTRIES:
+            return False
+        self._entries.put(entry)
+        return True
+
+    def finish(self) -> None:
+        """Write every entry that waits, up to the first failure."""
+        self._finishing = True
+        self._entries.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        ACTIVE.set(None)  # a thread may inherit the context of the thread that starts it
+        while (entry := self._entries.get()) is not None:
+            if not self._write(entry) and self._finishing:
+                return
+
+    def _write(self, entry: NewLogEntry) -> bool:
+        attempt = self._attempt()
+        return attempt is not None and run(attempt._write_entry_steps(entry))  # noqa: SLF001
+
+
+def _weak(attempt: AttemptState, queue: SimpleQueue[Any]) -> "ref[AttemptState]":
+    """Return a weak reference that puts None into a queue when the attempt is garbage."""
+    return ref(attempt, lambda _: queue.put(None))

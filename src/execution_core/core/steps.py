@@ -1,0 +1,52 @@
+"""Control flow written once for sync and async: generators that yield requests, and two drivers.
+
+A generator of steps decides what to ask next. It yields a request and is sent the answer, or the
+error is raised where it yielded. `run` and `run_async` carry the requests out.
+"""
+
+from collections.abc import Callable, Generator
+from inspect import isawaitable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Steps = Generator[Callable[[], Any], Any, T]
+"""Steps whose requests are functions without parameters."""
+
+
+def call(request: Callable[[], Any]) -> Any:
+    """Carry out a request that is a function."""
+    return request()
+
+
+def run(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] = call) -> T:
+    """Carry out steps and return their result: `run(verbs.get(store, id))`."""
+    try:
+        request = next(steps)
+        while True:
+            try:
+                reply = answer(request)
+            except BaseException as error:  # noqa: BLE001 - raised in the steps
+                request = steps.throw(error)
+            else:
+                request = steps.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def run_async(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] = call) -> T:
+    """Carry out steps whose requests may have to be awaited, and return their result."""
+    try:
+        request = next(steps)
+        while True:
+            try:
+                reply = answer(request)
+                if isawaitable(reply):
+                    reply = await reply
+            except BaseException as error:  # noqa: BLE001 - raised in the steps
+                request = steps.throw(error)
+            else:
+                request = steps.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result

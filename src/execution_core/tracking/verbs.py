@@ -1,0 +1,80 @@
+"""The verbs of a manager that decide anything, as steps over a store, sync or async."""
+
+from typing import Any
+
+from ..core import transitions, validation
+from ..core.creation import MAX_TRIES, NewExecution, check_same_work, new_replay
+from ..core.errors import ConcurrentUpdate, ExecutionNotFound
+from ..core.log_lines import NewLogEntry, check_log_page
+from ..core.models import Execution, LogEntry
+from ..core.steps import Steps
+from ..core.transitions import Transition
+
+
+def apply(store: Any, id: str, transition: Transition) -> Steps[Execution]:
+    """Make a transition; explain the refusal if it matches nothing."""
+    id = validation.execution_id(id)
+    updated: Execution | None = yield lambda: store.update(id, transition)
+    if updated:
+        return updated
+    return transitions.resolve_no_match(transition, id, (yield lambda: store.find_by_id(id)))
+
+
+def get(store: Any, id: str) -> Steps[Execution]:
+    """Read one execution."""
+    id = validation.execution_id(id)
+    found: Execution | None = yield lambda: store.find_by_id(id)
+    if found is None:
+        raise ExecutionNotFound(id)
+    return found
+
+
+def create(store: Any, new: NewExecution) -> Steps[Execution]:
+    """Store a new execution, or return the one that holds its key."""
+    key, parent = new.idempotency_key, new.parent_id
+    for _ in range(MAX_TRIES):
+        created: Execution | None = yield lambda: store.create(new)
+        if created:
+            return created
+        if key and (found := (yield lambda: store.find_by_idempotency_key(key))):
+            return check_same_work(new, found)
+        if parent and not (yield lambda: store.find_by_id(parent)):
+            raise ExecutionNotFound(parent)
+        # The execution that held the key was deleted in between: the key is free now.
+    raise ConcurrentUpdate("create", new.id)
+
+
+def replay(store: Any, id: str, payload: object, max_bytes: int) -> Steps[Execution]:
+    """Store a new execution that repeats a finished one."""
+    for _ in range(MAX_TRIES):
+        new = new_replay((yield from get(store, id)), payload, max_bytes)
+        created: Execution | None = yield lambda: store.create(new)  # noqa: B023 - called at once
+        if created:
+            return created
+        # The finished execution, or its parent, was deleted in between.
+    raise ConcurrentUpdate("replay", id)
+
+
+def log(store: Any, new: NewLogEntry) -> Steps[LogEntry]:
+    """Append an entry to a log; explain the refusal if it may not be added."""
+    entry: LogEntry | None = yield lambda: store.log(new)
+    if entry is None:
+        found = yield lambda: store.find_by_id(new.execution_id)
+        raise transitions.refusal(new.transition, new.execution_id, found)
+    return entry
+
+
+def logs(store: Any, id: str, limit: int, before: str | None) -> Steps[list[LogEntry]]:
+    """Read a page of a log."""
+    page = check_log_page(id, limit, before)
+    found: list[LogEntry] = yield lambda: store.logs(*page)
+    if not found:
+        yield from get(store, id)
+    return found
+
+
+def delete(store: Any, id: str) -> Steps[None]:
+    """Delete an execution."""
+    id = validation.execution_id(id)
+    if not (yield lambda: store.delete(id)):
+        raise ExecutionNotFound(id)
