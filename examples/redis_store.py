@@ -24,7 +24,6 @@ from redis.retry import Retry
 
 from execution_core import Execution, ExecutionStatus, LogEntry
 from execution_core.core.state_machine import Condition
-from execution_core.core.transitions import due_at
 from execution_core.stores import (
     BatchTransition,
     NewExecution,
@@ -267,7 +266,7 @@ class Plans:
         text = execution.model_dump_json(exclude={*LINKS})
         group = _group_of(execution.status)
         since = {
-            WAITING: due_at(execution),
+            WAITING: execution.due_at,
             RUNNING: execution.started_at,
             OVER: execution.completed_at,
         }[group]

@@ -1,32 +1,28 @@
 """How Alembic reaches the database, for `migrate.upgrade` and for the `alembic` command."""
 
 import os
-import warnings
 from typing import Any, Final
 
 from alembic import context
-from sqlalchemy import Connection, ForeignKeyConstraint, text
+from sqlalchemy import Connection, text
 
 from execution_core.migrate import VERSION_TABLE
 from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.sql.driver.url import DEFAULT_URL, parse_url
 from execution_core.sql.schema.indexes import metadata
 
-# Any number does, as long as it is always the same: those who migrate at once wait for each other.
+# An arbitrary constant: concurrent migrations wait for each other.
 LOCK: Final = 7_236_815_390_164_227
 
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:  # noqa: ARG001 - Alembic's signature
-    """Look at this library's own tables only: the database is the host's."""
+    """Include only this library's tables: the host may have others."""
     return kind != "table" or name in metadata.tables
 
 
 def include_object(item: Any, *_: Any) -> bool:
-    """Leave out what belongs to the other database, and what SQLAlchemy cannot read in SQLite."""
+    """Leave out what belongs to the other database."""
     dialect = context.get_context().dialect.name
-    if dialect == "sqlite" and isinstance(item, ForeignKeyConstraint):
-        # It was added with its column: neither its name nor its ON DELETE is read.
-        return item.column_keys != ["replay_of"]
     return bool(item.info.get("only", dialect) == dialect)
 
 
@@ -41,27 +37,23 @@ SETTINGS: Final[dict[str, Any]] = {
     "compare_server_default": True,
     "autogenerate_plugins": [
         "alembic.autogenerate.*",
-        "~alembic.autogenerate.comments",  # they stand in the migrations, as views and triggers do
+        "~alembic.autogenerate.comments",  # comments are in the migrations only
         "alembic.ext.checkconstraint_byname",
     ],
 }
 
 
 def run(connection: Connection) -> None:
-    """Migrate in the connection's transaction, which whoever holds the connection commits."""
+    """Migrate in the connection's transaction; the owner of the connection commits it."""
     if not connection.in_transaction():
         connection.begin()
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-        # Python's driver begins no transaction for DDL: without this a rollback would leave tables.
+        # Python's driver begins no transaction for DDL: a rollback would leave tables behind.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     context.configure(connection=connection, **SETTINGS)
-    with warnings.catch_warnings():
-        # Of SQLite's indexes on expressions neither can read anything; the tests see their plans.
-        warnings.filterwarnings("ignore", "Skipped unsupported reflection of expression-based")
-        warnings.filterwarnings("ignore", "autogenerate skipping .* expression-based")
-        context.run_migrations()
+    context.run_migrations()
 
 
 url = context.config.attributes.get("url") or os.environ.get("EXECUTION_CORE_URL") or DEFAULT_URL

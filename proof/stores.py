@@ -108,7 +108,7 @@ class ReadThenWriteStore(HostStore):
 
 PLAIN = (
     *("status", "error", "attempts", "worker", "updated_at", "started_at", "completed_at"),
-    *("deadline_at", "heartbeat_at", "retry_at"),
+    *("deadline_at", "heartbeat_at", "due_at"),
 )
 JSON = ("metadata", "checkpoints")
 

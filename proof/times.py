@@ -36,7 +36,7 @@ def mistimed(subject: Subject, owners: dict[str, Operation]) -> Iterator[str]:
         owner, claim = owners.get(before or ""), owners.get(token or "")
         if owner and claim and claim.verb == "claim":
             for waiting in _told(subject, owner):
-                due = _at(waiting, "retry" if waiting["retry_at"] else "created")
+                due = _at(waiting, "retry" if waiting["due_at"] else "created")
                 if any(_at(row, "started") < due for row in _told(subject, claim)):
                     yield f"claim {claim.name} came before its time"
 

@@ -19,7 +19,7 @@ COLUMNS: Final = (
     "id, type, status, payload, result, error, attempts, max_attempts, created_at, updated_at,"
     " started_at, completed_at, deadline_at, timeout_ms, idempotency_key, fingerprint, parent_id,"
     " replay_of, metadata, checkpoints, progress_current, progress_total, progress_percent,"
-    " progress_message, worker, heartbeat_at, retry_at"
+    " progress_message, worker, heartbeat_at, due_at"
 )
 
 
@@ -53,7 +53,7 @@ class Row:
     progress_message: str | None
     worker: str | None
     heartbeat_at: datetime | None
-    retry_at: datetime | None
+    due_at: datetime | None
 
 
 def sql(parameter: str, now: str, not_before: str, deadline: str) -> tuple[str, str, str]:
@@ -67,7 +67,7 @@ def sql(parameter: str, now: str, not_before: str, deadline: str) -> tuple[str, 
         f"UPDATE executions SET status = 'running', attempts = attempts + 1, error = NULL,"
         f" updated_at = {not_before}, started_at = {not_before}, completed_at = NULL,"
         f" deadline_at = {deadline}, worker = {parameter}, heartbeat_at = {not_before},"
-        " retry_at = NULL"
+        " due_at = NULL"
         f" WHERE id = {parameter} AND status IN ('pending', 'retrying')"
         f" AND attempts < max_attempts RETURNING {COLUMNS}"
     )

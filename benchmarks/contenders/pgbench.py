@@ -35,7 +35,7 @@ UPDATE executions
        started_at = greatest(statement_timestamp(), updated_at), completed_at = NULL,
        deadline_at = greatest(statement_timestamp(), updated_at)
                      + timeout_ms * interval '1 millisecond', worker = 'host-1',
-       heartbeat_at = greatest(statement_timestamp(), updated_at), retry_at = NULL
+       heartbeat_at = greatest(statement_timestamp(), updated_at), due_at = NULL
  WHERE id = :new_id AND status IN ('pending', 'retrying') AND attempts < max_attempts
 RETURNING *;
 UPDATE executions

@@ -152,7 +152,7 @@ async def attempts_awaited(manager: AsyncExecutionManager, session: AsyncSession
 
 def data(execution: Execution) -> None:
     assert_type(execution.heartbeat_at, datetime | None)
-    assert_type(execution.retry_at, datetime | None)
+    assert_type(execution.due_at, datetime | None)
     assert_type(execution.status, ExecutionStatus)
     assert_type(execution.payload, Any)
     assert_type(execution.error, ExecutionFailure | None)

@@ -115,7 +115,7 @@ class Machine(RuleBasedStateMachine):
     def in_time(self, which: int, off: timedelta, verb: str, limit: int) -> None:
         """Claim or sweep on the end of a delay or on a deadline, or beside it."""
         next = self.sides.clock.time + MILLISECOND
-        moments = [at for row in self.rows for at in (row.deadline_at, row.retry_at) if at]
+        moments = [at for row in self.rows for at in (row.deadline_at, row.due_at) if at]
         if ahead := sorted(at for at in moments if at + off > next):
             self.wait(ahead[which % len(ahead)] + off - next)
         self.ask(verb, limit=limit)

@@ -297,7 +297,7 @@ def sign_of_life_that_is_lost(story: Story) -> None:
 
 
 def claimed_too_early(story: Story) -> None:
-    story.op("fail").answers[0]["retry_at"] = "2999-01-01T00:00:00Z"
+    story.op("fail").answers[0]["due_at"] = "2999-01-01T00:00:00Z"
 
 
 def swept_before_its_deadline(story: Story) -> None:

@@ -54,7 +54,7 @@ def every_verb(manager: ExecutionManager) -> None:
     assert manager.sweep(stalled_after=timedelta(hours=1)) == []
     waiting = manager.fail(id, "no", retryable=True, retry_after=timedelta(0))
     assert waiting.status == "retrying"
-    assert manager.get(id).retry_at == waiting.retry_at
+    assert manager.get(id).due_at == waiting.due_at
     time.sleep(0.002)
     assert [claimed.id for claimed in manager.claim("a", limit=2)] == [parent, id]
     with manager.attempt(manager.create("b", start_after=timedelta(1)).id) as attempt:

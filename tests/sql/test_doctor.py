@@ -250,7 +250,7 @@ DRIFT = {
     ),
     "index without its condition": (
         ("DROP INDEX ix_executions_due;;"
-        "CREATE INDEX ix_executions_due ON executions (coalesce(retry_at, created_at), id)"),
+        "CREATE INDEX ix_executions_due ON executions (coalesce(due_at, created_at), id)"),
         {"indexes": f"ix_executions_due {ANOTHER}"},
     ),
     "index of other columns": (

@@ -254,7 +254,7 @@ def test_postgresql_says_what_everything_is(empty_postgres: Callable[[str], str]
 
 
 TABLES = ("executions", "execution_history", "execution_attempts", "execution_timeline")
-NEW_COLUMNS = dict.fromkeys(("heartbeat_at", "retry_at", "replay_of", "write_token"))
+NEW_COLUMNS = dict.fromkeys(("heartbeat_at", "due_at", "replay_of", "write_token"))
 
 
 @pytest.mark.parametrize("what", ["check constraint", "column", "index", "unique constraint"])
@@ -515,7 +515,7 @@ ILLEGAL = {
     "parent_is_another": {**ROW, "parent_id": ID},
     "replay_of_another": {**ROW, "replay_of": ID},
     "heartbeat_at_in_calendar": {**RUNNING, "heartbeat_at": "0001-01-01T00:00:00Z"},
-    "retry_at_in_calendar": {**ROW, "retry_at": "0001-01-01T00:00:00Z"},
+    "retry_at_in_calendar": {**ROW, "due_at": "0001-01-01T00:00:00Z"},
     "metadata_is_object": {**ROW, "metadata": "[]"},
     "checkpoints_are_object": {**ROW, "checkpoints": "7"},
     "progress_whole": {**ROW, "progress_current": 1},
@@ -567,12 +567,12 @@ ILLEGAL_IN_SQLITE = {
     "times_in_calendar  ": {**ROW, "updated_at": 1700000000},
     "times_in_calendar   ": {**ROW, "updated_at": "2026-13-01T00:00:00.000Z"},
     "heartbeat_at_in_calendar ": {**ROW, "heartbeat_at": "2026-13-01T00:00:00.000Z"},
-    "retry_at_in_calendar ": {**ROW, "retry_at": "soon"},
-    "retry_at_in_calendar  ": {**ROW, "retry_at": "2026-02-30T00:00:00.000Z"},
-    "retry_at_in_calendar   ": {**ROW, "retry_at": "2026-01-01T24:00:00.000Z"},
-    "retry_at_in_calendar    ": {**ROW, "retry_at": "0000-06-01T00:00:00.000Z"},
-    "retry_at_in_calendar     ": {**ROW, "retry_at": "9999-12-31T00:00:00.000Z"},
-    "retry_at_in_calendar      ": {**ROW, "retry_at": "2026-01-01 00:00:00"},
+    "retry_at_in_calendar ": {**ROW, "due_at": "soon"},
+    "retry_at_in_calendar  ": {**ROW, "due_at": "2026-02-30T00:00:00.000Z"},
+    "retry_at_in_calendar   ": {**ROW, "due_at": "2026-01-01T24:00:00.000Z"},
+    "retry_at_in_calendar    ": {**ROW, "due_at": "0000-06-01T00:00:00.000Z"},
+    "retry_at_in_calendar     ": {**ROW, "due_at": "9999-12-31T00:00:00.000Z"},
+    "retry_at_in_calendar      ": {**ROW, "due_at": "2026-01-01 00:00:00"},
     "heartbeat_at_in_calendar  ": {**ROW, "heartbeat_at": 1700000000},
 }
 
@@ -782,7 +782,7 @@ def test_what_runs_now_in_the_views(database: Database, manager: ExecutionManage
 VIEWS = {
     "execution_overview": "execution_id type status attempts max_attempts worker progress_current"
     " progress_total progress_percent progress_message error_code error_message created_at"
-    " updated_at started_at completed_at deadline_at heartbeat_at retry_at duration_seconds"
+    " updated_at started_at completed_at deadline_at heartbeat_at due_at duration_seconds"
     " idempotency_key parent_id replay_of silent_seconds due_at due_seconds",
     "execution_attempts": "execution_id type attempt worker started_at ended_at duration_seconds"
     " outcome error error_code error_message",

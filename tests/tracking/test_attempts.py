@@ -240,13 +240,13 @@ def test_a_backoff_delays_the_next_attempt(any_manager: ExecutionManager) -> Non
             raise Outage
         left = any_manager.get(job.id)
         assert attempt.retry_after == timedelta(minutes=minutes)
-        assert left.retry_at == left.updated_at + timedelta(minutes=minutes)
+        assert left.due_at == left.updated_at + timedelta(minutes=minutes)
     with (
         pytest.raises(Outage),
         any_manager.attempt(job.id, retry_on=Outage, backoff=backoff),
     ):
         raise Outage
-    assert any_manager.get(job.id).retry_at is None
+    assert any_manager.get(job.id).due_at is None
 
 
 def test_an_interruption_waits_for_nothing(any_manager: ExecutionManager) -> None:
@@ -254,7 +254,7 @@ def test_an_interruption_waits_for_nothing(any_manager: ExecutionManager) -> Non
     backoff = Backoff(timedelta(minutes=1))
     with pytest.raises(SystemExit), any_manager.attempt(job.id, backoff=backoff) as attempt:
         raise SystemExit
-    assert any_manager.get(job.id).retry_at is None
+    assert any_manager.get(job.id).due_at is None
     assert attempt.retry_after == timedelta(0)
 
 

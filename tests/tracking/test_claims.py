@@ -62,19 +62,19 @@ def test_one_type(any_manager: ExecutionManager) -> None:
 def test_nothing_before_its_time(any_manager: ExecutionManager) -> None:
     soon, later = timedelta(seconds=1), HOUR
     delayed = any_manager.create("a", start_after=soon)
-    assert delayed.retry_at == delayed.created_at + soon
+    assert delayed.due_at == delayed.created_at + soon
     far = any_manager.create("a", start_after=later)
     now = any_manager.create("a", start_after=timedelta(0))
     failed = any_manager.create("a", max_attempts=2)
     any_manager.start(failed.id)
     waiting = any_manager.fail(failed.id, "no", retryable=True, retry_after=soon)
-    assert waiting.retry_at == waiting.updated_at + soon
+    assert waiting.due_at == waiting.updated_at + soon
     assert ids(any_manager.claim(limit=9)) == [now.id]
     assert any_manager.claim(limit=9) == []
     time.sleep(1.05)
     claimed = any_manager.claim(limit=9)
     assert ids(claimed) == [delayed.id, failed.id]
-    assert [each.retry_at for each in claimed] == [None, None]
+    assert [each.due_at for each in claimed] == [None, None]
     assert any_manager.claim(limit=9) == []
     assert any_manager.get(far.id).status == "pending"
 
@@ -91,31 +91,31 @@ def test_who_has_waited_longest_since_it_was_due(any_manager: ExecutionManager) 
 
 def test_a_start_waits_for_nothing(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a", max_attempts=3, start_after=HOUR)
-    assert any_manager.start(job.id).retry_at is None
+    assert any_manager.start(job.id).due_at is None
     any_manager.fail(job.id, "no", retryable=True, retry_after=HOUR)
     assert any_manager.claim() == []
     started = any_manager.start(job.id)
-    assert (started.status, started.retry_at) == ("running", None)
+    assert (started.status, started.due_at) == ("running", None)
 
 
 def test_what_does_not_wait_has_no_time_to_wait_for(any_manager: ExecutionManager) -> None:
     m = any_manager
     cancelled = m.create("a", start_after=HOUR)
-    assert m.cancel(cancelled.id, "why").retry_at is None
-    assert m.cancel(m.create("a", start_after=HOUR).id).retry_at is None
+    assert m.cancel(cancelled.id, "why").due_at is None
+    assert m.cancel(m.create("a", start_after=HOUR).id).due_at is None
     given_up = m.create("a", max_attempts=2)
     m.start(given_up.id)
     m.fail(given_up.id, "no", retryable=True, retry_after=HOUR)
-    assert m.retry(given_up.id).retry_at is not None  # it is retrying already, and stays as it is
-    assert m.fail(given_up.id, "no").retry_at is None
+    assert m.retry(given_up.id).due_at is not None  # it is retrying already, and stays as it is
+    assert m.fail(given_up.id, "no").due_at is None
     again = m.retry(given_up.id)
-    assert (again.status, again.retry_at) == ("retrying", None)
+    assert (again.status, again.due_at) == ("retrying", None)
     m.start(given_up.id)
     last = m.fail(given_up.id, "no", retryable=True, retry_after=HOUR)
-    assert (last.status, last.retry_at) == ("failed", None)
+    assert (last.status, last.due_at) == ("failed", None)
     final = m.create("a", max_attempts=2)
     m.start(final.id)
-    assert m.fail(final.id, "no", retry_after=HOUR).retry_at is None
+    assert m.fail(final.id, "no", retry_after=HOUR).due_at is None
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ BATCHES = {
 }
 FILL = """
 INSERT INTO executions (id, type, status, attempts, created_at, updated_at, started_at,
-                        completed_at, retry_at, timeout_ms, deadline_at, heartbeat_at)
+                        completed_at, due_at, timeout_ms, deadline_at, heartbeat_at)
 """
 
 

@@ -46,7 +46,7 @@ class NewExecution:
             parent_id=self.parent_id,
             replay_of=self.replay_of,
             metadata=self.metadata.value,
-            retry_at=None if self.start_after is None else now + self.start_after,
+            due_at=now + (self.start_after or timedelta(0)),
         )
 
 

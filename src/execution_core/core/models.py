@@ -134,8 +134,8 @@ class Execution(BaseModel, frozen=True):
     """When the current or last attempt is overdue: `started_at + timeout`."""
     heartbeat_at: datetime | None = None
     """When the current or last attempt last gave a sign of life."""
-    retry_at: datetime | None = None
-    """While it waits: not to be claimed before this time; None: at any time."""
+    due_at: datetime | None = None
+    """While pending or retrying: the earliest time of a claim."""
     timeout: timedelta | None = None
     """How long one attempt may take."""
     idempotency_key: str | None = None

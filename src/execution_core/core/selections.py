@@ -10,7 +10,7 @@ from . import validation
 from .errors import InvalidValue
 from .models import Execution, ExecutionStatus
 from .state_machine import FINISHED, LIVE
-from .transitions import Transition, due_at
+from .transitions import Transition
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class BatchTransition:
         What a store without SQL does under its own lock: `moved = batch.apply(all, now)`.
         """
         ours = [each for each in executions if self.type in (None, each.type)]
-        ours.sort(key=lambda each: (due_at(each), each.id))
+        ours.sort(key=lambda each: (each.due_at or each.created_at, each.id))
         moved = filter(None, (self.transition.apply(each, now) for each in ours))
         return sorted(islice(moved, self.limit), key=attrgetter("id"))
 

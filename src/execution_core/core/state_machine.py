@@ -18,7 +18,7 @@ class Change(Enum):
     CLEARED = "None"
     NOW = "the store's time"
     DEADLINE = "the store's time plus the execution's timeout; None without one"
-    DELAYED = "the store's time plus the transition's `retry_after`; None without one"
+    DELAYED = "the store's time plus the transition's `retry_after`, if any"
     NEXT_ATTEMPT = "attempts + 1"
 
 
@@ -29,7 +29,7 @@ class Condition(Enum):
     """What a move asks of an execution besides its status."""
 
     ATTEMPT_LEFT = "attempts < max_attempts"
-    DUE = "its retry_at has come, or without one its created_at"
+    DUE = "its due_at has come"
     OVERDUE = "its deadline_at has passed"
     STALLED = "no start and no sign of life within the transition's `stalled_after`"
 
@@ -99,7 +99,7 @@ def _started(when: Condition) -> Move:
         started_at=NOW,
         deadline_at=DEADLINE,
         heartbeat_at=NOW,
-        retry_at=CLEARED,
+        due_at=CLEARED,
         completed_at=CLEARED,
         error=CLEARED,
         worker=SET,
@@ -110,12 +110,10 @@ def _started(when: Condition) -> Move:
 START = Rule("start", _started(ATTEMPT_LEFT))
 CLAIM = Rule("claim", _started(DUE))
 COMPLETE = Rule("complete", Move((RUNNING,), COMPLETED, result=SET, completed_at=NOW))
-FAIL = Rule(
-    "fail", Move((RUNNING, RETRYING), FAILED, error=SET, completed_at=NOW, retry_at=CLEARED)
-)
+FAIL = Rule("fail", Move((RUNNING, RETRYING), FAILED, error=SET, completed_at=NOW, due_at=CLEARED))
 FAIL_RETRYABLE = Rule(
     "fail",
-    Move((RUNNING,), RETRYING, error=SET, retry_at=DELAYED, when=ATTEMPT_LEFT),
+    Move((RUNNING,), RETRYING, error=SET, due_at=DELAYED, when=ATTEMPT_LEFT),
     *FAIL.moves,
 )
 _OVERDUE = Move((RUNNING,), TIMED_OUT, when=OVERDUE, error=TIMEOUT_ERROR, completed_at=NOW)
@@ -123,10 +121,10 @@ _STALLED = Move((RUNNING,), TIMED_OUT, when=STALLED, error=STALLED_ERROR, comple
 TIMEOUT = Rule("timeout", Move((RUNNING,), TIMED_OUT, error=TIMEOUT_ERROR, completed_at=NOW))
 SWEEP_OVERDUE = Rule("sweep", _OVERDUE)
 SWEEP = Rule("sweep", _OVERDUE, _STALLED)
-CANCEL = Rule("cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED))
+CANCEL = Rule("cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, due_at=CLEARED))
 CANCEL_WITH_REASON = Rule(
     "cancel",
-    Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, retry_at=CLEARED, metadata=SET_KEY),
+    Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, due_at=CLEARED, metadata=SET_KEY),
 )
 RETRY = Rule(
     "retry",
@@ -135,7 +133,7 @@ RETRY = Rule(
         RETRYING,
         error=CLEARED,
         completed_at=CLEARED,
-        retry_at=CLEARED,
+        due_at=NOW,
         when=ATTEMPT_LEFT,
     ),
     already_done_in=RETRYING,

@@ -84,7 +84,7 @@ class Transition:
             case Condition.ATTEMPT_LEFT:
                 return execution.attempts < execution.max_attempts
             case Condition.DUE:
-                return due_at(execution) <= now
+                return execution.due_at is not None and execution.due_at <= now
             case Condition.OVERDUE:
                 return execution.deadline_at is not None and execution.deadline_at < now
             case Condition.STALLED:
@@ -115,15 +115,10 @@ class Transition:
                 value = execution.timeout and now + execution.timeout
             case Change.DELAYED:
                 delay = cast("timedelta | None", self.values["retry_after"])
-                value = None if delay is None else now + delay
+                value = now + (delay or timedelta(0))
             case Change.NEXT_ATTEMPT:
                 value = execution.attempts + 1
         return value
-
-
-def due_at(execution: Execution) -> datetime:
-    """Return since when, or from when on, a waiting execution may be claimed."""
-    return execution.retry_at or execution.created_at
 
 
 def start(worker: str | None) -> Transition:

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, Final
 
@@ -60,7 +60,7 @@ class BatchContract:
         assert both(subject, replace(CLAIM, type="none")) == []
 
     def test_the_longest_due_come_first(self, subject: StoreHarness) -> None:
-        """By `retry_at`, without one by `created_at`; answered by id, `limit` at a time."""
+        """In the order of `due_at`; answered by id, `limit` at a time."""
         ids = [subject.create(start_after=timedelta(0)).id for _ in range(3)]
         ids.append(subject.create(start_after=timedelta(milliseconds=30)).id)
         ids.append(subject.create(start_after=DAY).id)
@@ -68,7 +68,11 @@ class BatchContract:
         for id in (ids[1], ids[4]):  # what is retried comes behind what was due before
             subject.later(subject.now())
             subject.moved(id, transitions.start(None), again)
-        due = {id: transitions.due_at(subject.found(id)) for id in ids}
+        due: dict[str, datetime] = {}
+        for id in ids:
+            due_at = subject.found(id).due_at
+            assert due_at is not None, "a waiting execution has no due_at"
+            due[id] = due_at
         subject.later(max(due.values()))
         expected = sorted(ids, key=lambda id: (due[id], id))
         claimed = [[each.id for each in both(subject, replace(CLAIM, limit=2))] for _ in range(3)]

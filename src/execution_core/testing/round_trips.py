@@ -140,13 +140,13 @@ class RoundTripContract:
         """In whole milliseconds; and what they are added to is exact as well."""
         span = timedelta(milliseconds=milliseconds)
         created = subject.found(subject.create(timeout=span, start_after=span).id)
-        assert (created.timeout, created.retry_at) == (span, created.created_at + span)
+        assert (created.timeout, created.due_at) == (span, created.created_at + span)
         found = subject.moved(created.id, transitions.start(None))
         assert found.started_at is not None
         assert found.deadline_at == found.started_at + span
         again = transitions.fail("again", True, span, 1)  # noqa: FBT003 - retryable
         found = subject.moved(created.id, again)
-        assert found.retry_at == found.updated_at + span
+        assert found.due_at == found.updated_at + span
 
     def test_nothing_comes_early(self, subject: StoreHarness) -> None:
         """A second and a half is not one: as a delay, a deadline, a silence or an age."""
@@ -181,7 +181,7 @@ class RoundTripContract:
         id = subject.create(timeout=timedelta(1), start_after=timedelta(1)).id
         delayed = subject.found(id)
         ended = subject.moved(id, transitions.start(None), transitions.complete(None, 1))
-        times = [delayed.retry_at, ended.created_at, ended.updated_at, ended.started_at]
+        times = [delayed.due_at, ended.created_at, ended.updated_at, ended.started_at]
         times += [ended.completed_at, ended.deadline_at, ended.heartbeat_at]
         assert [time and time.utcoffset() for time in times] == [timedelta(0)] * len(times)
 

@@ -138,10 +138,10 @@ def call_steps(
 
 def seconds_until_due(execution: Execution) -> float:
     """Return for how many seconds a waiting execution is not due yet; 0 if it is due."""
-    if execution.retry_at is None:
+    if execution.due_at is None:
         return 0
     # By this host's clock, but no more than the database's clock allowed for when it was written.
-    left = execution.retry_at - max(datetime.now(UTC), execution.updated_at)
+    left = execution.due_at - max(datetime.now(UTC), execution.updated_at)
     return max(0.0, left.total_seconds())
 
 

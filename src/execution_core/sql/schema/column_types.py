@@ -1,4 +1,4 @@
-"""The few column types and expressions that differ between PostgreSQL and SQLite."""
+"""The column types that differ between PostgreSQL and SQLite."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ...core.models import ExecutionFailure
 
 
 class Expression(FunctionElement[Any]):
-    """SQL that is spelt once for each database."""
+    """SQL with a template for each database."""
 
     postgresql: str
     sqlite: str
@@ -30,15 +30,12 @@ class Expression(FunctionElement[Any]):
 
 @compiles(Expression)
 def _compile(element: Expression, compiler: SQLCompiler, **kw: Any) -> str:
-    spelling: str = getattr(element, compiler.dialect.name)
-    return spelling.format(*(compiler.process(clause, **kw) for clause in element.clauses))
+    template: str = getattr(element, compiler.dialect.name)
+    return template.format(*(compiler.process(clause, **kw) for clause in element.clauses))
 
 
 class as_text(Expression):  # noqa: N801 - reads as the function it is
-    """A column as text.
-
-    Out of PostgreSQL too: what the driver makes of a uuid or jsonb is for the host's engine to set.
-    """
+    """A column as text, so that the driver settings of a host's engine make no difference."""
 
     inherit_cache = True
     postgresql = "{0}::text"
@@ -46,44 +43,48 @@ class as_text(Expression):  # noqa: N801 - reads as the function it is
 
 
 class Id(TypeDecorator[str]):
-    """A UUID, read as its text with dashes; in SQLite that text itself."""
+    """A UUID as text with dashes: `uuid` on PostgreSQL, text on SQLite."""
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Store as text only where there is no type for it."""
+        """Use the type of PostgreSQL, or text."""
         return dialect.type_descriptor(Uuid(as_uuid=False) if _postgresql(dialect) else Text())
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Read the text."""
+        """Select the text."""
         return as_text(column, type_=Text())
 
     def result_processor(self, dialect: Dialect, coltype: object) -> None:
-        """Leave it as it was read."""
+        """Return the text unchanged."""
 
 
 class Timestamp(TypeDecorator[datetime]):
-    """An aware time: `timestamptz`, or in SQLite the text `2026-01-31T12:00:00.000Z`."""
+    """An aware time: `timestamptz`, or in SQLite the UTC text `2026-01-31 12:00:00.000000`.
+
+    SQLAlchemy's and Django's DateTime write the same text, and it compares correctly with
+    `datetime('now', '-3 hours')`.
+    """
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Store as text only where there is no type for it."""
+        """Use the type of PostgreSQL, or text."""
         return dialect.type_descriptor(DateTime(timezone=True) if _postgresql(dialect) else Text())
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
-        """Spell an aware time as SQLite's date functions read it."""
+        """Write an aware time as text on SQLite."""
         return None if _postgresql(dialect) else _format_time
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
-        """Read it in UTC, whatever the connection's timezone is."""
+        """Return the time in UTC, in any time zone of the connection."""
         return _in_utc if _postgresql(dialect) else _read_time
 
 
 class _Jsonb(UserDefinedType[Any]):
-    """`jsonb` whose parameters are JSON text already; SQLAlchemy's own would encode it again."""
+    """`jsonb` whose parameters are JSON text; SQLAlchemy's JSONB would encode them again."""
 
     cache_ok = True
     render_bind_cast = True
@@ -93,25 +94,28 @@ class _Jsonb(UserDefinedType[Any]):
 
 
 class JsonText(TypeDecorator[Any]):
-    """Checked JSON on its way in, any JSON on its way out, as text both ways. None is NULL."""
+    """JSON as text in both directions; None is NULL.
+
+    The library binds checked values alone. To query a JSON column, use `type_coerce(column, JSON)`.
+    """
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Store as text only where there is no type for it."""
+        """Use the type of PostgreSQL, or text."""
         return dialect.type_descriptor(_Jsonb() if _postgresql(dialect) else Text())
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
-        """Take what `values` has checked; nothing else is JSON here."""
+        """Accept checked values alone."""
         return _checked_text
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Read the text."""
+        """Select the text."""
         return as_text(column, type_=self)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
-        """Read it as everybody else's JSON is read."""
+        """Parse the text."""
         return _read_json
 
 
@@ -122,11 +126,11 @@ def _postgresql(dialect: Dialect) -> bool:
 def _format_time(value: datetime | None) -> str | None:
     if value is None:
         return None
-    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds") + "000"
 
 
 def _read_time(value: str | None) -> datetime | None:
-    return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
+    return None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC)
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
@@ -141,7 +145,7 @@ def _checked_text(value: object) -> str | None:
             return value.text
         case ExecutionFailure():
             return value.model_dump_json(exclude_none=True)
-    raise TypeError(f"not checked to be JSON: {type(value).__name__}")
+    raise TypeError(f"not a checked JSON value: {type(value).__name__}")
 
 
 def _read_json(value: str | None) -> Any:
@@ -149,5 +153,5 @@ def _read_json(value: str | None) -> Any:
         return None
     try:
         return from_json(value)
-    except ValueError:  # what Python's own reader takes as well: deeper, or with half a surrogate
+    except ValueError:  # nested deeper than this parser allows, or with a lone surrogate
         return json.loads(value)

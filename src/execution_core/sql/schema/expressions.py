@@ -5,11 +5,14 @@ from sqlalchemy import Boolean
 from ...core.state_machine import LIVE
 from .column_types import Expression, JsonText, Timestamp
 
+SQLITE_TIME = "'%Y-%m-%d %H:%M:%f000'"
+"""The format of times on SQLite, for its function strftime."""
+
 
 class in_array(Expression):  # noqa: N801
-    """`one_of(column, subquery)`: looked up one by one, whatever the planner expects of them.
+    """`in_array(column, subquery)`: look up the ids one by one, whatever the planner estimates.
 
-    An array is made once: as a plain subquery PostgreSQL might choose, and lock, anew and more.
+    PostgreSQL evaluates the array once. It might evaluate a plain subquery again and lock more.
     """
 
     inherit_cache = True
@@ -18,11 +21,23 @@ class in_array(Expression):  # noqa: N801
 
 
 class unindexed(Expression):  # noqa: N801
-    """A column by which SQLite is not to look anything up: a `+` before it is its way to say so."""
+    """A column for which SQLite must not use an index: written with a `+` before it."""
 
     inherit_cache = True
     postgresql = "{0}"
     sqlite = "+{0}"
+
+
+class likely(Expression):  # noqa: N801
+    """A condition that SQLite does not look up in an index of its own column.
+
+    It still matches the condition of a partial index, which `unindexed` would not.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+    postgresql = "{0}"
+    sqlite = "likely({0})"
 
 
 class database_now(Expression):  # noqa: N801
@@ -31,16 +46,19 @@ class database_now(Expression):  # noqa: N801
     type = Timestamp()
     inherit_cache = True
     postgresql = "statement_timestamp()"
-    sqlite = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    sqlite = f"strftime({SQLITE_TIME}, 'now')"
 
 
 class now_or_later_of(Expression):  # noqa: N801
-    """The same, but not before a time: PostgreSQL reads its clock first, then waits for the row."""
+    """The time of the statement, or a later time of the row.
+
+    PostgreSQL reads its clock before it waits for the lock of the row.
+    """
 
     type = Timestamp()
     inherit_cache = True
     postgresql = "greatest(statement_timestamp(), {0})"
-    sqlite = "max(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), {0})"
+    sqlite = f"max(strftime({SQLITE_TIME}, 'now'), {{0}})"
 
 
 class latest(Expression):  # noqa: N801
@@ -53,23 +71,23 @@ class latest(Expression):  # noqa: N801
 
 
 class later(Expression):  # noqa: N801
-    """`later(time, milliseconds)`; NULL without milliseconds. Negative ones go back."""
+    """`later(time, milliseconds)`; NULL without milliseconds. Negative ones mean earlier."""
 
     type = Timestamp()
     inherit_cache = True
     postgresql = "{0} + {1} * interval '1 millisecond'"
-    sqlite = "strftime('%Y-%m-%dT%H:%M:%fZ', {0}, ({1} / 1000.0) || ' seconds')"
+    sqlite = f"strftime({SQLITE_TIME}, {{0}}, ({{1}} / 1000.0) || ' seconds')"
 
 
 _LIVE = ", ".join(f"'{status}'" for status in LIVE)
 
 
 class has_live_links(Expression):  # noqa: N801
-    """Whether anything under an execution is not over, or what names it is being changed.
+    """Whether a child of the execution is live, or a child or replay of it is being changed.
 
-    For PostgreSQL a function, which looks anew: a child may have been committed between the
-    beginning of the statement and the lock on its parent. It also locks the children and replays,
-    and says yes when it cannot at once. SQLite has one writer at a time.
+    PostgreSQL calls a function, whose statements see what was committed after the outer statement
+    began. It also locks the children and replays, and answers true if it cannot do so at once.
+    SQLite has one writer at a time.
     """
 
     type = Boolean()
@@ -82,10 +100,10 @@ class has_live_links(Expression):  # noqa: N801
 
 
 class merged(Expression):  # noqa: N801
-    """`merged(object, entry, entry with null)`: the JSON object with the entry's key set.
+    """`merged(object, member, member with null)`: the JSON object with one key set.
 
-    SQLite's json_set drops a key that holds a quote and doubles one that holds a backslash. A merge
-    patch with null removes any key exactly; what remains is text, to which the entry is appended.
+    SQLite's json_set drops a key that holds a quote and duplicates one that holds a backslash. A
+    merge patch with null removes any key exactly; the new member is then appended as text.
     """
 
     type = JsonText()

@@ -1,22 +1,20 @@
-"""The indexes of the tables in `schema`, for Alembic to compare; no statement needs to know them.
+"""The indexes of the tables, for Alembic to compare.
 
-Apart, because naming a database in an index makes SQLAlchemy import all of its dialect.
+They are not in `tables`: an index that names a database makes SQLAlchemy import its dialect.
 """
 
-from sqlalchemy import Index, Text, func
+from sqlalchemy import Index
 
-from .expressions import unindexed
 from .tables import executions, metadata
 
 __all__ = ["metadata"]
 
 Index("ix_executions_status_id", executions.c.status, executions.c.id)
-# What may be claimed, in the order in which it is claimed; nothing else is in them.
-_DUE = func.coalesce(executions.c.retry_at, executions.c.created_at)
-_WAITING = unindexed(executions.c.status, type_=Text()).in_(["pending", "retrying"])
+# In the order of claims. Only executions that can be claimed are in these two.
+_WAITING = executions.c.status.in_(["pending", "retrying"])
 Index(
     "ix_executions_due",
-    _DUE,
+    executions.c.due_at,
     executions.c.id,
     postgresql_where=_WAITING,
     sqlite_where=_WAITING,
@@ -24,14 +22,14 @@ Index(
 Index(
     "ix_executions_type_due",
     executions.c.type,
-    _DUE,
+    executions.c.due_at,
     executions.c.id,
     postgresql_where=_WAITING,
     sqlite_where=_WAITING,
 )
 _BY_TYPE = (executions.c.type, executions.c.status, executions.c.id)
 Index("ix_executions_type_status_id", *_BY_TYPE, info={"only": "postgresql"})
-# With the times, SQLite answers all of execution_stats from it.
+# With the times, SQLite answers all of execution_stats from this index.
 Index(
     "ix_executions_type_status_id_times",
     *_BY_TYPE,

@@ -1,7 +1,7 @@
-"""The tables and their constraints, as the newest migration leaves them.
+"""The tables and their constraints, as the newest migration creates them.
 
-Alembic alone creates them; this is what statements are built from, and what `alembic check`
-compares with a database. Triggers and views stand in the migrations.
+Only Alembic creates them. Statements are built from these tables, and `alembic check` compares them
+with a database. Triggers and the queries of views are in the migrations.
 """
 
 from sqlalchemy import (
@@ -31,17 +31,21 @@ metadata = MetaData(
     }
 )
 
-# Their conditions stand in the migrations alone: Alembic compares the names.
+# The names of the CHECKs; their conditions are in the migrations. Alembic compares names only.
+# On PostgreSQL one CHECK calls a function, which names the broken one of CHECKS in its error.
 CHECKS = (
     *("status_known", "attempts_in_range", "max_attempts_positive", "attempts_fit_status"),
     *("started_at_when_started", "completed_at_when_over", "deadline_at_when_limited"),
-    *("timeout_positive", "times_in_calendar", "progress_whole", "result_when_completed"),
-    *("error_fits_status", "error_has_message", "metadata_is_object", "checkpoints_are_object"),
-    *("type_length", "idempotency_key_length", "fingerprint_of_key", "worker_length"),
-    *("parent_is_another", "replay_of_another", "heartbeat_at_in_calendar", "retry_at_in_calendar"),
+    *("due_at_when_waiting", "error_fits_status", "error_has_message", "result_when_completed"),
+    *("metadata_is_object", "checkpoints_are_object", "timeout_positive", "progress_whole"),
+    *("type_length", "idempotency_key_length", "worker_length", "fingerprint_of_key"),
+    *("parent_is_another", "replay_of_another"),
+    *("created_at_in_calendar", "updated_at_in_calendar", "started_at_in_calendar"),
+    *("completed_at_in_calendar", "deadline_at_in_calendar", "heartbeat_at_in_calendar"),
+    "due_at_in_calendar",
 )
-# What PostgreSQL's types see to.
-CHECKS_OF_SQLITE = ("id_is_uuid", "integers_are_integers", "payload_is_json", "result_is_json")
+# These replace the column types of PostgreSQL.
+SQLITE_CHECKS = ("id_is_uuid", "integers_are_integers", "payload_is_json", "result_is_json")
 
 executions = Table(
     "executions",
@@ -59,6 +63,8 @@ executions = Table(
     Column("started_at", Timestamp),
     Column("completed_at", Timestamp),
     Column("deadline_at", Timestamp),
+    Column("heartbeat_at", Timestamp),
+    Column("due_at", Timestamp, server_default=database_now()),
     Column("timeout_ms", BigInteger),
     Column("idempotency_key", Text),
     Column("fingerprint", Text),
@@ -71,12 +77,13 @@ executions = Table(
     Column("progress_percent", Double),
     Column("progress_message", Text),
     Column("worker", Text),
-    Column("heartbeat_at", Timestamp),
-    Column("retry_at", Timestamp),
     Column("write_token", Id),
     UniqueConstraint("idempotency_key"),
-    *(CheckConstraint("…", name=name) for name in CHECKS),
-    *(CheckConstraint("…", name=name, info={"only": "sqlite"}) for name in CHECKS_OF_SQLITE),
+    CheckConstraint("…", name="valid", info={"only": "postgresql"}),
+    *(
+        CheckConstraint("…", name=name, info={"only": "sqlite"})
+        for name in (*CHECKS, *SQLITE_CHECKS)
+    ),
 )
 
 execution_history = Table(
@@ -94,8 +101,8 @@ execution_history = Table(
     Column("write_token", Id),
 )
 
-CHECKS_OF_LOGS = ("level_known", "attempt_counted")
-CHECKS_OF_LOGS_IN_SQLITE = ("id_is_uuid", "logged_at_in_calendar", "data_is_json")
+LOG_CHECKS = ("level_known", "attempt_counted")
+SQLITE_LOG_CHECKS = ("id_is_uuid", "logged_at_in_calendar", "data_is_json")
 
 execution_logs = Table(
     "execution_logs",
@@ -107,9 +114,6 @@ execution_logs = Table(
     Column("level", Text, nullable=False, server_default="info"),
     Column("message", Text, nullable=False),
     Column("data", JsonText),
-    *(CheckConstraint("…", name=name) for name in CHECKS_OF_LOGS),
-    *(
-        CheckConstraint("…", name=name, info={"only": "sqlite"})
-        for name in CHECKS_OF_LOGS_IN_SQLITE
-    ),
+    *(CheckConstraint("…", name=name) for name in LOG_CHECKS),
+    *(CheckConstraint("…", name=name, info={"only": "sqlite"}) for name in SQLITE_LOG_CHECKS),
 )

@@ -1,57 +1,94 @@
-"""The views, for those who read: what the command line shows. The migrations create them."""
+"""The views. Their queries are in the migrations; `views_metadata` keeps them out of Alembic."""
 
-from sqlalchemy import BigInteger, Double, Integer, Text, column, table
+from sqlalchemy import BigInteger, Column, Double, Integer, MetaData, Table, Text
 
 from .column_types import Id, JsonText, Timestamp
 
-execution_overview = table(
+views_metadata = MetaData()
+
+execution_overview = Table(
     "execution_overview",
-    column("execution_id", Id()),
-    column("type", Text()),
-    column("status", Text()),
-    column("attempts", Integer()),
-    column("max_attempts", Integer()),
-    column("worker", Text()),
-    column("progress_current", BigInteger()),
-    column("progress_total", BigInteger()),
-    column("progress_percent", Double()),
-    column("progress_message", Text()),
-    column("error_code", Text()),
-    column("error_message", Text()),
-    column("created_at", Timestamp()),
-    column("updated_at", Timestamp()),
-    column("started_at", Timestamp()),
-    column("completed_at", Timestamp()),
-    column("deadline_at", Timestamp()),
-    column("heartbeat_at", Timestamp()),
-    column("retry_at", Timestamp()),
-    column("duration_seconds", Double()),
-    column("idempotency_key", Text()),
-    column("parent_id", Id()),
-    column("replay_of", Id()),
+    views_metadata,
+    Column("execution_id", Id(), primary_key=True),
+    Column("type", Text(), nullable=False),
+    Column("status", Text(), nullable=False),
+    Column("attempts", Integer(), nullable=False),
+    Column("max_attempts", Integer(), nullable=False),
+    Column("worker", Text()),
+    Column("progress_current", BigInteger()),
+    Column("progress_total", BigInteger()),
+    Column("progress_percent", Double()),
+    Column("progress_message", Text()),
+    Column("error_code", Text()),
+    Column("error_message", Text()),
+    Column("created_at", Timestamp(), nullable=False),
+    Column("updated_at", Timestamp(), nullable=False),
+    Column("started_at", Timestamp()),
+    Column("completed_at", Timestamp()),
+    Column("deadline_at", Timestamp()),
+    Column("heartbeat_at", Timestamp()),
+    Column("duration_seconds", Double()),
+    Column("idempotency_key", Text()),
+    Column("parent_id", Id()),
+    Column("replay_of", Id()),
+    Column("silent_seconds", Double()),
+    Column("due_at", Timestamp()),
+    Column("due_seconds", Double()),
 )
 
-execution_attempts = table(
+execution_attempts = Table(
     "execution_attempts",
-    column("execution_id", Id()),
-    column("attempt", Integer()),
-    column("worker", Text()),
-    column("started_at", Timestamp()),
-    column("ended_at", Timestamp()),
-    column("duration_seconds", Double()),
-    column("outcome", Text()),
-    column("error", JsonText()),
+    views_metadata,
+    Column("execution_id", Id(), primary_key=True),
+    Column("type", Text(), nullable=False),
+    Column("attempt", Integer(), primary_key=True),
+    Column("worker", Text()),
+    Column("started_at", Timestamp(), nullable=False),
+    Column("ended_at", Timestamp()),
+    Column("duration_seconds", Double()),
+    Column("outcome", Text(), nullable=False),
+    Column("error", JsonText()),
+    Column("error_code", Text()),
+    Column("error_message", Text()),
 )
 
-execution_timeline = table(
+execution_timeline = Table(
     "execution_timeline",
-    column("execution_id", Id()),
-    column("seq", Integer()),
-    column("from_status", Text()),
-    column("to_status", Text()),
-    column("attempt", Integer()),
-    column("occurred_at", Timestamp()),
-    column("seconds_since_last", Double()),
-    column("worker", Text()),
-    column("reason", Text()),
+    views_metadata,
+    Column("execution_id", Id(), primary_key=True),
+    Column("type", Text(), nullable=False),
+    Column("seq", Integer(), primary_key=True),
+    Column("from_status", Text()),
+    Column("to_status", Text(), nullable=False),
+    Column("attempt", Integer(), nullable=False),
+    Column("occurred_at", Timestamp(), nullable=False),
+    Column("seconds_since_last", Double()),
+    Column("worker", Text()),
+    Column("reason", Text()),
+    Column("error", JsonText()),
+    Column("error_code", Text()),
+    Column("error_message", Text()),
+)
+
+execution_stats = Table(
+    "execution_stats",
+    views_metadata,
+    Column("type", Text(), primary_key=True),
+    Column("status", Text(), primary_key=True),
+    Column("count", BigInteger(), nullable=False),
+    Column("oldest_created_at", Timestamp(), nullable=False),
+    Column("average_seconds", Double()),
+    Column("longest_seconds", Double()),
+)
+
+overdue_executions = Table(
+    "overdue_executions",
+    views_metadata,
+    Column("execution_id", Id(), primary_key=True),
+    Column("type", Text(), nullable=False),
+    Column("attempt", Integer(), nullable=False),
+    Column("worker", Text()),
+    Column("started_at", Timestamp(), nullable=False),
+    Column("deadline_at", Timestamp(), nullable=False),
+    Column("overdue_seconds", Double(), nullable=False),
 )

@@ -36,7 +36,6 @@ from .rows import LOG_ROW, ROW
 from .transition_sql import (
     assignments,
     clock_parameter,
-    due_at,
     duration_parameter,
     guard_sql,
     id_parameter,
@@ -64,7 +63,7 @@ def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInse
     }
     now = clock_parameter() if clocked else database_now()
     new |= {columns.created_at: now, columns.updated_at: now}
-    new[columns.retry_at] = later(now, duration_parameter("start_after"))
+    new[columns.due_at] = later(now, duration_parameter("start_after"))
     statement = upsert(executions)
     links = [columns[name] for name in linked]
     if links:
@@ -110,14 +109,14 @@ def update_many_statement(rule: Rule, *, typed: bool, clocked: bool) -> Returnin
     guard = [or_(*(guard_sql(move, now) for move in rule.moves))]
     if typed:
         guard.append(columns.type == bindparam("old_type", type_=Text))
-    # What another transaction holds is skipped; what it has changed meanwhile is looked at again.
-    # No lock on the key: children may be created under these. And no condition outside but the
-    # ids: by a second one PostgreSQL might read all that is due, and look each up in the ids.
+    # Rows locked by other transactions are skipped, and rows that they have changed are checked
+    # again. The lock leaves the key free, so that children can be created. The outer statement has
+    # no condition but the ids: with another one, PostgreSQL might read everything that is due.
     waiting = any(move.when is Condition.DUE for move in rule.moves)
     chosen = (
         select(columns.id)
         .where(*guard)
-        .order_by(*((due_at(), columns.id) if waiting else ()))
+        .order_by(*((columns.due_at, columns.id) if waiting else ()))
         .limit(bindparam("limit", type_=Integer))
         .with_for_update(key_share=True, skip_locked=True)
         .correlate(None)

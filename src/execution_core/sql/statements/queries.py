@@ -62,7 +62,7 @@ def create(creation: NewExecution, now: datetime | None) -> Query:
             "new_parent_id": creation.parent_id,
             "new_replay_of": creation.replay_of,
             "new_metadata": creation.metadata,
-            "start_after_ms": _milliseconds(creation.start_after),
+            "start_after_ms": _milliseconds(creation.start_after) or 0,
             "now": now,
         },
         "create",
@@ -116,7 +116,7 @@ def _parameters(transition: Transition) -> dict[str, Any]:
         elif name in _NAMES:
             parameters[f"new_{name}"] = given
         else:
-            parameters[f"{name}_ms"] = _milliseconds(cast("timedelta | None", given))
+            parameters[f"{name}_ms"] = _milliseconds(cast("timedelta | None", given)) or 0
         if isinstance(given, JsonMember):
             parameters[f"null_{name}"] = given.null_text
     return parameters

@@ -13,7 +13,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    func,
     literal_column,
     null,
     or_,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 from ...core.models import ExecutionFailure, ExecutionStatus
 from ...core.state_machine import Change, Condition, Move, Rule
 from ..schema.column_types import Timestamp
-from ..schema.expressions import database_now, later, latest, merged, now_or_later_of, unindexed
+from ..schema.expressions import database_now, later, latest, likely, merged, now_or_later_of
 from ..schema.tables import executions
 from .rows import PROGRESS
 
@@ -32,7 +31,7 @@ columns = executions.c
 def where_clause(
     rule: Rule, now: ColumnElement[datetime], *, for_attempt: bool
 ) -> list[ColumnElement[bool]]:
-    """What an execution must be for a rule to apply to it: the one given, and in such a status."""
+    """Return the WHERE clause of a rule: the id, and a status that allows the verb."""
     guard = [columns.id == id_parameter(), or_(*(guard_sql(move, now) for move in rule.moves))]
     if for_attempt:
         guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
@@ -40,47 +39,42 @@ def where_clause(
 
 
 def guard_sql(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """Whether a move may be made of an execution."""
+    """Return the condition under which a move is allowed."""
     sources = [status_literal(source) for source in move.sources]
-    status: ColumnElement[str] = columns.status
+    several = len(sources) > 1
+    allowed = columns.status.in_(sources) if several else columns.status == sources[0]
     if move.when is Condition.DUE:
-        # As the indexes have it, which are in the order of claims. By its status SQLite would read
-        # all that waits, and sort it.
-        status = unindexed(columns.status, type_=Text())
-    allowed = status.in_(sources) if len(sources) > 1 else status == sources[0]
+        # In the order of the partial indexes by due_at. By its index on the status, SQLite would
+        # read everything that waits, and sort it.
+        allowed = likely(allowed)
     return and_(allowed, *condition_sql(move.when, now))
 
 
 def condition_sql(
     condition: Condition | None, now: ColumnElement[datetime]
 ) -> list[ColumnElement[bool]]:
-    """Whether what a move asks besides the status is so."""
+    """Return what a move requires besides the status."""
     match condition:
         case None:
             return []
         case Condition.ATTEMPT_LEFT:
             return [columns.attempts < columns.max_attempts]
         case Condition.DUE:
-            return [due_at() <= now]
+            return [columns.due_at <= now]
         case Condition.OVERDUE:
             return [columns.deadline_at < now]
         case Condition.STALLED:
-            # A start by hand leaves the heartbeat of the attempt before, or none.
-            beaten = columns.heartbeat_at >= columns.started_at
-            by_hand = latest(columns.started_at, columns.updated_at)
-            seen = case((beaten, columns.heartbeat_at), else_=by_hand)
+            # A manual start leaves the heartbeat of the attempt before, or none.
+            alive = columns.heartbeat_at >= columns.started_at
+            started = latest(columns.started_at, columns.updated_at)
+            seen = case((alive, columns.heartbeat_at), else_=started)
             return [seen < later(now, -duration_parameter("stalled_after"))]
-
-
-def due_at() -> ColumnElement[datetime]:
-    """Since when, or from when on, a waiting execution may be claimed."""
-    return func.coalesce(columns.retry_at, columns.created_at)
 
 
 def assignments(
     moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
 ) -> dict[Column[Any], ColumnElement[Any]]:
-    """Assign what the first allowed move does, and the write's token."""
+    """Return the assignments of the first allowed move, and of the write token."""
     token = {columns.write_token: value_parameter(columns.write_token)}
     return _assign_first_allowed(moves, now, not_before) | token
 
@@ -88,10 +82,10 @@ def assignments(
 def _assign_first_allowed(
     moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
 ) -> dict[Column[Any], ColumnElement[Any]]:
-    """Assign what the first allowed move does; of several, the row itself decides.
+    """Return the assignments of the first move that the row allows.
 
-    For `fail` of a retryable error: `status = CASE WHEN (running, attempt left) THEN 'retrying'
-    ELSE 'failed' END`; what both moves assign alike, such as `error`, needs no CASE.
+    For `fail` with a retryable error: `status = CASE WHEN (running, attempt left) THEN 'retrying'
+    ELSE 'failed' END`. A column that both moves assign alike, such as `error`, needs no CASE.
     """
     first, *others = moves
     assigned = _assign(first, not_before)
@@ -140,32 +134,32 @@ def _new_value(
 
 
 def time_expressions(*, clocked: bool) -> tuple[ColumnElement[datetime], ColumnElement[datetime]]:
-    """Return the time to compare with, by index, and the time to write, which never goes back."""
+    """Return the time to compare with, and the time to write, which never goes back."""
     if clocked:
         return clock_parameter(), clock_parameter()
     return database_now(), now_or_later_of(columns.updated_at)
 
 
 def clock_parameter() -> BindParameter[datetime]:
-    """The time of an injected clock."""
+    """Return the parameter for the time of an injected clock."""
     return bindparam("now", type_=Timestamp)
 
 
 def duration_parameter(name: str) -> BindParameter[int]:
-    """A caller's duration, in milliseconds."""
+    """Return the parameter for a caller's duration, in milliseconds."""
     return bindparam(f"{name}_ms", type_=BigInteger)
 
 
 def status_literal(status: ExecutionStatus) -> ColumnElement[str]:
-    """A status in the statement's own text: a partial index serves what the planner can read."""
+    """Return a status as a literal: the planner matches it with a partial index."""
     return literal_column(f"'{status.value}'", Text)
 
 
 def value_parameter(column: Column[Any]) -> BindParameter[Any]:
-    """What a caller gave for a column."""
+    """Return the parameter for a column's new value."""
     return bindparam(f"new_{column.name}", type_=column.type)
 
 
 def id_parameter() -> BindParameter[str]:
-    """The id that a caller named."""
+    """Return the parameter for the id of the execution."""
     return bindparam("old_id", type_=columns.id.type)
