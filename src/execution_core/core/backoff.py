@@ -1,4 +1,4 @@
-"""How long to wait between attempts."""
+"""Delays between attempts."""
 
 import random
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ from .errors import InvalidValue
 class Backoff:
     """Growing delays between attempts: `Backoff(timedelta(seconds=5), maximum=timedelta(hours=1))`.
 
-    Before attempt n + 1 it waits `initial * factor ** (n - 1)`, `maximum` at most; less by a random
-    part of it, `jitter` at most, lest all who failed together come back together.
+    The delay after attempt n is `initial * factor ** (n - 1)`, at most `maximum`. A random part of
+    it, at most `jitter`, is subtracted, so that executions that failed together do not retry
+    together.
 
     Args:
         initial: the delay after the first attempt.
-        factor: how much longer each delay is than the one before, 1 or more.
+        factor: the ratio of each delay to the one before, 1 or more.
         maximum: the longest delay.
-        jitter: 0 (exactly that long) to 1 (anything from no delay at all).
+        jitter: from 0 (exact delays) to 1 (any delay from 0 on).
 
     Raises:
-        InvalidValue: one of them makes no sense.
+        InvalidValue: an argument is out of range.
     """
 
     initial: timedelta
@@ -38,15 +39,15 @@ class Backoff:
             raise InvalidValue("maximum", "must not be shorter than initial (1 hour by default)")
 
     def delay(self, attempt: int) -> timedelta:
-        """Return how long to wait after an attempt: `backoff.delay(execution.attempts)`.
+        """Return the delay after a failed attempt: `backoff.delay(execution.attempts)`.
 
         Args:
-            attempt: the number of the attempt that failed, from 1 on.
+            attempt: the number of the attempt that failed; the first is 1.
         """
         attempt = validation.integer("attempt", attempt, 1, validation.MAX_INTEGER)
         try:
-            times = float(self.factor) ** (attempt - 1)
+            ratio = float(self.factor) ** (attempt - 1)
         except OverflowError:
-            times = float("inf")
-        longest = self.maximum if times >= self.maximum / self.initial else self.initial * times
-        return longest * (1 - self.jitter * random.random())  # noqa: S311 - nobody is to be kept out
+            ratio = float("inf")
+        delay = self.maximum if ratio >= self.maximum / self.initial else self.initial * ratio
+        return delay * (1 - self.jitter * random.random())  # noqa: S311 - not for cryptography

@@ -1,4 +1,4 @@
-"""A new execution: what it is made of, and whether it repeats an old one."""
+"""New executions: how a request becomes one, and whether it repeats an earlier request."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -6,18 +6,18 @@ from typing import Final
 
 from . import json_values, validation
 from .errors import IdempotencyConflict, InvalidStateTransition
-from .json_values import Json
+from .json_values import Json, canonical
 from .models import Execution
 from .state_machine import FINISHED
 from .transitions import CANCELLATION_REASON
 
 MAX_TRIES: Final = 10
-"""How often to try while what stands in the way is gone again before it can be read."""
+"""How often to try when the conflicting row or transaction is gone before it can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewExecution:
-    """A checked execution that is not stored yet."""
+    """A new execution with checked values, not stored yet: `store.create(new)`."""
 
     id: str
     type: str
@@ -32,7 +32,7 @@ class NewExecution:
     start_after: timedelta | None
 
     def apply(self, now: datetime) -> Execution:
-        """Return the execution that this creates: what a store without SQL keeps."""
+        """Return the execution to store, as created at `now`: for stores without SQL."""
         return Execution(
             id=self.id,
             type=self.type,
@@ -63,7 +63,12 @@ def new_execution(
     max_bytes: int,
     replay_of: str | None = None,
 ) -> NewExecution:
-    """Check what a new execution is made of."""
+    """Check the arguments of `create` and build the new execution.
+
+    Raises:
+        InvalidValue: an argument cannot be stored.
+        ExecutionNotFound: the parent's id is not a UUID.
+    """
     type = validation.name("type", type)
     checked = None if payload is None else json_values.to_json("payload", payload, max_bytes)
     key = None if idempotency_key is None else validation.name("idempotency_key", idempotency_key)
@@ -82,40 +87,52 @@ def new_execution(
     )
 
 
-def new_replay(found: Execution, payload: object, max_bytes: int) -> NewExecution:
-    """Return what does an execution that is over once more.
+def new_replay(execution: Execution, payload: object, max_bytes: int) -> NewExecution:
+    """Build the new execution that repeats a finished one.
+
+    Args:
+        execution: the finished execution.
+        payload: the payload of the new one; `...` for the same payload.
+        max_bytes: the longest JSON text of a value.
 
     Raises:
-        InvalidStateTransition: it is not over.
+        InvalidStateTransition: the execution has not finished.
         InvalidValue: the payload cannot be stored.
     """
-    if found.status not in FINISHED:
-        raise InvalidStateTransition(found.id, "replay", found.status, None, FINISHED)
-    metadata = {k: v for k, v in found.metadata.items() if k != CANCELLATION_REASON}
+    if execution.status not in FINISHED:
+        raise InvalidStateTransition(execution.id, "replay", execution.status, None, FINISHED)
+    metadata = {k: v for k, v in execution.metadata.items() if k != CANCELLATION_REASON}
     return new_execution(
-        found.type,
-        found.payload if payload is ... else payload,
-        max_attempts=found.max_attempts,
-        timeout=found.timeout,
+        execution.type,
+        execution.payload if payload is ... else payload,
+        max_attempts=execution.max_attempts,
+        timeout=execution.timeout,
         idempotency_key=None,
-        parent_id=found.parent_id,
+        parent_id=execution.parent_id,
         metadata=metadata,
         start_after=None,
         max_bytes=max_bytes,
-        replay_of=found.id,
+        replay_of=execution.id,
     )
 
 
-def check_same_work(creation: NewExecution, found: Execution) -> Execution:
-    """Return the execution that holds the key of a creation.
+def check_same_work(new: NewExecution, existing: Execution) -> Execution:
+    """Return the execution that holds the key of a new one, if both are the same work.
 
     Raises:
-        IdempotencyConflict: it is of another type or payload.
+        IdempotencyConflict: its type or payload differs.
     """
-    # A row inserted by hand may have a key and no fingerprint.
-    held = found.fingerprint or json_values.fingerprint(
-        found.type, None if found.payload is None else json_values.to_json("payload", found.payload)
+    payload = None if existing.payload is None else Json(canonical(existing.payload))
+    # A row inserted by manual SQL may have a key and no fingerprint.
+    held = existing.fingerprint or json_values.fingerprint(existing.type, payload)
+    if held == new.fingerprint:
+        return existing
+    same_payload = canonical(existing.payload) == canonical(new.payload and new.payload.value)
+    differs = [
+        name
+        for name, same in (("type", existing.type == new.type), ("payload", same_payload))
+        if not same
+    ]
+    raise IdempotencyConflict(
+        existing.idempotency_key or "", existing.id, " and ".join(differs) or "fingerprint"
     )
-    if held != creation.fingerprint:
-        raise IdempotencyConflict(found.idempotency_key or "", found.id)
-    return found

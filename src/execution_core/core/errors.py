@@ -1,27 +1,40 @@
-"""What can go wrong, each with its facts as attributes.
+"""The exceptions of this library, each with its facts as attributes.
 
 ExecutionProblem
 ├── ExecutionNotFound        no such execution, or no such parent
-├── InvalidStateTransition   the state machine does not allow the move
+├── InvalidStateTransition   the status does not allow the verb
 ├── MaxRetriesExceeded       no attempt is left
-├── IdempotencyConflict      the key belongs to other work
+├── IdempotencyConflict      the key belongs to an execution of another type or payload
 ├── StaleAttempt             another attempt owns the execution
 ├── AttemptLost              the attempt of this block no longer owns its execution
-├── AlreadyRunning           a tracked function is being run under this key
-├── ConcurrentUpdate         another writer came between; safe to try again
-├── ConnectionLost           the connection was lost, nothing was done; safe to try again
-└── InvalidValue             an argument that cannot be stored, or makes no sense
+├── AlreadyRunning           another caller runs the tracked function under this key
+├── ConcurrentUpdate         another transaction interfered; nothing was changed, try again
+├── ConnectionLost           the connection was lost; nothing was changed, try again
+└── InvalidValue             an argument cannot be stored, or makes no sense
+
+Every message says what failed, for which execution, why, and what to do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from .models import Execution, ExecutionStatus
 
+_ACTIONS: Final = {
+    "checkpoint": "set a checkpoint of",
+    "get": "read",
+    "heartbeat": "record a heartbeat of",
+    "log": "add a log entry to",
+    "logs": "read the log of",
+    "timeout": "time out",
+    "update_progress": "update the progress of",
+}
+
 
 class ExecutionProblemCode(StrEnum):
-    """A problem's name for machines: `problem.code == ExecutionProblemCode.NOT_FOUND`."""
+    """The name of a problem for programs: `problem.code == ExecutionProblemCode.NOT_FOUND`."""
 
     NOT_FOUND = "NOT_FOUND"
     INVALID_STATE_TRANSITION = "INVALID_STATE_TRANSITION"
@@ -36,7 +49,7 @@ class ExecutionProblemCode(StrEnum):
 
 
 class ExecutionProblem(Exception):  # noqa: N818 - a refusal is an answer rather than an error
-    """Everything this library refuses: `except ExecutionProblem as problem: problem.code`."""
+    """Base class of all refusals: `except ExecutionProblem as problem: print(problem.code)`."""
 
     code: ClassVar[ExecutionProblemCode]
     template: ClassVar[str]
@@ -51,45 +64,53 @@ class ExecutionProblem(Exception):  # noqa: N818 - a refusal is an answer rather
 
 @dataclass(eq=False)
 class ExecutionNotFound(ExecutionProblem, LookupError):  # noqa: N818
-    """No execution has this id: `problem.execution_id`."""
+    """There is no execution with this id: `problem.execution_id`."""
 
     code = ExecutionProblemCode.NOT_FOUND
-    template = "No execution has the id {0.execution_id!r:.82}"
+    template = (
+        "No execution has the id {0.execution_id!r:.82}:"
+        " it was deleted, or never created in this database."
+    )
     execution_id: str
 
 
 @dataclass(eq=False)
 class InvalidStateTransition(ExecutionProblem):
-    """The status does not allow the verb. Nothing was changed."""
+    """The status of the execution does not allow the verb. Nothing was changed."""
 
     code = ExecutionProblemCode.INVALID_STATE_TRANSITION
     execution_id: str
     verb: str
     from_status: ExecutionStatus
     to_status: ExecutionStatus | None
-    """None where the verb changes no status."""
+    """None if the verb changes no status."""
     sources: tuple[ExecutionStatus, ...]
-    """The statuses from which the verb may be called."""
+    """The statuses in which the verb is allowed."""
 
     def __str__(self) -> str:
-        move = f" and cannot become {self.to_status}" if self.to_status else ""
         return (
-            f"Execution {self.execution_id} is {self.from_status}{move}: "
-            f"{self.verb} is for executions that are {' or '.join(self.sources)}"
+            f"Cannot {_action(self.verb, self.execution_id)}: "
+            f"its status is {self.from_status}, not {_one_of(self.sources)}."
         )
 
 
 @dataclass(eq=False)
 class MaxRetriesExceeded(ExecutionProblem):
-    """All attempts are used. Nothing was changed."""
+    """The execution has used all its attempts. Nothing was changed."""
 
     code = ExecutionProblemCode.MAX_RETRIES_EXCEEDED
-    template = (
-        "Execution {0.execution_id} has no attempt left: {0.attempts} of {0.max_attempts} are used"
-    )
     execution_id: str
     attempts: int
     max_attempts: int
+    verb: str = "start"
+
+    def __str__(self) -> str:
+        used = "its only attempt" if self.attempts == 1 else f"all {self.attempts} attempts"
+        return (
+            f"Cannot {_action(self.verb, self.execution_id)}: "
+            f"it has used {used} (max_attempts={self.max_attempts}). "
+            "To do the same work again, create another execution with replay."
+        )
 
 
 @dataclass(eq=False)
@@ -97,106 +118,121 @@ class IdempotencyConflict(ExecutionProblem):
     """The key belongs to an execution of another type or payload. Nothing was created."""
 
     code = ExecutionProblemCode.IDEMPOTENCY_CONFLICT
-    template = (
-        "The idempotency key {0.idempotency_key!r} belongs to execution {0.execution_id}, "
-        "which has another type or payload"
-    )
     idempotency_key: str
     execution_id: str
     """The execution that holds the key."""
+    differs: str = "type or payload"
+    """What differs: "type", "payload", "type and payload" or, after manual SQL, "fingerprint"."""
+
+    def __str__(self) -> str:
+        return (
+            f"The idempotency key {self.idempotency_key!r} belongs to execution "
+            f"{self.execution_id}, which has another {self.differs}. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        if self.differs == "payload":
+            return (
+                "Use one key per request, and keep generated ids and times out of the payload:"
+                " a repeated request must have the same payload."
+            )
+        if self.differs == "fingerprint":
+            return "Manual SQL may have changed it after its creation."
+        return "Use one key per request: begin it with the type, for example."
 
 
 @dataclass(eq=False)
 class StaleAttempt(ExecutionProblem):
-    """The attempt that was named does not own the execution. Nothing was changed."""
+    """The named attempt does not own the execution. Nothing was changed."""
 
     code = ExecutionProblemCode.STALE_ATTEMPT
     template = (
-        "Attempt {0.attempt} does not own execution {0.execution_id}: "
-        "attempt {0.current_attempt} does"
+        "Attempt {0.attempt} does not own execution {0.execution_id}: attempt {0.current_attempt}"
+        " is running. Stop the work of attempt {0.attempt}."
     )
     execution_id: str
     attempt: int
     current_attempt: int
-    """The attempt that owns it."""
+    """The attempt that owns the execution."""
 
 
 @dataclass(eq=False)
 class AttemptLost(ExecutionProblem):
-    """An attempt's execution was taken from it: stop working. Nothing was changed."""
+    """The attempt no longer owns its execution: stop working. Nothing was changed."""
 
     code = ExecutionProblemCode.ATTEMPT_LOST
     execution_id: str
     attempt: int
     execution: Execution | None
-    """As it stands now: cancelled, timed out, with another attempt; None when it was deleted."""
+    """The execution now: cancelled, timed out, in another attempt; None if it was deleted."""
 
     def __str__(self) -> str:
-        template = f"Attempt {self.attempt} no longer owns execution {self.execution_id}, which"
+        return (
+            f"Attempt {self.attempt} no longer owns execution {self.execution_id}: "
+            f"{self._reason()}. Stop working on it."
+        )
+
+    def _reason(self) -> str:
         if self.execution is None:
-            return f"{template} was deleted"
+            return "it was deleted"
         if self.execution.attempts > self.attempt:
-            return f"{template} attempt {self.execution.attempts} has taken over"
+            return f"attempt {self.execution.attempts} has taken over"
         if self.execution.attempts < self.attempt:
-            return f"{template} is as it was before that attempt: a transaction was rolled back"
-        return f"{template} is {self.execution.status}"
+            return "the transaction that started the attempt was rolled back"
+        return f"its status is {self.execution.status}"
 
 
 @dataclass(eq=False)
 class AlreadyRunning(ExecutionProblem):
-    """Somebody else runs what a tracked function was called for. Nothing was changed."""
+    """Another caller runs the tracked function under this key. Nothing was changed."""
 
     code = ExecutionProblemCode.ALREADY_RUNNING
     execution: Execution
-    """As it stood when it was found running."""
+    """The execution when it was read."""
 
     def __str__(self) -> str:
-        worker = f", by {self.execution.worker!r}" if self.execution.worker else ""
+        worker = f", worker {self.execution.worker!r}" if self.execution.worker else ""
         return (
-            f"Execution {self.execution.id} is running already: "
-            f"attempt {self.execution.attempts}{worker}"
+            f"Execution {self.execution.id} is already running: "
+            f"attempt {self.execution.attempts}{worker}. Call again after it has finished;"
+            " if its worker is dead, a sweep ends it."
         )
 
 
 @dataclass(eq=False)
 class ConcurrentUpdate(ExecutionProblem):
-    """Another writer came between. Nothing was changed, and it is safe to try again.
+    """Another transaction interfered. Nothing was changed: try again.
 
-    Within a transaction of the caller's, a serialization failure or a deadlock, which PostgreSQL
-    has ended the transaction for: roll back, and run all of it again.
+    In a transaction of the caller, PostgreSQL has aborted the whole transaction (serialization
+    failure or deadlock): roll it back and repeat it.
     """
 
     code = ExecutionProblemCode.CONCURRENT_UPDATE
     verb: str
     execution_id: str | None
-    """None where the verb is for several."""
+    """None if the verb is for several executions."""
 
     def __str__(self) -> str:
         return (
-            f"Another writer came between during {_call(self)}, which changed nothing: try again,"
-            " a transaction of your own from its beginning"
+            f"Cannot {_action(self.verb, self.execution_id)}: another transaction interfered."
+            " Nothing was changed: try again; a transaction of your own, from its beginning."
         )
 
 
 @dataclass(eq=False)
 class ConnectionLost(ExecutionProblem):
-    """The connection was lost again and again. Nothing was changed, and it is safe to try again."""
+    """The connection was lost several times in a row. Nothing was changed: try again."""
 
     code = ExecutionProblemCode.CONNECTION_LOST
     verb: str
     execution_id: str | None
-    """None where the verb is for several."""
+    """None if the verb is for several executions."""
 
     def __str__(self) -> str:
         return (
-            f"The connection was lost again and again during {_call(self)}, which changed nothing:"
-            " try again"
+            f"Cannot {_action(self.verb, self.execution_id)}: the connection to the database was"
+            " lost several times in a row. Nothing was changed: try again."
         )
-
-
-def _call(problem: ConcurrentUpdate | ConnectionLost) -> str:
-    of = f" of execution {problem.execution_id}" if problem.execution_id else ""
-    return f"{problem.verb}{of}"
 
 
 @dataclass(eq=False)
@@ -207,3 +243,15 @@ class InvalidValue(ExecutionProblem, ValueError):  # noqa: N818
     template = "{0.argument} {0.reason}"
     argument: str
     reason: str
+
+
+def _action(verb: str, execution_id: str | None) -> str:
+    """Return a verb as a phrase: `start execution 0199…`, or `claim executions`."""
+    phrase = _ACTIONS.get(verb, verb)
+    return f"{phrase} execution {execution_id}" if execution_id else f"{phrase} executions"
+
+
+def _one_of(statuses: Sequence[ExecutionStatus]) -> str:
+    """Return statuses as text: `pending, running or retrying`."""
+    *others, last = statuses or ("any",)
+    return f"{', '.join(others)} or {last}" if others else f"{last}"

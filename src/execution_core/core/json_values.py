@@ -1,4 +1,4 @@
-"""JSON values: encoding that reads back exactly, and the fingerprint of an execution's work."""
+"""JSON values: encoding that reads back exactly, and the fingerprint of type and payload."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from .errors import InvalidValue
-from .validation import type_name
+from .validation import NO_NUL, NO_SURROGATE, type_name
 
 MAX_DEPTH = 200
 """Levels of dicts and lists in a JSON value."""
 MAX_JSON_BYTES = 16 * 2**20
-"""A JSON value in UTF-8, where a manager is not told otherwise."""
+"""Default for `max_json_bytes` of a manager: the size of one JSON value in UTF-8."""
 _NUL_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _TEXT_OR_LARGE_FLOAT: Final = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.])-?[\d.]+e\+\d+', re.ASCII
@@ -31,31 +31,31 @@ _ENCODABLE: Final = (date, time, timedelta, UUID, Decimal, Enum, BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Json:
-    """A checked JSON value as its text; `value` reads a fresh copy of it each time."""
+    """A checked JSON value as text; `value` parses a new copy each time."""
 
     text: str
 
     @property
     def value(self) -> Any:
-        """The value that the text stands for."""
+        """The parsed value."""
         return json.loads(self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class JsonMember:
-    """One key of a JSON object and its new value."""
+    """One member of a JSON object: a key and its new value."""
 
     key: str
     value: Json
 
     @property
     def text(self) -> str:
-        """A JSON object of just this entry."""
+        """A JSON object with this member alone."""
         return f"{{{_dump(self.key)}:{self.value.text}}}"
 
     @property
     def null_text(self) -> str:
-        """The same object with null in the value's place: the JSON merge patch that removes it."""
+        """The same object with the value null: the JSON merge patch that removes the key."""
         return f"{{{_dump(self.key)}:null}}"
 
 
@@ -63,11 +63,19 @@ EMPTY: Final = Json("{}")
 
 
 def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Json:
-    """Return a value as JSON text that reads back as it went in.
+    """Return a value as JSON text that reads back as the same value.
 
-    Dicts with text keys, lists, tuples, texts, numbers, bools and None; datetime, UUID, Decimal,
-    Enum, dataclasses and pydantic models as pydantic serialises them. What a pydantic model holds
-    is for pydantic to say: it makes lists of sets, in any order.
+    Dicts with string keys, lists, tuples, strings, numbers, bools and None are accepted, and
+    datetime, UUID, Decimal, Enum, dataclasses and pydantic models as pydantic serialises them.
+    The fields of a pydantic model are not checked: pydantic turns a set into a list in any order.
+
+    Args:
+        argument: the argument's name, for the message of an error.
+        value: the value.
+        max_bytes: the longest text, in UTF-8.
+
+    Raises:
+        InvalidValue: the value is not JSON-serialisable without loss, or is too large.
     """
     _check_containers(argument, value, max_bytes)
     try:
@@ -75,22 +83,22 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
     except InvalidValue:
         raise
     except (ValueError, RecursionError) as error:  # NaN, Infinity, an int beyond 4,300 digits
-        raise InvalidValue(argument, f"is not JSON: {error}") from error
+        raise InvalidValue(argument, f"is not valid JSON: {error}") from error
     if "e+" in document:
         document = _TEXT_OR_LARGE_FLOAT.sub(_expand_exponent, document)
     try:
         size = len(document.encode())
     except UnicodeEncodeError as error:
-        raise InvalidValue(argument, "holds a lone surrogate, which is no character") from error
+        raise InvalidValue(argument, NO_SURROGATE) from error
     if size > max_bytes:
-        raise InvalidValue(argument, f"is larger than {max_bytes} bytes of JSON")
+        raise InvalidValue(argument, _too_large(max_bytes))
     if "\\u0000" in document and _NUL_ESCAPE.search(document):
-        raise InvalidValue(argument, "holds U+0000, which PostgreSQL cannot store")
+        raise InvalidValue(argument, NO_NUL)
     return Json(document)
 
 
 def json_object(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Json:
-    """Return a JSON object; None is an empty one."""
+    """Return a JSON object as text; None becomes an empty object."""
     if value is None:
         return EMPTY
     document = to_json(argument, value, max_bytes)
@@ -102,26 +110,31 @@ def json_object(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -
 def fingerprint(type: str, payload: Json | None) -> str:
     """Return the SHA-256 of type and payload, as hexadecimal digits.
 
-    What is hashed is `{"payload":…,"type":…}` with sorted keys and no spaces, in UTF-8.
+    The hashed text is `{"payload":…,"type":…}` with sorted keys and no spaces, in UTF-8.
     """
-    work = {"type": type, "payload": payload and payload.value}
-    return hashlib.sha256(_dump(work, sort_keys=True).encode()).hexdigest()
+    document = canonical({"type": type, "payload": payload and payload.value})
+    return hashlib.sha256(document.encode()).hexdigest()
+
+
+def canonical(value: object) -> str:
+    """Return JSON text that is equal for equal values: unlike in Python, 1, 1.0 and true differ."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _dump(value: object, **options: Any) -> str:
-    # ensure_ascii=False: SQLite compares the keys of stored JSON as they are spelt.
+    # ensure_ascii=False: SQLite compares the keys of stored JSON in their escaped form.
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), **options)
 
 
 def _expand_exponent(match: re.Match[str]) -> str:
-    """1e+23 → 100000000000000000000000.0: jsonb makes an integer, another number, of the former."""
+    """Return 1e+23 as 100000000000000000000000.0: jsonb would turn 1e+23 into an integer."""
     token = match[0]
     return token if token.startswith('"') else f"{Decimal(token):f}.0"
 
 
 def _check_containers(argument: str, value: object, max_bytes: int) -> None:
-    """Refuse what json.dumps lets pass or trips over: keys that are no text, cycles, depth."""
-    # Each container takes two bytes: an end to shared references that explode.
+    """Refuse what json.dumps converts or cannot encode: non-string keys, cycles, deep nesting."""
+    # Each container takes at least two bytes. Shared references can multiply without this limit.
     budget = max_bytes // 2
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
@@ -129,39 +142,45 @@ def _check_containers(argument: str, value: object, max_bytes: int) -> None:
         for part in level:
             if isinstance(part, dict):
                 try:
-                    "".join(part)  # the quickest way to see that all keys are texts
+                    "".join(part)  # the fastest check that all keys are strings
                 except TypeError:
                     key = next(key for key in part if not isinstance(key, str))
                     raise InvalidValue(
-                        argument, f"has a key that is {type_name(key)}, not a text"
+                        argument, f"must have string keys, and one is {type_name(key)}"
                     ) from None
                 deeper += [child for child in part.values() if type(child) not in _SCALARS]
             elif isinstance(part, list | tuple):
                 deeper += [child for child in part if type(child) not in _SCALARS]
             if len(deeper) > budget:
-                raise InvalidValue(argument, f"is larger than {max_bytes} bytes of JSON")
+                raise InvalidValue(argument, _too_large(max_bytes))
         if not deeper:
             return
         level = deeper
         budget -= len(level)
     if any(isinstance(part, dict | list | tuple) for part in level):
-        raise InvalidValue(argument, f"is nested deeper than {MAX_DEPTH} levels, or in itself")
+        raise InvalidValue(
+            argument, f"is nested deeper than {MAX_DEPTH} levels, or contains itself"
+        )
 
 
 def _encodable(argument: str, part: object, max_bytes: int) -> Any:
-    plain = not isinstance(part, type) and not hasattr(part, "__pydantic_serializer__")
-    if is_dataclass(part) and plain:
-        # Field by field, so that what is in them is checked as well.
+    by_pydantic = isinstance(part, type) or hasattr(part, "__pydantic_serializer__")
+    if is_dataclass(part) and not by_pydantic:
+        # Field by field, so that the fields are checked as well.
         encoded = {each.name: getattr(part, each.name) for each in fields(part)}
         _check_containers(argument, encoded, max_bytes)
         return encoded
     if not isinstance(part, _ENCODABLE):
         raise InvalidValue(
-            argument, f"holds {type_name(part)}, which JSON cannot hold or would change in silence"
+            argument, f"contains {type_name(part)}, which is not JSON-serialisable without loss"
         )
     try:
         return to_jsonable_python(part)
     except ValueError as error:
         raise InvalidValue(
-            argument, f"holds {type_name(part)} that is not JSON: {error}"
+            argument, f"contains {type_name(part)} that is not valid JSON: {error}"
         ) from error
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"is larger than {max_bytes} bytes of JSON"

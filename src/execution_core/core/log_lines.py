@@ -1,4 +1,4 @@
-"""A line for an execution's log: what it is made of, and when it may be added."""
+"""New log entries: how a request becomes one, and when it may be added."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ from .transitions import Transition
 
 @dataclass(frozen=True, slots=True)
 class NewLogEntry:
-    """A checked line that is not stored yet."""
+    """A new log entry with checked values, not stored yet: `store.log(new)`."""
 
     id: str
     execution_id: str
@@ -20,10 +20,10 @@ class NewLogEntry:
     message: str
     data: Json | None
     transition: Transition
-    """When it may be added; it changes nothing."""
+    """The guard: the entry may be added if this transition applies. It changes nothing."""
 
     def apply(self, execution: Execution, now: datetime) -> LogEntry | None:
-        """Return the entry that this adds to the log, or None when it may not be added."""
+        """Return the entry to store, or None if it may not be added: for stores without SQL."""
         if self.transition.apply(execution, now) is None:
             return None
         return LogEntry(
@@ -38,7 +38,7 @@ class NewLogEntry:
 
 
 def check_log_page(id: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
-    """Check what a caller asks to read of a log."""
+    """Check the arguments of `logs`."""
     return (
         validation.execution_id(id),
         validation.integer("limit", limit, 1, validation.MAX_PAGE),
@@ -49,16 +49,23 @@ def check_log_page(id: str, limit: int, before: str | None) -> tuple[str, int, s
 def new_log_entry(
     id: str, message: str, level: str, data: object, *, attempt: int | None, max_bytes: int
 ) -> NewLogEntry:
-    """Check what is to be logged. A message is cleaned and cut, so that it is never lost."""
+    """Check the arguments of `log` and build the new entry.
+
+    The message is cleaned and cut instead of refused, so that no entry is lost for its text.
+
+    Raises:
+        InvalidValue: another argument cannot be stored.
+        ExecutionNotFound: the id is not a UUID.
+    """
     cleaned = replace_unstorable(message[:MAX_MESSAGE]) if isinstance(message, str) else message
     try:
-        known = LogLevel(level)
+        checked_level = LogLevel(level)
     except ValueError:
         raise InvalidValue("level", f"must be one of {', '.join(LogLevel)}") from None
     return NewLogEntry(
         id=validation.new_id(),
         execution_id=validation.execution_id(id),
-        level=known,
+        level=checked_level,
         message=validation.text("message", cleaned, MAX_MESSAGE),
         data=None if data is None else json_values.to_json("data", data, max_bytes),
         transition=transitions.log(attempt),

@@ -1,6 +1,6 @@
-"""The data: what an execution is, and what is logged of it, as frozen pydantic models.
+"""Executions, their failures, progress and log entries, as frozen pydantic models.
 
-Nothing here touches a database or decides anything; the state machine is in `transitions`.
+The models contain data alone. The state machine is in `state_machine` and `transitions`.
 """
 
 import re
@@ -18,26 +18,26 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class ExecutionStatus(StrEnum):
-    """Where an execution stands: `ExecutionStatus.RUNNING == "running"`."""
+    """The status of an execution: `ExecutionStatus.RUNNING == "running"`."""
 
     PENDING = "pending"
     """Created, not started yet."""
     RUNNING = "running"
-    """An attempt is under way."""
+    """An attempt is running."""
     COMPLETED = "completed"
-    """Done, with its result. Final."""
+    """Finished with a result. Final."""
     FAILED = "failed"
-    """The last attempt failed, or the execution was given up. `retry` may bring it back."""
+    """Finished: the last attempt failed, and no other follows. `retry` allows another one."""
     RETRYING = "retrying"
-    """The last attempt is over and the next one may start."""
+    """Waits for its next attempt: the last one failed, or `retry` was called."""
     TIMED_OUT = "timed_out"
-    """The last attempt took too long. `retry` may bring it back."""
+    """Finished: the last attempt took too long or stalled. `retry` allows another one."""
     CANCELLED = "cancelled"
-    """Called off. Final."""
+    """Finished: `cancel` was called. Final."""
 
 
 class LogLevel(StrEnum):
-    """How much a log entry matters: `LogLevel.WARNING == "warning"`, as in `logging`."""
+    """The level of a log entry, as in `logging`: `LogLevel.WARNING == "warning"`."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -47,68 +47,70 @@ class LogLevel(StrEnum):
 
 
 def replace_unstorable(text: str) -> str:
-    """Return a text with U+FFFD for what no database text may hold."""
+    """Return a text with U+FFFD in place of U+0000 and lone surrogates."""
     return _UNSTORABLE.sub("\ufffd", str.__str__(text))
 
 
-def _cut(kept: slice) -> BeforeValidator:
+def _cut(part: slice) -> BeforeValidator:
     return BeforeValidator(
-        lambda text: replace_unstorable(str.__str__(text)[kept]) if isinstance(text, str) else text
+        lambda text: replace_unstorable(str.__str__(text)[part]) if isinstance(text, str) else text
     )
 
 
 class ExecutionFailure(BaseModel, frozen=True):
     """Why an attempt failed: `ExecutionFailure(message="card declined", retryable=False)`.
 
-    A failure must never be lost for the sake of its own text: U+0000 and lone surrogates become
-    U+FFFD, a message is cut after 10,000 characters and a code after 255, and of a stack the last
-    100,000 are kept.
+    Texts are cleaned and cut instead of refused, so that a failure is always recorded: U+0000 and
+    lone surrogates become U+FFFD. A message keeps its first 10,000 characters, a code its first
+    255, a stack its last 100,000.
     """
 
     message: Annotated[str, _cut(slice(MAX_MESSAGE))]
     code: Annotated[str | None, _cut(slice(MAX_CODE))] = None
-    """A short name for machines; `from_exception` gives the exception's class."""
+    """A short name for programs; `from_exception` sets the name of the exception's class."""
     stack: Annotated[str | None, _cut(slice(-MAX_STACK, None))] = None
     retryable: bool = False
-    """Whether another attempt may help."""
+    """Whether another attempt may succeed."""
 
     @classmethod
     def from_exception(cls, exc: BaseException, retryable: bool = False) -> Self:
-        """Describe an exception: `ExecutionFailure.from_exception(exc, retryable=True)`.
+        """Build a failure from an exception: `ExecutionFailure.from_exception(exc)`.
 
         Args:
-            exc: the exception; its text may be anything, its `__str__` may even raise.
-            retryable: whether another attempt may help.
+            exc: the exception. An exception whose `__str__` raises is accepted as well.
+            retryable: whether another attempt may succeed.
 
         Returns:
-            Its text (its class where it has none), its class as the code, and its traceback.
+            A failure with the exception's text (its class name if it has none), its class name as
+            the code, and its traceback.
         """
         name = type(exc).__qualname__
         try:
             message = str(exc) or name
-        except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure it belongs to
+        except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
             message = f"{name} (its text could not be read)"
         try:
             stack = "".join(traceback.format_exception(exc))
-        except Exception:  # noqa: BLE001 - likewise
+        except Exception:  # noqa: BLE001 - as above
             stack = None
         return cls(message=message, code=name, stack=stack, retryable=retryable)
 
 
 class ProgressInfo(BaseModel, frozen=True):
-    """How far an execution is: `execution.progress.percent`."""
+    """The progress of an execution: `execution.progress.percent`."""
 
     current: int
     total: int
     message: str | None = None
     percent: float
-    """0 to 100; computed from current and total unless it was given."""
+    """0 to 100; computed from current and total unless the caller set it."""
 
 
 class Execution(BaseModel, frozen=True):
-    """One execution as it stood when it was read: `execution.status`. It does not change by itself.
+    """One execution as it was when it was read: `execution.status`. It is never updated.
 
-    All times are aware and in UTC. What is unset is None; `metadata` and `checkpoints` are empty.
+    All times are aware and in UTC. Unset fields are None; unset `metadata` and `checkpoints` are
+    empty dicts.
     """
 
     id: str
@@ -116,50 +118,50 @@ class Execution(BaseModel, frozen=True):
     type: str
     status: ExecutionStatus = ExecutionStatus.PENDING
     payload: Any = None
-    """What to do: any JSON value."""
+    """The input: any JSON value."""
     result: Any = None
-    """What came of it: any JSON value, once completed."""
+    """The output of a completed execution: any JSON value."""
     error: ExecutionFailure | None = None
     """Why the last attempt failed; cleared by `retry` and `start`."""
     attempts: int = 0
-    """Attempts started so far: the number of the current or last one, and its fencing token."""
+    """Number of attempts started: the number of the current or last one, its fencing token."""
     max_attempts: int = 1
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None = None
     """When the current or last attempt started."""
     completed_at: datetime | None = None
-    """When it came to rest: completed, failed, timed out or cancelled."""
+    """When it finished: completed, failed, timed out or cancelled."""
     deadline_at: datetime | None = None
-    """When the current or last attempt is overdue: `started_at + timeout`."""
+    """When the current or last attempt became or becomes overdue: `started_at + timeout`."""
     heartbeat_at: datetime | None = None
-    """When the current or last attempt last gave a sign of life."""
+    """The last heartbeat of the current or last attempt; any write of progress is one."""
     due_at: datetime | None = None
-    """While pending or retrying: the earliest time of a claim."""
+    """While pending or retrying: `claim` skips it until this time."""
     timeout: timedelta | None = None
-    """How long one attempt may take."""
+    """The maximum run time of one attempt."""
     idempotency_key: str | None = None
     fingerprint: str | None = Field(default=None, repr=False)
-    """With a key: the SHA-256 of type and payload, which tells a repeat from a clash."""
+    """With a key: the SHA-256 of type and payload, to compare a repeated request with."""
     parent_id: str | None = None
     replay_of: str | None = None
-    """The execution that this one does again."""
+    """The finished execution that this one repeats."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     checkpoints: dict[str, Any] = Field(default_factory=dict)
-    """What an interrupted attempt left for the next one."""
+    """Named JSON values that an attempt saves for the next one."""
     progress: ProgressInfo | None = None
     worker: str | None = None
-    """Who runs, or last ran, it."""
+    """The worker of the current or last attempt."""
 
 
 class LogEntry(BaseModel, frozen=True):
-    """One line of an execution's log: `entry.message`."""
+    """One log entry of an execution: `entry.message`."""
 
     id: str
-    """A UUIDv7: the entries of one process sort by it in the order in which they were made."""
+    """A UUIDv7: the entries of one process sort in the order of their creation."""
     execution_id: str
     attempt: int
-    """How many attempts had been started when it was logged."""
+    """Number of attempts started when the entry was logged."""
     logged_at: datetime
     level: LogLevel
     message: str

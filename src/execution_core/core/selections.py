@@ -1,4 +1,4 @@
-"""Which executions a call is for: a page of a list, a batch, or what to prune."""
+"""Selections of executions: a page of a list, a batch transition, a prune request."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from .transitions import Transition
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which executions to list: all conditions hold at once, None asks for nothing."""
+    """Which executions to list: those that meet all conditions; None is no condition."""
 
     statuses: tuple[ExecutionStatus, ...] | None
     type: str | None
     parent_id: str | None
     limit: int
     before: str | None
-    """Only ids below this one."""
+    """List only ids below this one."""
 
     def includes(self, execution: Execution) -> bool:
-        """Tell whether an execution belongs on the page, the limit aside."""
+        """Return whether an execution meets the conditions; the limit is not one of them."""
         return (
             (self.statuses is None or execution.status in self.statuses)
             and self.type in (None, execution.type)
@@ -37,7 +37,7 @@ class Page:
 def check_page(
     status: object, type: str | None, parent_id: str | None, limit: int, before: str | None
 ) -> Page:
-    """Check what a caller asks to list."""
+    """Check the arguments of `list`."""
     return Page(
         statuses=None if status is None else validation.statuses(status),
         type=None if type is None else validation.name("type", type),
@@ -49,36 +49,35 @@ def check_page(
 
 @dataclass(frozen=True, slots=True)
 class PruneRequest:
-    """Which executions to delete: `limit` of those that have been over for long, oldest first."""
+    """Which executions to delete: those that finished long ago, oldest first, up to `limit`."""
 
     statuses: tuple[ExecutionStatus, ...]
     type: str | None
     older_than: timedelta
     keys_older_than: timedelta
-    """The same for those with an idempotency key."""
+    """The age for executions with an idempotency key."""
     limit: int
 
     def apply(self, executions: Iterable[Execution], now: datetime) -> list[Execution]:
-        """Return those that are to be deleted, of all there are.
+        """Return the executions to delete, of all executions.
 
-        Of those that came to rest at the same time a limit may take any.
-
-        What a store without SQL does under its own lock: `gone = pruning.apply(all, now)`.
+        For stores without SQL, under their own lock: `expired = request.apply(all, now)`. A store
+        may break ties of the finishing time in any order.
         """
-        everyone = list(executions)
-        needed = {each.parent_id for each in everyone if each.status in LIVE}
-        rested = [(each.completed_at, each) for each in everyone if each.completed_at is not None]
-        rested.sort(key=lambda pair: (pair[0], pair[1].id))
-        gone = (
+        candidates = list(executions)
+        live_parents = {each.parent_id for each in candidates if each.status in LIVE}
+        finished = [(each.completed_at, each) for each in candidates if each.completed_at]
+        finished.sort(key=lambda pair: (pair[0], pair[1].id))
+        expired = (
             each
-            for completed_at, each in rested
+            for completed_at, each in finished
             if each.status in self.statuses
             and self.type in (None, each.type)
             and completed_at
             <= now - (self.keys_older_than if each.idempotency_key else self.older_than)
-            and each.id not in needed
+            and each.id not in live_parents
         )
-        return list(islice(gone, self.limit))
+        return list(islice(expired, self.limit))
 
 
 def check_prune_request(
@@ -88,11 +87,13 @@ def check_prune_request(
     keys_older_than: timedelta | None,
     limit: int,
 ) -> PruneRequest:
-    """Check which executions a caller asks to delete."""
+    """Check the arguments of `prune`."""
     age = validation.delay("older_than", older_than)
     chosen = FINISHED if status is None else validation.statuses(status)
     if live := [status for status in chosen if status in LIVE]:
-        raise InvalidValue("status", f"must be over, and {live[0]} is not: {', '.join(FINISHED)}")
+        raise InvalidValue(
+            "status", f"must be one or several of {', '.join(FINISHED)}, not {live[0]}"
+        )
     return PruneRequest(
         statuses=chosen,
         type=None if type is None else validation.name("type", type),
@@ -106,9 +107,9 @@ def check_prune_request(
 
 @dataclass(frozen=True, slots=True)
 class BatchTransition:
-    """One transition for many executions: for `limit` of those that allow it.
+    """One transition for up to `limit` executions that allow it.
 
-    Of what waits, those that have been due longest; of what runs, any.
+    Of waiting executions, those with the earliest due time first; of running ones, any.
     """
 
     transition: Transition
@@ -116,18 +117,18 @@ class BatchTransition:
     limit: int
 
     def apply(self, executions: Iterable[Execution], now: datetime) -> list[Execution]:
-        """Return those that it moves, as they stand afterwards, by id.
+        """Return the changed executions by id, of all executions.
 
-        What a store without SQL does under its own lock: `moved = batch.apply(all, now)`.
+        For stores without SQL, under their own lock: `changed = batch.apply(all, now)`.
         """
-        ours = [each for each in executions if self.type in (None, each.type)]
-        ours.sort(key=lambda each: (each.due_at or each.created_at, each.id))
-        moved = filter(None, (self.transition.apply(each, now) for each in ours))
-        return sorted(islice(moved, self.limit), key=attrgetter("id"))
+        candidates = [each for each in executions if self.type in (None, each.type)]
+        candidates.sort(key=lambda each: (each.due_at or each.created_at, each.id))
+        changed = filter(None, (self.transition.apply(each, now) for each in candidates))
+        return sorted(islice(changed, self.limit), key=attrgetter("id"))
 
 
 def check_batch(transition: Transition, type: str | None, limit: int) -> BatchTransition:
-    """Check for which executions a caller asks to make a transition."""
+    """Check the arguments of a transition of many executions."""
     return BatchTransition(
         transition=transition,
         type=None if type is None else validation.name("type", type),

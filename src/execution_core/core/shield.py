@@ -1,4 +1,4 @@
-"""What must not be left half done when its task is cancelled."""
+"""Finish a coroutine even if its task is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,10 +8,13 @@ T = TypeVar("T")
 
 
 async def finish_despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
-    """Let `work` end before any cancellation goes on: `await uninterrupted(write())`."""
+    """Await `work` to its end, then raise a cancellation that arrived meanwhile.
+
+    Example: `await finish_despite_cancellation(connection.close())`
+    """
     task = asyncio.ensure_future(work)
-    # When a loop ends it cancels every task it knows: let it know only the one that waits here.
-    asyncio.tasks._unregister_task(task)  # noqa: SLF001 - documented, for those who extend asyncio
+    # When a loop ends, it cancels all registered tasks: leave only the waiting one registered.
+    asyncio.tasks._unregister_task(task)  # noqa: SLF001 - documented for extensions of asyncio
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -21,5 +24,5 @@ async def finish_despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
     if cancellation is None:
         return task.result()
     if not task.cancelled():
-        task.exception()  # seen, so that asyncio does not report it
+        task.exception()  # retrieve it, so that asyncio does not report it as never retrieved
     raise cancellation

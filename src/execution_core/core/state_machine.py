@@ -1,4 +1,7 @@
-"""State machine."""
+"""The state machine as data: statuses, and for each verb its rule.
+
+A rule names the source statuses of a verb, the target status, a condition, and the changed fields.
+"""
 
 from enum import Enum
 from functools import cached_property
@@ -11,10 +14,10 @@ FINISHED = (COMPLETED, FAILED, TIMED_OUT, CANCELLED)
 
 
 class Change(Enum):
-    """What a move does to one field of an execution."""
+    """How a move changes one field of an execution."""
 
-    SET = "the transition's own value"
-    SET_KEY = "the object with the transition's entry set, its other keys untouched"
+    SET = "the value of the transition"
+    SET_KEY = "the object with one key set by the transition; the other keys stay"
     CLEARED = "None"
     NOW = "the store's time"
     DEADLINE = "the store's time plus the execution's timeout; None without one"
@@ -26,21 +29,21 @@ SET, SET_KEY, CLEARED, NOW, DEADLINE, DELAYED, NEXT_ATTEMPT = Change
 
 
 class Condition(Enum):
-    """What a move asks of an execution besides its status."""
+    """What a move requires of an execution besides its status."""
 
     ATTEMPT_LEFT = "attempts < max_attempts"
     DUE = "its due_at has come"
     OVERDUE = "its deadline_at has passed"
-    STALLED = "no start and no sign of life within the transition's `stalled_after`"
+    STALLED = "no start and no heartbeat within the transition's `stalled_after`"
 
 
 ATTEMPT_LEFT, DUE, OVERDUE, STALLED = Condition
 
 
 class Move:
-    """From any of `sources` to `target`, changing the named fields, and `updated_at` to now.
+    """One step from any of `sources` to `target`, which changes the named fields.
 
-    A field becomes what its `Change` says, or the very error that stands in the change's place.
+    Each field has a `Change`, or the `ExecutionFailure` to store. `updated_at` always becomes now.
     """
 
     def __init__(
@@ -52,15 +55,15 @@ class Move:
         **changes: Change | ExecutionFailure,
     ) -> None:
         self.sources = sources
-        self.target = target  # None: the status stays
+        self.target = target  # None: the status does not change
         self.when = when
         self.changes = changes
 
 
 class Rule:
-    """A verb and its moves, of which the first allowed one is made.
+    """A verb and its moves; the first allowed move is applied.
 
-    In the status `already_done_in` the verb finds its work done and answers the execution as it is.
+    In the status `already_done_in` the verb has nothing to do and returns the execution unchanged.
     """
 
     def __init__(
@@ -75,12 +78,12 @@ class Rule:
 
     @property
     def sources(self) -> tuple[ExecutionStatus, ...]:
-        """Every status from which the verb may be called."""
+        """The statuses in which the verb is allowed."""
         return tuple(s for s in ExecutionStatus if any(s in move.sources for move in self.moves))
 
     @cached_property
     def for_attempt(self) -> "Rule":
-        """The same for the attempt that owns the execution: only while it is running."""
+        """The rule of the same verb with `attempt=`: allowed only while that attempt is running."""
         moves = (Move((RUNNING,), m.target, when=m.when, **m.changes) for m in self.moves)
         return Rule(self.verb, *moves)
 
@@ -142,7 +145,7 @@ HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
 UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=SET))
 CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=SET_KEY))
 ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=SET, checkpoints=SET_KEY))
-# What is logged changes nothing; the attempt that logs it may be asked to be running.
+# Logging changes no field. It is a rule, so that an attempt can log only while it is running.
 LOG = Rule("log", Move(tuple(ExecutionStatus), None))
 
 RULES = (

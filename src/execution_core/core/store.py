@@ -1,7 +1,7 @@
-"""What a manager needs from a store: eleven methods, sync or async.
+"""The protocols of a store: ten methods, sync or async.
 
-A store keeps executions and never judges: it makes a transition when the transition's guard
-matches, and answers None when it does not. The manager finds out why.
+A store keeps executions and contains no rules: it applies a transition if the transition's guard
+matches, and returns None if it does not. The manager then finds out why.
 """
 
 import builtins
@@ -34,10 +34,10 @@ class AsyncTransaction(Protocol):
 
 
 def store_within(store: Any, transaction: Any) -> Any:
-    """Return a store in the caller's transaction.
+    """Return a store that runs in the caller's transaction.
 
     Raises:
-        NotImplementedError: the store cannot join any.
+        NotImplementedError: the store has no `within`.
     """
     join = getattr(store, "within", None)
     if join is None:
@@ -46,15 +46,16 @@ def store_within(store: Any, transaction: Any) -> Any:
 
 
 class ExecutionStore(Protocol):
-    """Where executions are kept: `ExecutionManager(MyStore())`.
+    """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. A store that can take part in a caller's transaction also has
-    `within(transaction)`, which returns a store that does; one that holds resources has `close()`;
-    one that no other thread or task can use meanwhile has `shares_connection = True`.
+    Each method is atomic by itself. Three members are optional. `within(transaction)` returns a
+    store that runs in the caller's transaction. `close()` releases resources.
+    `shares_connection = True` says that all calls share one connection, so that no other thread or
+    task can use the store during a call.
     """
 
-    def create(self, creation: NewExecution) -> Execution | None:
-        """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+    def create(self, new: NewExecution) -> Execution | None:
+        """Store and return `new.apply(now)`; None if its key is held or its parent missing."""
         ...
 
     def find_by_id(self, id: str) -> Execution | None:
@@ -70,47 +71,47 @@ class ExecutionStore(Protocol):
     ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
         """Compare and set: store `transition.apply(found, now)` and return it.
 
-        With `returning="status"`, return its status alone, so that no payload is read or sent.
-        None when there is no such execution or the transition does not apply; nothing changed.
+        With `returning="status"`, return the status alone, so that no payload is read or sent.
+        Return None if there is no such execution or the transition does not apply.
         """
         ...
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
 
-        Two callers at once never get the same execution for the same move.
+        Two concurrent callers never get the same execution for the same transition.
         """
         ...
 
     def list(self, page: Page) -> builtins.list[Execution]:
-        """Return the executions that the page includes, newest id first, `page.limit` at most."""
+        """Return the executions of the page, newest id first, at most `page.limit`."""
         ...
 
     def delete(self, id: str) -> bool:
-        """Remove the execution and its log; its children lose their parent, its replays the link.
+        """Delete the execution and its log; return False if there is none.
 
-        False when there is none.
+        Its children lose their `parent_id`, its replays their `replay_of`.
         """
         ...
 
-    def prune(self, pruning: PruneRequest) -> int:
-        """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
+    def prune(self, request: PruneRequest) -> int:
+        """Delete `request.apply(all, now)`, as `delete` does; return how many."""
         ...
 
-    def log(self, line: NewLogEntry) -> LogEntry | None:
-        """Append and return `line.apply(found, now)`; None when it does not apply."""
+    def log(self, new: NewLogEntry) -> LogEntry | None:
+        """Store and return `new.apply(found, now)`; None if it does not apply."""
         ...
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
-        """Return an execution's log, newest id first; only ids below `before`, if any."""
+        """Return at most `limit` log entries, newest id first; with `before`, only ids below it."""
         ...
 
 
 class AsyncExecutionStore(Protocol):
     """`ExecutionStore` for asyncio: `AsyncExecutionManager(MyStore())`."""
 
-    async def create(self, creation: NewExecution) -> Execution | None:
-        """Store `creation.apply(now)`; None when its key is taken or its parent is missing."""
+    async def create(self, new: NewExecution) -> Execution | None:
+        """Store and return `new.apply(now)`; None if its key is held or its parent missing."""
         ...
 
     async def find_by_id(self, id: str) -> Execution | None:
@@ -139,24 +140,21 @@ class AsyncExecutionStore(Protocol):
         ...
 
     async def list(self, page: Page) -> builtins.list[Execution]:
-        """Return the executions that the page includes, newest id first, `page.limit` at most."""
+        """Return the executions of the page, newest id first, at most `page.limit`."""
         ...
 
     async def delete(self, id: str) -> bool:
-        """Remove the execution and its log; its children lose their parent, its replays the link.
-
-        False when there is none.
-        """
+        """Delete the execution and its log; return False if there is none."""
         ...
 
-    async def prune(self, pruning: PruneRequest) -> int:
-        """Remove `pruning.apply(all, now)`, as `delete` does; return how many."""
+    async def prune(self, request: PruneRequest) -> int:
+        """Delete `request.apply(all, now)`, as `delete` does; return how many."""
         ...
 
-    async def log(self, line: NewLogEntry) -> LogEntry | None:
-        """Append and return `line.apply(found, now)`; None when it does not apply."""
+    async def log(self, new: NewLogEntry) -> LogEntry | None:
+        """Store and return `new.apply(found, now)`; None if it does not apply."""
         ...
 
     async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
-        """Return an execution's log, newest id first; only ids below `before`, if any."""
+        """Return at most `limit` log entries, newest id first; with `before`, only ids below it."""
         ...

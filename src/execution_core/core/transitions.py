@@ -1,7 +1,7 @@
-"""The state machine: which verb may move an execution from where to where, and what that changes.
+"""Transitions: a rule of the state machine with the values of one call, one constructor per verb.
 
-This is the only place that knows source states. A transition is data: a store turns it into one
-compare-and-set (`sql.statements` into one UPDATE), or calls `Transition.apply` on an object.
+A transition is data. A store turns it into one compare-and-set (`sql.statements` into one UPDATE),
+or calls `Transition.apply` on an execution.
 """
 
 from collections.abc import Mapping
@@ -47,24 +47,24 @@ from .state_machine import (
 )
 
 CANCELLATION_REASON = "cancellation_reason"
-"""Where in the metadata the reason of a cancellation stands."""
+"""The metadata key under which `cancel` stores its reason."""
 
 Value = str | Json | JsonMember | ExecutionFailure | ProgressInfo | timedelta | None
-"""What a caller gave, checked; but for durations it goes into the field of the same name."""
+"""A checked argument, for the field of its name; durations are added to times instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A rule, the values it needs, and the attempt that must still own the execution, if any."""
+    """A rule, its values, and the attempt that must own the execution, if any."""
 
     rule: Rule
     values: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
     attempt: int | None = None
 
     def apply(self, execution: Execution, now: datetime) -> Execution | None:
-        """Return the execution after the first allowed move, or None when none is allowed.
+        """Return the execution after the first allowed move, or None if no move is allowed.
 
-        What a store without SQL does under its own lock: `moved = transition.apply(found, now)`.
+        For stores without SQL, under their own lock: `changed = transition.apply(found, now)`.
         """
         move = next((move for move in self.rule.moves if self._allows(move, execution, now)), None)
         if move is None or self.attempt not in (None, execution.attempts):
@@ -89,10 +89,11 @@ class Transition:
                 return execution.deadline_at is not None and execution.deadline_at < now
             case Condition.STALLED:
                 beat, started = execution.heartbeat_at, execution.started_at
-                beaten = beat is not None and started is not None and beat >= started
-                by_hand = max(started or execution.updated_at, execution.updated_at)
-                seen = cast("datetime", beat) if beaten else by_hand
-                return seen < now - cast("timedelta", self.values["stalled_after"])
+                has_beat = beat is not None and started is not None and beat >= started
+                # A start in manual SQL may have set neither of the two times.
+                fallback = max(started or execution.updated_at, execution.updated_at)
+                last_seen = cast("datetime", beat) if has_beat else fallback
+                return last_seen < now - cast("timedelta", self.values["stalled_after"])
 
     def _changed(
         self, name: str, how: Change | ExecutionFailure, execution: Execution, now: datetime
@@ -122,19 +123,19 @@ class Transition:
 
 
 def start(worker: str | None) -> Transition:
-    """Pending or retrying → running: the next attempt, and when it is overdue."""
+    """Build pending or retrying → running: starts the next attempt."""
     return Transition(
         START, {"worker": None if worker is None else validation.name("worker", worker)}
     )
 
 
 def claim(worker: str | None) -> Transition:
-    """Pending or retrying, and due → running: as `start`."""
+    """Build pending or retrying, and due → running: starts the next attempt."""
     return Transition(CLAIM, start(worker).values)
 
 
 def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES) -> Transition:
-    """Running → completed, with a result."""
+    """Build running → completed, with a result."""
     checked = None if result is None else json_values.to_json("result", result, max_bytes)
     return _transition(COMPLETE, {"result": checked}, attempt)
 
@@ -145,9 +146,9 @@ def fail(
     retry_after: timedelta | None,
     attempt: int | None,
 ) -> Transition:
-    """Running → retrying, while another attempt may help and is left; else → failed.
+    """Build running → retrying if the error is retryable and an attempt is left, else → failed.
 
-    From retrying it gives up: → failed, whatever the error says.
+    A retrying execution always becomes failed.
     """
     delay = None if retry_after is None else validation.delay("retry_after", retry_after)
     if isinstance(error, BaseException):
@@ -155,8 +156,8 @@ def fail(
     elif isinstance(error, str):
         error = ExecutionFailure(message=error)
     elif not isinstance(error, ExecutionFailure):
-        raise InvalidValue("error", "must be an ExecutionFailure, an exception or a text")
-    # Made anew from its texts: a copy or a subclass may hold what a database cannot.
+        raise InvalidValue("error", "must be an ExecutionFailure, an exception or a string")
+    # Built again from its texts: a copy or a subclass may contain what a database cannot store.
     error = ExecutionFailure(
         message=str(error.message),
         code=None if error.code is None else str(error.code),
@@ -169,19 +170,19 @@ def fail(
 
 
 def timeout(attempt: int | None) -> Transition:
-    """Running → timed_out."""
+    """Build running → timed_out."""
     return _transition(TIMEOUT, {}, attempt)
 
 
 def sweep(stalled_after: timedelta | None) -> Transition:
-    """Running, and overdue or without a sign of life for so long → timed_out."""
+    """Build running, and overdue or without a heartbeat for `stalled_after` → timed_out."""
     if stalled_after is None:
         return Transition(SWEEP_OVERDUE)
     return Transition(SWEEP, {"stalled_after": validation.duration("stalled_after", stalled_after)})
 
 
 def cancel(reason: str | None) -> Transition:
-    """Pending or running → cancelled; a reason goes into the metadata."""
+    """Build pending or running → cancelled; a reason is stored in the metadata."""
     if reason is None:
         return Transition(CANCEL)
     checked = json_values.to_json("reason", validation.text("reason", reason, MAX_MESSAGE))
@@ -189,19 +190,19 @@ def cancel(reason: str | None) -> Transition:
 
 
 def retry() -> Transition:
-    """Failed or timed_out → retrying, while an attempt is left; retrying is done already."""
+    """Build failed or timed_out → retrying, if an attempt is left; retrying stays unchanged."""
     return Transition(RETRY)
 
 
 def heartbeat(attempt: int | None) -> Transition:
-    """Running: a sign of life."""
+    """Build running: set `heartbeat_at`."""
     return _transition(HEARTBEAT, {}, attempt)
 
 
 def update_progress(
     current: int, total: int, message: str | None, percent: float | None, attempt: int | None
 ) -> Transition:
-    """Live: replace the progress, message included."""
+    """Build live: replace the whole progress, the message included."""
     progress = validation.progress(current, total, message, percent)
     return _transition(UPDATE_PROGRESS, {"progress": progress}, attempt)
 
@@ -209,23 +210,23 @@ def update_progress(
 def checkpoint(
     key: str, value: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES
 ) -> Transition:
-    """Live: set one checkpoint."""
+    """Build live: set one checkpoint."""
     entry = JsonMember(validation.name("key", key), json_values.to_json("value", value, max_bytes))
     return _transition(CHECKPOINT, {"checkpoints": entry}, attempt)
 
 
 def advance(progress: Transition, checkpoint: Transition) -> Transition:
-    """Live: what `update_progress` and `checkpoint` do, at once."""
+    """Build live: `update_progress` and `checkpoint` in one transition."""
     return _transition(ADVANCE, {**progress.values, **checkpoint.values}, progress.attempt)
 
 
 def log(attempt: int | None) -> Transition:
-    """Any status; with an attempt, while that is running: a line in the log may be added."""
+    """Build the guard of a log entry: any status; with an attempt, only while it is running."""
     return _transition(LOG, {}, attempt)
 
 
 def _transition(rule: Rule, values: Mapping[str, Value], attempt: int | None) -> Transition:
-    """With an attempt: only while that attempt is running."""
+    """Build a transition; with an attempt, allowed only while that attempt is running."""
     if attempt is None:
         return Transition(rule, values)
     attempt = validation.integer("attempt", attempt, 0, validation.MAX_INTEGER)
@@ -233,10 +234,15 @@ def _transition(rule: Rule, values: Mapping[str, Value], attempt: int | None) ->
 
 
 def resolve_no_match(transition: Transition, id: str, found: Execution | None) -> Execution:
-    """Answer for a transition that matched nothing, from the row that was found afterwards.
+    """Return or raise the answer to a transition that matched no row.
+
+    Args:
+        transition: the transition.
+        id: the execution's id.
+        found: the execution as it was read afterwards; None if there is none.
 
     Returns:
-        The execution as it is, where the verb finds its work already done.
+        The execution, if its status says that the verb has nothing to do.
 
     Raises:
         ExecutionProblem: the `refusal` otherwise.
@@ -247,7 +253,7 @@ def resolve_no_match(transition: Transition, id: str, found: Execution | None) -
 
 
 def refusal(transition: Transition, id: str, found: Execution | None) -> ExecutionProblem:
-    """Say why a transition matched nothing, from the row that was found afterwards."""
+    """Return why a transition matched no row, from the execution as it was read afterwards."""
     rule = transition.rule
     if found is None:
         return ExecutionNotFound(id)
@@ -257,7 +263,7 @@ def refusal(transition: Transition, id: str, found: Execution | None) -> Executi
             id, rule.verb, found.status, rule.moves[-1].target, rule.sources
         )
     if all(move.when is ATTEMPT_LEFT for move in moves) and found.attempts >= found.max_attempts:
-        return MaxRetriesExceeded(id, found.attempts, found.max_attempts)
+        return MaxRetriesExceeded(id, found.attempts, found.max_attempts, rule.verb)
     if transition.attempt not in (None, found.attempts):
         return StaleAttempt(id, transition.attempt, found.attempts)
     return ConcurrentUpdate(rule.verb, id)

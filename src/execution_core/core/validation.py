@@ -1,8 +1,8 @@
-"""What may be stored: every argument is checked here, before it reaches a database.
+"""Checks of arguments, before they reach a database.
 
-Each check takes the argument's name and value, returns the value as it is stored, and raises
-`InvalidValue` otherwise. They refuse what a database would refuse, drop or change in silence, so
-that SQLite, PostgreSQL and any other store behave alike.
+Each check takes the argument's name and value, returns the value as it is stored, or raises
+`InvalidValue`. The checks refuse what one of the databases would refuse, drop or change silently,
+so that SQLite, PostgreSQL and any other store behave alike.
 """
 
 import re
@@ -26,18 +26,24 @@ MAX_PAGE = 10_000
 MAX_INTEGER = 2**31 - 1
 MAX_BIG_INTEGER = 2**63 - 1
 MAX_TIMEOUT = timedelta(days=36_500)
+NO_NUL: Final = "must not contain U+0000, which PostgreSQL cannot store"
+NO_SURROGATE: Final = "must not contain a lone surrogate, which UTF-8 cannot encode"
 
 _UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 def new_id() -> str:
-    """Return a UUIDv7, which sorts by the time of creation."""
+    """Return a new UUIDv7: ids sort by the time of creation."""
     return str(uuid7())
 
 
 def execution_id(value: object) -> str:
-    """Return an id as it is stored; what is no UUID is the id of no execution."""
+    """Return an id as it is stored.
+
+    Raises:
+        ExecutionNotFound: the value is not a UUID, so no execution can have it as its id.
+    """
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, str) and _UUID.fullmatch(value):
@@ -54,40 +60,40 @@ def cursor(argument: str, value: object) -> str:
 
 
 def text(argument: str, value: object, most: int) -> str:
-    """Return a text that every database can hold, of `most` characters."""
+    """Return a string of at most `most` characters that every database can store."""
     if not isinstance(value, str):
-        raise InvalidValue(argument, f"must be a text, not {type_name(value)}")
-    value = str.__str__(value)  # an enum of texts goes in as the plain text that it is
+        raise InvalidValue(argument, f"must be a string, not {type_name(value)}")
+    value = str.__str__(value)  # a plain string also of a StrEnum
     if "\0" in value:
-        raise InvalidValue(argument, "holds U+0000, which PostgreSQL cannot store")
+        raise InvalidValue(argument, NO_NUL)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InvalidValue(argument, "holds a lone surrogate, which is no character") from error
+        raise InvalidValue(argument, NO_SURROGATE) from error
     if len(value) > most:
         raise InvalidValue(argument, f"must have at most {most} characters, not {len(value)}")
     return value
 
 
 def name(argument: str, value: object) -> str:
-    """Return a text of 1 to 255 characters."""
+    """Return a string of 1 to 255 characters."""
     if value == "":
         raise InvalidValue(argument, "must not be empty")
     return text(argument, value, MAX_NAME)
 
 
 def integer(argument: str, value: object, least: int, most: int) -> int:
-    """Return a whole number within bounds."""
+    """Return an integer from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidValue(argument, f"must be a whole number, not {type_name(value)}")
+        raise InvalidValue(argument, f"must be an integer, not {type_name(value)}")
     value = int.__int__(value)
     if not least <= value <= most:
-        raise InvalidValue(argument, f"must be from {least} to {most}, not {_number(value)}")
+        raise InvalidValue(argument, f"must be from {least} to {most}, not {_digits(value)}")
     return value
 
 
 def flag(argument: str, value: object) -> bool:
-    """Return a bool; truthiness would be a guess."""
+    """Return a bool; other values are refused, because their truth value would be a guess."""
     if not isinstance(value, bool):
         raise InvalidValue(argument, f"must be True or False, not {type_name(value)}")
     return value
@@ -95,49 +101,49 @@ def flag(argument: str, value: object) -> bool:
 
 def duration(argument: str, value: object) -> timedelta:
     """Return a positive timedelta in whole milliseconds, the unit of the schema."""
-    return max(_MILLISECOND, _span(argument, value, "more than 0", timedelta.resolution))
+    return max(_MILLISECOND, _milliseconds(argument, value, "more than 0", timedelta.resolution))
 
 
 def delay(argument: str, value: object) -> timedelta:
-    """Return a timedelta that may be 0, in whole milliseconds."""
-    return _span(argument, value, "at least 0", timedelta(0))
+    """Return a timedelta of 0 or more, in whole milliseconds."""
+    return _milliseconds(argument, value, "at least 0", timedelta(0))
 
 
-def _span(argument: str, value: object, says: str, least: timedelta) -> timedelta:
+def _milliseconds(argument: str, value: object, bound: str, least: timedelta) -> timedelta:
     if not isinstance(value, timedelta):
         raise InvalidValue(argument, f"must be a timedelta, not {type_name(value)}")
     if not least <= value <= MAX_TIMEOUT:
-        raise InvalidValue(argument, f"must be {says} and at most {MAX_TIMEOUT.days} days")
+        raise InvalidValue(argument, f"must be {bound} and at most {MAX_TIMEOUT.days} days")
     return round(value / _MILLISECOND) * _MILLISECOND
 
 
 def number(argument: str, value: object, least: float, most: float) -> float:
-    """Return a number within bounds, which NaN never is."""
+    """Return a number from `least` to `most`; NaN is refused."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InvalidValue(argument, f"must be a number, not {type_name(value)}")
     if not least <= value <= most:
         raise InvalidValue(argument, f"must be from {least} to {most}")
-    return float(value) + 0.0  # SQLite keeps no negative zero
+    return float(value) + 0.0  # SQLite does not store the sign of a negative zero
 
 
 def statuses(value: object, argument: str = "status") -> tuple[ExecutionStatus, ...]:
-    """Return one or several statuses as a tuple."""
-    several: Iterable[Any] = (
+    """Return one or several statuses as a tuple without duplicates."""
+    values: Iterable[Any] = (
         value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     )
     try:
-        return tuple(dict.fromkeys(ExecutionStatus(status) for status in several))
+        return tuple(dict.fromkeys(ExecutionStatus(each) for each in values))
     except ValueError:
-        known = ", ".join(ExecutionStatus)
-        raise InvalidValue(argument, f"must be one or several of {known}") from None
+        allowed = ", ".join(ExecutionStatus)
+        raise InvalidValue(argument, f"must be one or several of {allowed}") from None
 
 
 def progress(current: object, total: object, message: object, percent: object) -> ProgressInfo:
-    """Return a progress; `percent` is computed where it is None, and 100 only once all is done."""
+    """Return a progress; a missing percentage is computed, and is 100 only at the end."""
     current = integer("current", current, 0, MAX_BIG_INTEGER)
     total = integer("total", total, 0, MAX_BIG_INTEGER)
     if percent is None:
-        # Floored to two digits in whole numbers: no rounding shows 100 before the end.
+        # Integer division rounds down to two digits: rounding could show 100 before the end.
         percent = min(100.0, current * 10_000 // total / 100) if total else 0.0
     else:
         percent = number("percent", percent, 0, 100)
@@ -151,9 +157,9 @@ def progress(current: object, total: object, message: object, percent: object) -
 
 def type_name(value: object) -> str:
     """Return the name of a value's type with its article, for an error message."""
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}" if value is not None else "None"
+    type_ = type(value).__name__
+    return f"{'an' if type_[0] in 'aeiouAEIOU' else 'a'} {type_}" if value is not None else "None"
 
 
-def _number(value: int) -> str:
-    return str(value) if value.bit_length() < 128 else "one of that size"
+def _digits(value: int) -> str:
+    return str(value) if value.bit_length() < 128 else "an integer of that size"
