@@ -46,7 +46,7 @@ def test_printing_sql_touches_nothing(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "url is no database URL, such as sqlite:///executions.db"),
+        ("nonsense", "url is not a valid database URL, such as sqlite:///executions.db"),
         ("mysql://u:secret@h/d", "url must begin with sqlite:/// or postgresql+psycopg://"),
         ("sqlite:////no/such/folder/x.db", "/no/such/folder/x.db: unable to open database file"),
         ("postgresql://u:secret@127.0.0.1:1/d", "connection"),

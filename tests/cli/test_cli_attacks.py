@@ -168,7 +168,7 @@ def test_wide_characters_take_their_room(embedded: Database) -> None:
         (("list", "--newer-than", "999999999d"), 1, "INVALID_VALUE: age must be at least 0 and at"),
         (("list", "--older-than", "900000d"), 1, "INVALID_VALUE: age must be at least 0 and at"),
         (("list", "--finished-within", "900000d"), 1, "INVALID_VALUE: age must be at least 0"),
-        (("list", "--type", "\udcff"), 1, "INVALID_VALUE: type holds a lone surrogate"),
+        (("list", "--type", "\udcff"), 1, "INVALID_VALUE: type must not contain a lone surrogate"),
         (("list", "--type", ""), 1, "INVALID_VALUE: type must not be empty"),
         (("list", "--limit", "0000100001"), 2, "must be a whole number from 1 to 10000"),
         (
@@ -264,7 +264,7 @@ def test_what_a_server_repeats_cannot_move_the_cursor(
     [
         ("sqlite://", "INVALID_VALUE: url is in memory"),
         ("sqlite:///:memory:", "INVALID_VALUE: url is in memory"),
-        ("sqlite:///\udcff.db", "INVALID_VALUE: url holds a lone surrogate"),
+        ("sqlite:///\udcff.db", "INVALID_VALUE: url must not contain a lone surrogate"),
         ("sqlite:///.", "unable to open database file"),
     ],
 )

@@ -161,7 +161,7 @@ def test_an_attempt_that_is_no_number(call: Call, monkeypatch: pytest.MonkeyPatc
         (("progress", "3", "-2"), "total must be from 0"),
         (("progress", "--", "-3", "2"), "current must be from 0"),
         (("checkpoint", "", "1"), "key must not be empty"),
-        (("checkpoint", "k", "\udcff"), "holds a lone surrogate"),
+        (("checkpoint", "k", "\udcff"), "must not contain a lone surrogate"),
         (("checkpoint", "k", "1e999"), "is not JSON"),
         (("log", "m", "--level", "loud"), "level must be one of"),
     ],

@@ -204,7 +204,6 @@ def test_refusals_name_the_facts(any_manager: ExecutionManager) -> None:
     with pytest.raises(ExecutionProblem) as caught:
         any_manager.start(done.id)
     assert str(caught.value) == (
-        f"Execution {done.id} is completed and cannot become running: "
-        "start is for executions that are pending or retrying"
+        f"Cannot start execution {done.id}: its status is completed, not pending or retrying."
     )
     assert caught.value.code == "INVALID_STATE_TRANSITION"

@@ -285,7 +285,9 @@ def cron(host: Host, prices: Path) -> "subprocess.CompletedProcess[str] | None":
     ran = host.run("python", EXAMPLES / "plain_script.py", prices)
     assert ran.returncode in (0, 75), ran.stdout
     if ran.returncode == 75:
-        assert re.match(r"Execution \S+ is running already: attempt 1, by '\S+:\d+'", ran.stdout)
+        assert re.match(
+            r"Execution \S+ is already running: attempt 1, worker '\S+:\d+'", ran.stdout
+        )
         return None
     return ran
 

@@ -38,16 +38,16 @@ from .test_races import assert_legal
 
 Taken = Callable[[ExecutionManager, str], Any]
 TAKEN: dict[str, tuple[Taken, str]] = {
-    "cancelled": (lambda m, id: m.cancel(id, "enough"), "which is cancelled"),
-    "timed out": (lambda m, id: m.timeout(id), "which is timed_out"),
-    "to be retried": (lambda m, id: (m.timeout(id), m.retry(id)), "which is retrying"),
+    "cancelled": (lambda m, id: m.cancel(id, "enough"), "its status is cancelled"),
+    "timed out": (lambda m, id: m.timeout(id), "its status is timed_out"),
+    "to be retried": (lambda m, id: (m.timeout(id), m.retry(id)), "its status is retrying"),
     "taken over": (
         lambda m, id: (m.timeout(id), m.retry(id), m.start(id)),
-        "which attempt 2 has taken over",
+        "attempt 2 has taken over",
     ),
-    "completed": (lambda m, id: m.complete(id), "which is completed"),
-    "failed": (lambda m, id: m.fail(id, "by hand"), "which is failed"),
-    "deleted": (lambda m, id: m.delete(id), "which was deleted"),
+    "completed": (lambda m, id: m.complete(id), "its status is completed"),
+    "failed": (lambda m, id: m.fail(id, "by hand"), "its status is failed"),
+    "deleted": (lambda m, id: m.delete(id), "it was deleted"),
 }
 
 # --- entering and leaving ----------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_what_start_refuses_the_block_refuses(any_manager: ExecutionManager) -> 
     job = any_manager.create("a")
     any_manager.cancel(job.id)
     with (
-        pytest.raises(InvalidStateTransition, match="cannot become running: start is for"),
+        pytest.raises(InvalidStateTransition, match="its status is cancelled, not pending or"),
         any_manager.attempt(job.id),
     ):
         pytest.fail("it was entered")

@@ -94,14 +94,14 @@ def test_a_message_is_never_lost_for_its_own_sake(any_manager: ExecutionManager)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"message": b"bytes"}, "message must be a text, not a bytes"),
-        ({"message": None}, "message must be a text, not None"),
+        ({"message": b"bytes"}, "message must be a string, not a bytes"),
+        ({"message": None}, "message must be a string, not None"),
         ({"level": "loud"}, "level must be one of debug, info, warning, error, critical"),
         ({"level": 30}, "level must be one of"),
-        ({"data": float("nan")}, "data is not JSON"),
-        ({"data": {1, 2}}, "data holds a set"),
-        ({"data": "\0"}, "data holds U\\+0000"),
-        ({"attempt": True}, "attempt must be a whole number"),
+        ({"data": float("nan")}, "data is not valid JSON"),
+        ({"data": {1, 2}}, "data contains a set"),
+        ({"data": "\0"}, "data must not contain U\\+0000"),
+        ({"attempt": True}, "attempt must be an integer"),
     ],
 )
 def test_bad_arguments(any_manager: ExecutionManager, arguments: dict[str, Any], says: str) -> None:

@@ -263,5 +263,5 @@ class Vanishing:
 
 def test_a_create_does_not_try_for_ever() -> None:
     manager = ExecutionManager(Vanishing())  # type: ignore[arg-type]
-    with pytest.raises(ConcurrentUpdate, match=r"during create of execution .*: try again"):
+    with pytest.raises(ConcurrentUpdate, match=r"Cannot create execution .*: try again"):
         manager.create("a", idempotency_key="k")

@@ -154,11 +154,11 @@ def test_without_foreign_keys_logs_and_links_are_forgotten_too(database: Databas
         ({"older_than": 30}, "older_than must be a timedelta, not an int"),
         ({"older_than": timedelta(days=-1)}, "older_than must be at least 0"),
         ({"older_than": DAY, "keys_older_than": 1.5}, "keys_older_than must be a timedelta"),
-        ({"older_than": DAY, "statuses": "running"}, "statuses must be over, and running is not"),
-        ({"older_than": DAY, "statuses": ["failed", "x"]}, "statuses must be one or several of"),
+        ({"older_than": DAY, "status": "running"}, "status must be one or several of completed"),
+        ({"older_than": DAY, "status": ["failed", "x"]}, "status must be one or several of"),
         ({"older_than": DAY, "type": ""}, "type must not be empty"),
         ({"older_than": DAY, "limit": 0}, "limit must be from 1 to 10000, not 0"),
-        ({"older_than": DAY, "limit": True}, "limit must be a whole number"),
+        ({"older_than": DAY, "limit": True}, "limit must be an integer"),
     ],
 )
 def test_what_makes_no_sense(
