@@ -70,7 +70,7 @@ __all__ = [
     "connect_async",
 ]
 
-# What needs SQLAlchemy, and for asyncio twice as much of it, is imported when it is asked for.
+# Imported at first use: SQLAlchemy takes longer to import than all the rest.
 _LAZY = {
     "AsyncSqlExecutionStore": "sql.async_store",
     "SqlExecutionStore": "sql.store",

@@ -1,4 +1,4 @@
-"""`python -m execution_core` is `execution-core`."""
+"""Run the command line: `python -m execution_core` is the same as `execution-core`."""
 
 import sys
 

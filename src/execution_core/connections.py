@@ -1,4 +1,4 @@
-"""Managers over engines of their own: `connect`, and `connect_async` for asyncio."""
+"""Managers with an engine of their own: `connect`, and `connect_async` for asyncio."""
 
 from sqlalchemy import URL
 
@@ -9,16 +9,16 @@ from .tracking.manager import ExecutionManager
 
 
 def connect(url: str | URL) -> ExecutionManager:
-    """Return a manager over an engine of its own: `with connect("sqlite:///jobs.db") as manager:`.
+    """Return a manager with an engine of its own: `with connect("sqlite:///jobs.db") as manager:`.
 
     Args:
-        url: a SQLAlchemy URL for PostgreSQL (psycopg) or SQLite, whose schema is migrated.
+        url: the SQLAlchemy URL of a migrated database: PostgreSQL (psycopg) or SQLite.
 
     Returns:
-        A manager whose `close()` disposes of the engine; it connects with its first call.
+        A manager whose `close()` disposes of the engine. It connects at its first call.
 
     Raises:
-        InvalidValue: it is no such URL.
+        InvalidValue: the URL is not one of these, or its driver is not installed.
     """
     return ExecutionManager(OwningStore(create_sync_engine(url, exclusive=True)))
 
@@ -26,8 +26,15 @@ def connect(url: str | URL) -> ExecutionManager:
 def connect_async(url: str | URL) -> AsyncExecutionManager:
     """Return a manager for asyncio: `async with connect_async("sqlite:///jobs.db") as manager:`.
 
-    As `connect`; SQLite is driven by aiosqlite.
+    Args:
+        url: as for `connect`; SQLite uses the driver aiosqlite.
+
+    Returns:
+        A manager whose `close()` disposes of the engine. It connects at its first call.
+
+    Raises:
+        InvalidValue: the URL is not one of these, or its driver is not installed.
     """
-    from .sql.async_store import AsyncOwningStore  # noqa: PLC0415 - slow, and not for all
+    from .sql.async_store import AsyncOwningStore  # noqa: PLC0415 - slow to import
 
     return AsyncExecutionManager(AsyncOwningStore(create_async_engine(url, exclusive=True)))

@@ -1,7 +1,7 @@
-"""The schema by Alembic: bring a database up to date, or see where it stands.
+"""Create, upgrade and check the schema with Alembic.
 
-The migrations have a version table of their own, `execution_core_version`, and touch only this
-library's objects: they live beside the host's own Alembic.
+The migrations have their own version table, `execution_core_version`, and change only this
+library's objects. So they do not interfere with migrations of the host.
 """
 
 import sys
@@ -22,50 +22,53 @@ from .sql.driver.engine import create_sync_engine, for_single_statements
 
 VERSION_TABLE: Final = "execution_core_version"
 
-_running: Final = threading.Lock()
-_running_in: Final[list[int]] = []
+_lock: Final = threading.Lock()
+_lock_owner: Final[list[int]] = []
+"""The id of the thread that holds the lock, if any."""
 
 Target = Engine | Connection | URL | str
 
 
 def upgrade(target: Target) -> None:
-    """Create the schema, or bring it to the newest version: `migrate.upgrade(engine)`.
+    """Create the schema, or upgrade it to the newest revision: `migrate.upgrade(engine)`.
 
-    On a database that is up to date nothing happens. Processes and threads that call it at once
-    wait for each other. With asyncio: `await connection.run_sync(migrate.upgrade)`.
+    Nothing is changed if the schema is up to date. Concurrent processes and threads wait for each
+    other. With asyncio: `await connection.run_sync(migrate.upgrade)`.
 
     Args:
-        target: an Engine or a URL, then all is committed or nothing; or a Connection, then it
-            happens in the caller's transaction, and the caller commits. To wait for others, that
-            transaction must be READ COMMITTED.
+        target: an Engine or a URL: the upgrade is one transaction. Or a Connection: the upgrade is
+            part of the caller's transaction, and the caller commits. That transaction must be READ
+            COMMITTED to wait for concurrent upgrades.
 
     Raises:
-        InvalidValue: it is none of these, or in AUTOCOMMIT, or a newer version of this library
-            made the schema.
-        RuntimeError: another task of the same thread is about it.
+        InvalidValue: the target is none of these, or is a Connection in AUTOCOMMIT, or a newer
+            version of this library created the schema.
+        RuntimeError: another task of the same thread is upgrading.
     """
     with _exclusive(), _engine_or_connection(target) as bind, _transaction(bind) as connection:
-        config, at = _config(), current(connection)
-        if at is not None and at not in revisions():
+        config, revision = _config(), current(connection)
+        if revision is not None and revision not in revisions():
             raise InvalidValue(
-                "target", f"is at revision {at}, which a newer version of execution-core made"
+                "target",
+                f"is at revision {revision}, which a newer version of execution-core created:"
+                " install that version",
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
 def current(target: Target) -> str | None:
-    """Return the revision of a database, None before the first: `migrate.current(engine)`."""
-    with _engine_or_connection(target) as bind, _reading(bind) as connection:
+    """Return the revision of a database, or None without a schema: `migrate.current(engine)`."""
+    with _engine_or_connection(target) as bind, _connection(bind) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         return context.get_current_revision()
 
 
 def check(target: Target) -> bool:
-    """Tell whether a database is at the version that this library needs: `migrate.check(engine)`.
+    """Return whether the schema is the one that this version needs: `migrate.check(engine)`.
 
     Returns:
-        False when `upgrade` has something to do, or when a newer version of this library made it.
+        False if `upgrade` is necessary, or if a newer version of this library created the schema.
     """
     return current(target) == revisions()[0]
 
@@ -73,8 +76,11 @@ def check(target: Target) -> bool:
 def upgrade_sql(url: URL | str, output: TextIO | None = None) -> None:
     """Print the SQL of `upgrade` for an empty database: `migrate.upgrade_sql("postgresql://")`.
 
-    Nothing is connected: of the URL only the kind of database counts. It goes to standard output,
-    or into `output`.
+    It does not connect.
+
+    Args:
+        url: only its kind of database is used: `postgresql://` or `sqlite://`.
+        output: where to write the SQL; by default standard output.
     """
     with _exclusive():
         config = _config()
@@ -84,12 +90,12 @@ def upgrade_sql(url: URL | str, output: TextIO | None = None) -> None:
 
 
 def revisions() -> list[str]:
-    """Return the revisions that this version knows, the newest first: `migrate.revisions()[0]`."""
+    """Return the revisions of this version, the newest first: `migrate.revisions()[0]`."""
     return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
 
 
 def scripts() -> Path:
-    """Return the folder of the migrations: in the installed package, or in the repository."""
+    """Return the folder of the migrations, in the installed package or in the repository."""
     package = Path(__file__).parent
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parents[1] / "migrations"
@@ -108,7 +114,10 @@ def _engine_or_connection(target: Target) -> Iterator[Engine | Connection]:
     elif isinstance(target, str | URL):
         engine = create_sync_engine(target)
         if isinstance(engine.pool, SingletonThreadPool):
-            raise InvalidValue("target", "is in memory, and gone at once: pass an Engine")
+            raise InvalidValue(
+                "target",
+                "is in memory and would be gone afterwards: pass an Engine instead of a URL",
+            )
         try:
             yield engine
         finally:
@@ -121,26 +130,34 @@ def _engine_or_connection(target: Target) -> Iterator[Engine | Connection]:
 
 def _transaction(bind: Engine | Connection) -> AbstractContextManager[Connection]:
     if isinstance(bind, Engine):
-        # Elsewhere than in READ COMMITTED, who waited for the lock would not see what it was for.
+        # In a stricter level, a transaction that waited for the lock would not see the upgrade.
         level = {"isolation_level": "READ COMMITTED"} if bind.dialect.name == "postgresql" else {}
         return bind.execution_options(**level).begin()
     if getattr(bind.connection.driver_connection, "autocommit", None) is True:
-        raise InvalidValue("target", "is a Connection in AUTOCOMMIT: a migration is a transaction")
+        raise InvalidValue(
+            "target", "is a Connection in AUTOCOMMIT: a migration needs a transaction"
+        )
     return nullcontext(bind)
 
 
-def _reading(bind: Engine | Connection) -> AbstractContextManager[Connection]:
+def _connection(bind: Engine | Connection) -> AbstractContextManager[Connection]:
     return for_single_statements(bind).connect() if isinstance(bind, Engine) else nullcontext(bind)
 
 
 @contextmanager
 def _exclusive() -> Iterator[None]:
-    """Alembic keeps the migration that runs in globals: one at a time in a process."""
-    if _running.locked() and _running_in == [threading.get_ident()]:
-        raise RuntimeError("another task of this thread migrates: await one before the other")
-    with _running:
-        _running_in[:] = [threading.get_ident()]
+    """Allow one migration at a time in a process: Alembic keeps the running one in globals.
+
+    Raises:
+        RuntimeError: this thread holds the lock already, so waiting would never end.
+    """
+    if _lock.locked() and _lock_owner == [threading.get_ident()]:
+        raise RuntimeError(
+            "Cannot migrate: another task of this thread is migrating. Await it first."
+        )
+    with _lock:
+        _lock_owner[:] = [threading.get_ident()]
         try:
             yield
         finally:
-            _running_in.clear()
+            _lock_owner.clear()

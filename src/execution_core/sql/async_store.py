@@ -1,4 +1,4 @@
-"""Executions in PostgreSQL or SQLite, for asyncio: the twin of `store`."""
+"""The store for PostgreSQL and SQLite, for asyncio: the async twin of `store`."""
 
 import builtins
 from collections.abc import Sequence
@@ -24,12 +24,11 @@ from ..core.models import Execution, ExecutionStatus, LogEntry
 from ..core.selections import BatchTransition, Page, PruneRequest
 from ..core.store import Returning
 from ..core.transitions import Transition
-from .driver import lost
 from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
+from .driver.broken import ConnectionBroken, boot_clock
 from .driver.compiled import Values
-from .driver.lost import ConnectionBroken
-from .recovery import inquiries
-from .recovery.inquiries import Rows, VerificationSteps, Verifier
+from .recovery import verify_commit
+from .recovery.verify_commit import Rows, VerificationSteps, Verifier
 from .schema.tables import executions
 from .statements import queries
 from .statements.queries import Query
@@ -40,8 +39,18 @@ from .store import Clock, execute_in_transaction, read_clock
 class AsyncSqlExecutionStore:
     """`SqlExecutionStore` for asyncio: `AsyncExecutionManager(AsyncSqlExecutionStore(engine))`.
 
-    A call that is cancelled outside a caller's transaction first ends the statement it is at.
-    In-memory SQLite, one connection for all tasks, needs `configure_sqlite`.
+    Each call is one statement that commits itself. A cancelled call first ends its statement, or
+    waits for it. With in-memory SQLite, all tasks share one connection, which needs
+    `configure_sqlite`.
+
+    Args:
+        engine: the host's AsyncEngine over PostgreSQL or SQLite. The store never disposes of it.
+        clock: returns the time as an aware datetime, for tests; by default the database's clock.
+            It must advance: the history trigger detects manual UPDATEs by an unchanged
+            `updated_at`.
+
+    Raises:
+        InvalidValue: the engine is not an AsyncEngine, or is over another database.
     """
 
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
@@ -53,48 +62,51 @@ class AsyncSqlExecutionStore:
 
     @property
     def shares_connection(self) -> bool:
-        """Whether all callers, or all of a thread's, share one connection: in-memory SQLite."""
+        """Whether all callers, or all of one thread, share one connection: in-memory SQLite."""
         return isinstance(self._bind, AsyncExecutor) and self._bind.shares_connection
 
     def within(
         self, transaction: AsyncConnection | AsyncSession | async_scoped_session[Any]
     ) -> Self:
-        """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
+        """Return a store that runs in the caller's transaction, and never commits it.
+
+        Example: `store.within(session)`
+        """
         if not isinstance(transaction, AsyncConnection | AsyncSession | async_scoped_session):
             raise InvalidValue(
                 "transaction",
                 f"must be an AsyncConnection or an AsyncSession, not {type(transaction).__name__}",
             )
-        joined = copy(self)
-        joined._bind = transaction  # noqa: SLF001 - a copy of its own
-        return joined
+        store = copy(self)
+        store._bind = transaction  # noqa: SLF001 - of this class
+        return store
 
-    async def create(self, creation: NewExecution) -> Execution | None:
-        """Make one INSERT."""
-        query = queries.create(creation, self._now())
-        return await self._one(query, partial(inquiries.verify_create, creation=creation))
+    async def create(self, new: NewExecution) -> Execution | None:
+        """Execute one INSERT."""
+        query = queries.create(new, self._now())
+        return await self._one(query, partial(verify_commit.verify_create, new=new))
 
     async def find_by_id(self, id: str) -> Execution | None:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         return await self._one(queries.find(executions.c.id, id))
 
     async def find_by_idempotency_key(self, key: str) -> Execution | None:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         return await self._one(queries.find(executions.c.idempotency_key, key))
 
     async def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
-    ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
-        """Make one conditional UPDATE."""
+    ) -> Any:  # Execution | ExecutionStatus | None
+        """Execute one conditional UPDATE."""
         token, whole = self._token(), returning == "execution"
         query = queries.update(id, transition, token, self._now(), whole=whole)
         verify = partial(
-            inquiries.verify_update,
+            verify_commit.verify_update,
             id=id,
             transition=transition,
             token=token,
             whole=whole,
-            began=lost.boot_clock(),
+            began=boot_clock(),
         )
         rows = await self._rows(query, verify)
         if not rows:
@@ -102,44 +114,46 @@ class AsyncSqlExecutionStore:
         return to_execution(rows[0]) if whole else ExecutionStatus(rows[0][0])
 
     async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
-        """Make one conditional UPDATE."""
+        """Execute one conditional UPDATE."""
         token = self._token()
         query = queries.update_many(batch, token, self._now())
-        rows = await self._rows(query, partial(inquiries.verify_batch, token=token))
+        rows = await self._rows(query, partial(verify_commit.verify_batch, token=token))
         return sorted(map(to_execution, rows), key=attrgetter("id"))
 
     async def delete(self, id: str) -> bool:
-        """Make one DELETE."""
-        return bool(await self._rows(queries.delete(id), partial(inquiries.verify_delete, id=id)))
+        """Execute one DELETE."""
+        return bool(
+            await self._rows(queries.delete(id), partial(verify_commit.verify_delete, id=id))
+        )
 
-    async def prune(self, pruning: PruneRequest) -> int:
-        """Make one DELETE."""
-        query = queries.prune(pruning, self._now())
-        return len(await self._rows(query, inquiries.verify_prune))
+    async def prune(self, request: PruneRequest) -> int:
+        """Execute one DELETE."""
+        query = queries.prune(request, self._now())
+        return len(await self._rows(query, verify_commit.verify_prune))
 
-    async def log(self, line: NewLogEntry) -> LogEntry | None:
-        """Make one INSERT."""
-        query = queries.log(line, self._now())
-        rows = await self._rows(query, partial(inquiries.verify_log, line=line))
+    async def log(self, new: NewLogEntry) -> LogEntry | None:
+        """Execute one INSERT."""
+        query = queries.log(new, self._now())
+        rows = await self._rows(query, partial(verify_commit.verify_log, new=new))
         return to_log_entry(rows[0]) if rows else None
 
     async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         rows = await self._rows(queries.logs(id, limit, before))
         return [to_log_entry(row) for row in rows]
 
     async def list(self, page: Page) -> builtins.list[Execution]:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         return [to_execution(row) for row in await self._rows(queries.page(page))]
 
     async def _one(
-        self, query: Query, inquire: Verifier = inquiries.verify_read
+        self, query: Query, verify: Verifier = verify_commit.verify_read
     ) -> Execution | None:
-        rows = await self._rows(query, inquire)
+        rows = await self._rows(query, verify)
         return to_execution(rows[0]) if rows else None
 
     async def _rows(
-        self, query: Query, inquire: Verifier = inquiries.verify_read
+        self, query: Query, verify: Verifier = verify_commit.verify_read
     ) -> Sequence[Values]:
         match self._bind:
             case AsyncExecutor():
@@ -147,16 +161,15 @@ class AsyncSqlExecutionStore:
                     return await self._bind.rows_async(query)
                 except (ConnectionBroken, DBAPIError) as error:
                     return await _run_steps(
-                        self._bind, inquiries.resolve_outcome(error, query, inquire)
+                        self._bind, verify_commit.resolve_outcome(error, query, verify)
                     )
             case AsyncConnection():
                 return await self._bind.run_sync(execute_in_transaction, query)
             case _:
                 return await (await self._bind.connection()).run_sync(execute_in_transaction, query)
 
-    @staticmethod
-    def _token() -> str:
-        """Return what tells a write from all others."""
+    def _token(self) -> str:
+        """Return the token of one write, which no other write has."""
         return validation.new_id()
 
     def _now(self) -> datetime | None:
@@ -164,7 +177,7 @@ class AsyncSqlExecutionStore:
 
 
 class AsyncOwningStore(AsyncSqlExecutionStore):
-    """A store over an engine of its own, which it closes."""
+    """A store with an engine of its own, which `close` disposes of."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
@@ -177,17 +190,17 @@ class AsyncOwningStore(AsyncSqlExecutionStore):
             await self._bind.close_async()
 
 
-async def _run_steps(direct: AsyncExecutor, inquiry: VerificationSteps[Rows]) -> Rows:
-    """Run what an inquiry asks until it returns."""
+async def _run_steps(executor: AsyncExecutor, steps: VerificationSteps[Rows]) -> Rows:
+    """Execute the queries that a verification yields, until it returns."""
     try:
-        query = next(inquiry)
+        query = next(steps)
         while True:
             try:
-                rows = await direct.rows_async(query)
-            except Exception as error:  # noqa: BLE001 - the inquiry knows what to make of it
-                query = inquiry.throw(error)
+                rows = await executor.rows_async(query)
+            except Exception as error:  # noqa: BLE001 - the verification decides
+                query = steps.throw(error)
             else:
-                query = inquiry.send(rows)
-    except StopIteration as end:
-        answer: Rows = end.value
+                query = steps.send(rows)
+    except StopIteration as stop:
+        answer: Rows = stop.value
         return answer

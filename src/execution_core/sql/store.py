@@ -1,4 +1,4 @@
-"""Executions in PostgreSQL or SQLite."""
+"""The store for PostgreSQL and SQLite."""
 
 import builtins
 from collections.abc import Callable, Sequence
@@ -19,12 +19,11 @@ from ..core.models import Execution, ExecutionStatus, LogEntry
 from ..core.selections import BatchTransition, Page, PruneRequest
 from ..core.store import Returning
 from ..core.transitions import Transition
-from .driver import lost
+from .driver.broken import ConnectionBroken, boot_clock
 from .driver.compiled import Values
 from .driver.executor import CachingExecutor, Executor, execute_via_sqlalchemy
-from .driver.lost import ConnectionBroken
-from .recovery import inquiries
-from .recovery.inquiries import Rows, VerificationSteps, Verifier
+from .recovery import verify_commit
+from .recovery.verify_commit import Rows, VerificationSteps, Verifier
 from .schema.tables import executions
 from .statements import queries
 from .statements.queries import Query
@@ -39,13 +38,17 @@ Clock = Callable[[], datetime]
 class SqlExecutionStore:
     """An `ExecutionStore` over SQLAlchemy: `ExecutionManager(SqlExecutionStore(engine))`.
 
-    Each call is one statement that commits itself. In-memory SQLite is one connection for
-    everybody: there a call also commits what the host has open on it.
+    Each call is one statement that commits itself. With in-memory SQLite, all callers share one
+    connection: there a call also commits the host's open transaction.
 
     Args:
-        engine: the host's own engine over PostgreSQL or SQLite; never disposed of here.
-        clock: what time it is, as an aware datetime, for tests; the database's clock by default.
-            It should move: the history tells a hand in SQL by `updated_at` standing still.
+        engine: the host's engine over PostgreSQL or SQLite. The store never disposes of it.
+        clock: returns the time as an aware datetime, for tests; by default the database's clock.
+            It must advance: the history trigger detects manual UPDATEs by an unchanged
+            `updated_at`.
+
+    Raises:
+        InvalidValue: the engine is not an Engine, or is over another database.
     """
 
     def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
@@ -56,48 +59,51 @@ class SqlExecutionStore:
 
     @property
     def shares_connection(self) -> bool:
-        """Whether all callers, or all of a thread's, share one connection: in-memory SQLite."""
+        """Whether all callers, or all of one thread, share one connection: in-memory SQLite."""
         return isinstance(self._bind, Executor) and self._bind.shares_connection
 
     def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
-        """Return a store in the caller's transaction: `store.within(session)`. It never commits."""
-        from sqlalchemy.orm import Session, scoped_session  # noqa: PLC0415 - slow, and not for all
+        """Return a store that runs in the caller's transaction, and never commits it.
+
+        Example: `store.within(session)`
+        """
+        from sqlalchemy.orm import Session, scoped_session  # noqa: PLC0415 - slow to import
 
         if not isinstance(transaction, Connection | Session | scoped_session):
             raise InvalidValue(
                 "transaction",
                 f"must be a Connection or a Session, not {type(transaction).__name__}",
             )
-        joined = copy(self)
-        joined._bind = transaction  # noqa: SLF001 - a copy of its own
-        return joined
+        store = copy(self)
+        store._bind = transaction  # noqa: SLF001 - of this class
+        return store
 
-    def create(self, creation: NewExecution) -> Execution | None:
-        """Make one INSERT."""
-        query = queries.create(creation, self._now())
-        return self._one(query, partial(inquiries.verify_create, creation=creation))
+    def create(self, new: NewExecution) -> Execution | None:
+        """Execute one INSERT."""
+        query = queries.create(new, self._now())
+        return self._one(query, partial(verify_commit.verify_create, new=new))
 
     def find_by_id(self, id: str) -> Execution | None:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         return self._one(queries.find(executions.c.id, id))
 
     def find_by_idempotency_key(self, key: str) -> Execution | None:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         return self._one(queries.find(executions.c.idempotency_key, key))
 
     def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
-    ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
-        """Make one conditional UPDATE."""
+    ) -> Any:  # Execution | ExecutionStatus | None
+        """Execute one conditional UPDATE."""
         token, whole = self._token(), returning == "execution"
         query = queries.update(id, transition, token, self._now(), whole=whole)
         verify = partial(
-            inquiries.verify_update,
+            verify_commit.verify_update,
             id=id,
             transition=transition,
             token=token,
             whole=whole,
-            began=lost.boot_clock(),
+            began=boot_clock(),
         )
         rows = self._rows(query, verify)
         if not rows:
@@ -105,54 +111,55 @@ class SqlExecutionStore:
         return to_execution(rows[0]) if whole else ExecutionStatus(rows[0][0])
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
-        """Make one conditional UPDATE."""
+        """Execute one conditional UPDATE."""
         token = self._token()
         query = queries.update_many(batch, token, self._now())
-        rows = self._rows(query, partial(inquiries.verify_batch, token=token))
+        rows = self._rows(query, partial(verify_commit.verify_batch, token=token))
         return sorted(map(to_execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:
-        """Make one DELETE."""
-        return bool(self._rows(queries.delete(id), partial(inquiries.verify_delete, id=id)))
+        """Execute one DELETE."""
+        return bool(self._rows(queries.delete(id), partial(verify_commit.verify_delete, id=id)))
 
-    def prune(self, pruning: PruneRequest) -> int:
-        """Make one DELETE."""
-        return len(self._rows(queries.prune(pruning, self._now()), inquiries.verify_prune))
+    def prune(self, request: PruneRequest) -> int:
+        """Execute one DELETE."""
+        return len(self._rows(queries.prune(request, self._now()), verify_commit.verify_prune))
 
-    def log(self, line: NewLogEntry) -> LogEntry | None:
-        """Make one INSERT."""
-        query = queries.log(line, self._now())
-        rows = self._rows(query, partial(inquiries.verify_log, line=line))
+    def log(self, new: NewLogEntry) -> LogEntry | None:
+        """Execute one INSERT."""
+        query = queries.log(new, self._now())
+        rows = self._rows(query, partial(verify_commit.verify_log, new=new))
         return to_log_entry(rows[0]) if rows else None
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         rows = self._rows(queries.logs(id, limit, before))
         return [to_log_entry(row) for row in rows]
 
     def list(self, page: Page) -> builtins.list[Execution]:
-        """Make one SELECT."""
+        """Execute one SELECT."""
         return [to_execution(row) for row in self._rows(queries.page(page))]
 
-    def _one(self, query: Query, inquire: Verifier = inquiries.verify_read) -> Execution | None:
-        rows = self._rows(query, inquire)
+    def _one(self, query: Query, verify: Verifier = verify_commit.verify_read) -> Execution | None:
+        rows = self._rows(query, verify)
         return to_execution(rows[0]) if rows else None
 
-    def _rows(self, query: Query, inquire: Verifier = inquiries.verify_read) -> Sequence[Values]:
+    def _rows(self, query: Query, verify: Verifier = verify_commit.verify_read) -> Sequence[Values]:
         match self._bind:
             case Executor():
                 try:
                     return self._bind.rows(query)
                 except (ConnectionBroken, DBAPIError) as error:
-                    return _run_steps(self._bind, inquiries.resolve_outcome(error, query, inquire))
+                    return _run_steps(
+                        self._bind, verify_commit.resolve_outcome(error, query, verify)
+                    )
             case Connection():
                 return execute_in_transaction(self._bind, query)
             case _:
                 return execute_in_transaction(self._bind.connection(), query)
 
-    @staticmethod
-    def _token() -> str:
-        """Return what tells a write from all others."""
+    def _token(self) -> str:
+        """Return the token of one write, which no other write has."""
         return validation.new_id()
 
     def _now(self) -> datetime | None:
@@ -160,7 +167,7 @@ class SqlExecutionStore:
 
 
 class OwningStore(SqlExecutionStore):
-    """A store over an engine of its own, which it closes."""
+    """A store with an engine of its own, which `close` disposes of."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -169,39 +176,39 @@ class OwningStore(SqlExecutionStore):
 
     def close(self) -> None:
         """Close all connections."""
-        if isinstance(self._bind, Executor):  # a joined store holds the caller's transaction
+        if isinstance(self._bind, Executor):  # not for a store of `within`
             self._bind.close()
 
 
-def _run_steps(direct: Executor, inquiry: VerificationSteps[Rows]) -> Rows:
-    """Run what an inquiry asks until it returns."""
+def _run_steps(executor: Executor, steps: VerificationSteps[Rows]) -> Rows:
+    """Execute the queries that a verification yields, until it returns."""
     try:
-        query = next(inquiry)
+        query = next(steps)
         while True:
             try:
-                rows = direct.rows(query)
-            except Exception as error:  # noqa: BLE001 - the inquiry knows what to make of it
-                query = inquiry.throw(error)
+                rows = executor.rows(query)
+            except Exception as error:  # noqa: BLE001 - the verification decides
+                query = steps.throw(error)
             else:
-                query = inquiry.send(rows)
-    except StopIteration as end:
-        answer: Rows = end.value
+                query = steps.send(rows)
+    except StopIteration as stop:
+        answer: Rows = stop.value
         return answer
 
 
 def execute_in_transaction(connection: Connection, query: Query) -> Sequence[Values]:
-    """Run a query as part of the caller's transaction."""
+    """Execute a query in the caller's transaction."""
     try:
         return execute_via_sqlalchemy(connection, query)
     except DBAPIError as error:
-        if problem := inquiries.to_conflict(error, query):
+        if problem := verify_commit.to_conflict(error, query):
             raise problem from error
-        raise inquiries.with_schema_hint(error)  # noqa: B904 - the same error
+        raise verify_commit.with_schema_hint(error)  # noqa: B904 - the same error
 
 
 def read_clock(clock: Clock | None) -> datetime | None:
-    """Return the time of an injected clock, None without one."""
+    """Return the time of an injected clock, or None if there is none."""
     now = clock and clock()
     if now is not None and now.tzinfo is None:
-        raise InvalidValue("clock", "must return aware datetimes, as datetime.now(UTC) does")
+        raise InvalidValue("clock", "must return aware datetimes, such as datetime.now(UTC)")
     return now

@@ -1,4 +1,4 @@
-"""The fast path for asyncio: the twin of `direct`."""
+"""Execute single statements directly on a driver for asyncio: the async twin of `executor`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,42 +23,44 @@ from .executor import Executor
 
 
 class AsyncExecutor(Executor):
-    """`Executor` for the driver of an AsyncEngine: one greenlet for a whole call.
+    """`Executor` for the driver of an AsyncEngine: one greenlet runs a whole call.
 
-    What it inherits is for that greenlet; what ends in `_async` is for everybody.
+    The inherited methods run inside that greenlet; callers use the methods ending in `_async`.
     """
 
-    _awaits = True
+    _supports_async_drivers = True
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine.sync_engine)
         self._async_engine = engine
-        self._options = self._ordinary.get_execution_options()
+        self._options = self._sqlalchemy_engine.get_execution_options()
 
     async def rows_async(self, query: Query) -> Sequence[Values]:
-        """Run a query and return all its rows.
+        """Execute a query and return all its rows.
 
         Raises:
-            Lost: the connection was lost, and it is unknown what the query has done.
-            DBAPIError: what else the driver raised, as SQLAlchemy raises it.
+            ConnectionBroken: the connection broke, so it is unknown whether the query committed.
+            DBAPIError: any other error of the driver, as SQLAlchemy raises it.
         """
-        ordinary = self._must_use_sqlalchemy()
         work = (
-            self._rows_via_sqlalchemy_async(query) if ordinary else greenlet_spawn(self.rows, query)
+            self._rows_via_sqlalchemy_async(query)
+            if self._must_use_sqlalchemy()
+            else greenlet_spawn(self.rows, query)
         )
-        # psycopg ends a cancelled statement. SQLite's driver has a thread that knows of nothing: it
-        # would keep its connection, and the lock on the whole database, until garbage is collected.
+        # psycopg ends a cancelled statement itself. aiosqlite does not: its thread would keep the
+        # connection, and the lock on the whole database, until the connection is collected.
         return await (finish_despite_cancellation(work) if self._is_sqlite else work)
 
     async def _rows_via_sqlalchemy_async(self, query: Query) -> Sequence[Values]:
         connection = await self._async_engine.connect()
         try:
             return await connection.run_sync(self._run_with_options, query)
-        finally:  # half given back, its place in the pool would be lost
+        finally:  # an interrupted check-in would leak a slot of the pool
             await finish_despite_cancellation(connection.close())
 
     def _run_with_options(self, connection: Connection, query: Query) -> Sequence[Values]:
-        # An engine with these options awaits while it connects, and may be interrupted there.
+        # Set here and not on the engine: an AsyncEngine with options awaits in `connect`, where a
+        # cancellation would leak the connection.
         with connection.execution_options(**self._options).begin():
             return self._run(connection, query)
 
@@ -67,34 +69,35 @@ class AsyncExecutor(Executor):
         await greenlet_spawn(self.close)
 
     def _execute_on(
-        self, pooled: PoolProxiedConnection, text: str, values: Values
+        self, connection: PoolProxiedConnection, text: str, values: Values
     ) -> Sequence[Values]:
-        drive = _aiosqlite if self._is_sqlite else _psycopg
-        found: Sequence[Values] = await_(drive(pooled, text, values))
-        return found
+        execute = _execute_on_aiosqlite if self._is_sqlite else _execute_on_psycopg
+        rows: Sequence[Values] = await_(execute(connection, text, values))
+        return rows
 
 
 class AsyncCachingExecutor(AsyncExecutor):
-    """`AsyncExecutor` for PostgreSQL on an engine that nobody else uses: it keeps its connections.
+    """`AsyncExecutor` for a PostgreSQL engine that only this library uses: it keeps connections.
 
-    A pool of SQLAlchemy's needs a greenlet, since it might have to wait, and that takes as long as
-    the rest of a call; here only who connects has to.
+    SQLAlchemy's pool needs a greenlet even if it need not wait, and a greenlet takes as long as the
+    rest of a call. Here only connecting needs one.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
         self._idle = IdleConnections()
-        self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
-        self._rooms = WeakKeyDictionary()
+        self._semaphores: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._semaphores = WeakKeyDictionary()
 
     async def rows_async(self, query: Query) -> Sequence[Values]:
-        """Run a query and return all its rows, as soon as there is a connection to spare."""
-        async with self._room():
+        """Execute a query and return all its rows; wait while all connections are in use."""
+        async with self._semaphore():
             if self._must_use_sqlalchemy():
                 return await self._rows_via_sqlalchemy_async(query)
-            spelled = self._compile(query)
+            compiled_query = self._compile(query)
+            values = bind_values(compiled_query, query)
             return convert_rows(
-                spelled, await self._execute_async(spelled.text, bind_values(spelled, query))
+                compiled_query, await self._execute_async(compiled_query.text, values)
             )
 
     def close(self) -> None:
@@ -102,60 +105,66 @@ class AsyncCachingExecutor(AsyncExecutor):
         self._idle.close()
         super().close()
 
-    def _room(self) -> asyncio.Semaphore:
-        loop = asyncio.get_running_loop()  # tests, and some hosts, have one after the other
-        if loop not in self._rooms:
-            self._rooms[loop] = asyncio.Semaphore(OWN_POOL)
-        return self._rooms[loop]
+    def _semaphore(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()  # tests, and some hosts, use one loop after another
+        if loop not in self._semaphores:
+            self._semaphores[loop] = asyncio.Semaphore(OWN_POOL)
+        return self._semaphores[loop]
 
     async def _execute_async(self, text: str, values: Values) -> Sequence[Values]:
-        pooled = self._idle.pop()
+        connection = self._idle.pop()
         try:
-            if pooled is None:
-                pooled = await greenlet_spawn(self._take)
-            found = await _psycopg(pooled, text, values)
+            if connection is None:
+                connection = await greenlet_spawn(self._checkout)
+            rows = await _execute_on_psycopg(connection, text, values)
         except self._errors as error:
-            raise await greenlet_spawn(self._failed, error, pooled, text, values) from error
+            raise await greenlet_spawn(
+                self._wrap_and_checkin, error, connection, text, values
+            ) from error
         except BaseException as error:
-            if pooled is not None:
-                await greenlet_spawn(_drop, pooled, error)
+            if connection is not None:
+                await greenlet_spawn(_drop, connection, error)
             raise
-        self._idle.push(pooled)
-        return found
+        self._idle.push(connection)
+        return rows
 
-    def _failed(
-        self, error: Any, pooled: PoolProxiedConnection | None, text: str, values: Values
+    def _wrap_and_checkin(
+        self, error: Any, connection: PoolProxiedConnection | None, text: str, values: Values
     ) -> Exception:
-        wrapped = self._as_sqlalchemy(error, pooled, text, values)
-        if pooled is not None:
-            self._idle.push(pooled)
+        wrapped = self._wrap_error(error, connection, text, values)
+        if connection is not None:
+            self._idle.push(connection)
         return wrapped
 
 
-def _drop(pooled: PoolProxiedConnection, error: BaseException) -> None:
-    pooled.invalidate(error)
-    pooled.close()
+def _drop(connection: PoolProxiedConnection, error: BaseException) -> None:
+    connection.invalidate(error)
+    connection.close()
 
 
-async def _psycopg(pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
-    driver: Any = pooled.driver_connection
-    own = driver.autocommit
-    if not own:
+async def _execute_on_psycopg(
+    connection: PoolProxiedConnection, text: str, values: Values
+) -> Sequence[Values]:
+    driver: Any = connection.driver_connection
+    was_autocommit = driver.autocommit
+    if not was_autocommit:
         await driver.set_autocommit(True)
     try:
-        cursor = cached_cursor(pooled)
+        cursor = cached_cursor(connection)
         await cursor.execute(text, values)
-        found: Sequence[Values] = await cursor.fetchall()
+        rows: Sequence[Values] = await cursor.fetchall()
     finally:
-        if not own and is_idle(driver):
+        if not was_autocommit and is_idle(driver):
             await driver.set_autocommit(False)
-    cache_cursor(pooled, cursor, values, found)
-    return found
+    cache_cursor(connection, cursor, values, rows)
+    return rows
 
 
-async def _aiosqlite(pooled: PoolProxiedConnection, text: str, values: Values) -> Sequence[Values]:
-    driver: Any = pooled.driver_connection
-    found: Sequence[Values] = await driver.execute_fetchall(text, values)
+async def _execute_on_aiosqlite(
+    connection: PoolProxiedConnection, text: str, values: Values
+) -> Sequence[Values]:
+    driver: Any = connection.driver_connection
+    rows: Sequence[Values] = await driver.execute_fetchall(text, values)
     if driver.in_transaction:
         await driver.commit()
-    return found
+    return rows

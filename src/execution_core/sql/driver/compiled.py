@@ -10,7 +10,7 @@ Converter = Callable[[Any], Any]
 
 
 class CompiledQuery(NamedTuple):
-    """A statement in the words of a dialect, and what converts its values on their way."""
+    """The SQL text of a statement, and the converters of its parameters and result columns."""
 
     text: str
     constants: Mapping[str, Any]
@@ -18,19 +18,19 @@ class CompiledQuery(NamedTuple):
     columns: Sequence[tuple[int, Converter]]
 
 
-def bind_values(spelled: CompiledQuery, query: Query) -> Values:
-    """Return a query's values as the driver takes them."""
+def bind_values(compiled: CompiledQuery, query: Query) -> Values:
+    """Return the parameters of a query in the order and types that the driver expects."""
     given = query.parameters
-    if spelled.constants:
-        given = {**spelled.constants, **given}
+    if compiled.constants:
+        given = {**compiled.constants, **given}
     return [
-        convert(given[name]) if convert else given[name] for name, convert in spelled.parameters
+        convert(given[name]) if convert else given[name] for name, convert in compiled.parameters
     ]
 
 
-def convert_rows(spelled: CompiledQuery, found: Sequence[Values]) -> Sequence[Values]:
-    """Return rows as SQLAlchemy would return them."""
-    return [_convert_row(row, spelled.columns) for row in found] if spelled.columns else found
+def convert_rows(compiled: CompiledQuery, rows: Sequence[Values]) -> Sequence[Values]:
+    """Return rows of the driver with the values that SQLAlchemy would return."""
+    return [_convert_row(row, compiled.columns) for row in rows] if compiled.columns else rows
 
 
 def _convert_row(row: Values, columns: Sequence[tuple[int, Converter]]) -> Values:

@@ -1,4 +1,10 @@
-"""Connections that are kept out of their pool between calls, and who may use one."""
+"""Idle connections that an executor keeps outside their pool, and permits to use one.
+
+An engine of this library's own is used for single statements alone. Its connections need no reset
+between calls, so the executor keeps them instead of returning them to SQLAlchemy's pool: that saves
+a check-out and a check-in per call. The executor then has to limit the number of connections
+itself, and the limit must survive a signal handler that raises anywhere. Permits do that.
+"""
 
 import sqlite3
 from collections.abc import Sequence
@@ -12,69 +18,74 @@ from .compiled import Values
 
 CURSOR: Final = "execution_core.cursor"
 POLL_SECONDS: Final = 0.2
-"""For how many seconds a queue waits at a stretch: meanwhile it looks for no signals."""
+"""Longest wait for a permit at a stretch: Python runs signal handlers between two waits."""
+MAX_CACHED_CHARACTERS: Final = 2**16
 
 
 class IdleConnections:
-    """Connections that were checked out of a pool and are kept; any thread may take one."""
+    """Connections that were checked out of a pool and are kept; any thread may use one."""
 
     def __init__(self) -> None:
         self._connections: list[PoolProxiedConnection] = []
 
     def pop(self) -> PoolProxiedConnection | None:
-        """Return one, or None."""
+        """Remove and return a connection, or return None."""
         try:
             return self._connections.pop()
         except IndexError:
             return None
 
-    def push(self, pooled: PoolProxiedConnection) -> None:
-        """Keep one; or drop it when it was lost, and the others, which most likely are as well."""
-        if pooled.is_valid:
-            if is_idle(pooled.driver_connection):
-                self._connections.append(pooled)
+    def push(self, connection: PoolProxiedConnection) -> None:
+        """Keep a connection for the next call.
+
+        A broken connection is closed with all others, because most likely they broke as well. A
+        connection inside a transaction is closed with all others, too.
+        """
+        if connection.is_valid:
+            if is_idle(connection.driver_connection):
+                self._connections.append(connection)
                 return
-            pooled.invalidate()
-        pooled.close()
+            connection.invalidate()
+        connection.close()
         self.close()
 
     def close(self) -> None:
-        """Close them all."""
-        while pooled := self.pop():
-            pooled.invalidate()
-            pooled.close()
+        """Close all kept connections."""
+        while connection := self.pop():
+            connection.invalidate()
+            connection.close()
 
 
 class Permit:
-    """The right to use a connection. Another takes the place of one that is lost."""
+    """Permission to check out a connection; a garbage-collected permit is replaced."""
 
-    def __init__(self, home: "ref[Permits]") -> None:
-        self._home = home
+    def __init__(self, queue: "ref[Permits]") -> None:
+        self._queue = queue
 
     def __del__(self) -> None:
-        if (queue := self._home()) is not None:
-            queue.put(Permit(self._home))
+        if (queue := self._queue()) is not None:
+            queue.put(Permit(self._queue))
 
 
 Permits = SimpleQueue[Permit]
-"""Permits that nobody has. One is given back by `put` itself: no signal comes within that.
+"""The free permits. `put` returns one; it is a single C call, so no signal can interrupt it.
 
-A semaphore would count. But the handler of a signal may raise between any two steps, and no
-`finally` is sure to be reached.
+A semaphore would only count. If a signal handler raises between two steps, a `finally` may not be
+reached, and the count would stay too low for ever. A lost permit is collected, and so replaced.
 """
 
 
 def new_permits(number: int) -> Permits:
-    """Return so many, for any thread to take."""
-    queue: Permits = SimpleQueue()
-    home = ref(queue)
+    """Return `number` free permits, for any thread to acquire."""
+    permits: Permits = SimpleQueue()
+    queue = ref(permits)
     for _ in range(number):
-        queue.put(Permit(home))
-    return queue
+        permits.put(Permit(queue))
+    return permits
 
 
 def acquire(permits: Permits) -> Permit:
-    """Wait for a permit, and take it."""
+    """Wait for a free permit and return it."""
     while True:
         try:
             return permits.get(timeout=POLL_SECONDS)
@@ -83,26 +94,26 @@ def acquire(permits: Permits) -> Permit:
 
 
 def is_idle(driver: Any) -> bool:
-    """Tell whether a connection of psycopg or sqlite3 is not, interrupted, in the middle of it."""
+    """Return whether a connection of psycopg or sqlite3 is outside of any transaction."""
     if isinstance(driver, sqlite3.Connection):
         return not driver.in_transaction
-    return not driver.pgconn.transaction_status  # 0 is idle, and what is closed is unknown
+    return not driver.pgconn.transaction_status  # 0 is idle; a closed connection has "unknown"
 
 
-def cached_cursor(pooled: PoolProxiedConnection) -> Any:
-    """Return psycopg's cursor of the last call on this connection, or a new one.
+def cached_cursor(connection: PoolProxiedConnection) -> Any:
+    """Return the cursor of the last call on this connection of psycopg, or a new one.
 
-    A new one looks up anew how to read each column, and is garbage for the collector afterwards.
+    A new cursor looks up the loader of each column again, and leaves garbage to collect.
     """
-    driver: Any = pooled.driver_connection
-    return pooled.info.pop(CURSOR, None) or driver.cursor()
+    driver: Any = connection.driver_connection
+    return connection.info.pop(CURSOR, None) or driver.cursor()
 
 
 def cache_cursor(
-    pooled: PoolProxiedConnection, cursor: Any, values: Values, found: Sequence[Values]
+    connection: PoolProxiedConnection, cursor: Any, values: Values, rows: Sequence[Values]
 ) -> None:
-    """Keep a cursor for the next call, unless it would keep much that it sent or read as well."""
-    if len(found) < 2:
-        moved = [*values, *found[0]] if found else values
-        if sum(len(value) for value in moved if type(value) is str) < 2**16:
-            pooled.info[CURSOR] = cursor
+    """Cache the cursor unless it holds over 64 KiB of parameters or results, or several rows."""
+    if len(rows) < 2:
+        held = [*values, *rows[0]] if rows else values
+        if sum(len(value) for value in held if type(value) is str) < MAX_CACHED_CHARACTERS:
+            connection.info[CURSOR] = cursor

@@ -1,4 +1,4 @@
-"""Engines with sound settings, for this library's own use and for hosts that want the same."""
+"""Create engines with the settings that this library needs, and configure SQLite engines."""
 
 import sqlite3
 import time
@@ -10,15 +10,15 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from ...core import validation
 from ...core.errors import InvalidValue
+from .url import PSYCOPG, parse_url, sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-from .url import PSYCOPG, parse_url, sqlite_file
 
 AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
 OWN_POOL: Final = 15
-"""Connections of an engine of our own, at most: as many as SQLAlchemy's default, but all kept."""
-# Who uses such an engine keeps count: a pool that does loses a place when it is interrupted.
+"""Most connections of an own engine: as many as SQLAlchemy's default, but all are kept."""
+# The executor limits connections itself; QueuePool leaks a slot if a signal handler raises in it.
 _UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
 
@@ -26,7 +26,12 @@ BUSY_TIMEOUT: Final = timedelta(seconds=30)
 def create_sync_engine(url: str | URL, *, exclusive: bool = False) -> Engine:
     """Return an engine for a PostgreSQL (psycopg) or SQLite URL.
 
-    With `own`, nobody but this library uses it: for single statements alone.
+    Args:
+        url: the URL.
+        exclusive: only this library uses the engine, and only for single statements.
+
+    Raises:
+        InvalidValue: the URL is not one of these, or its driver is not installed.
     """
     parsed = parse_url(url, sqlite="pysqlite")
     if parsed.drivername == "postgresql+psycopg_async":
@@ -39,8 +44,8 @@ def create_sync_engine(url: str | URL, *, exclusive: bool = False) -> Engine:
 
 
 def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEngine":
-    """Return an asyncio engine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
-    from sqlalchemy.ext import asyncio  # noqa: PLC0415 - slow, and not for all
+    """Return an AsyncEngine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
+    from sqlalchemy.ext import asyncio  # noqa: PLC0415 - slow to import, only needed here
 
     parsed = parse_url(url, sqlite="aiosqlite")
     engine = _create_or_explain(
@@ -52,53 +57,56 @@ def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEng
 def _settings(url: URL, *, exclusive: bool) -> dict[str, Any]:
     if not exclusive:
         return {}
-    settings: dict[str, Any] = {"pool_reset_on_return": None}  # no transaction is ever left open
+    settings: dict[str, Any] = {
+        "pool_reset_on_return": None
+    }  # single statements leave no transaction open
     if url.get_backend_name() == "postgresql":
         settings |= {"isolation_level": "AUTOCOMMIT"} | _UNBOUNDED
     return settings
 
 
 def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOUT) -> AnyEngine:
-    """Give a SQLite engine what concurrent writers need: `configure_sqlite(create_engine(url))`.
+    """Configure a SQLite engine for concurrent writers: `configure_sqlite(create_engine(url))`.
 
-    WAL, foreign keys, a busy timeout, and transactions that begin as writers: one that reads first
-    and then writes gets "database is locked" at once, whatever the timeout. A transaction that only
-    reads need not wait for writers: `engine.execution_options(sqlite_begin="DEFERRED")`.
+    It sets WAL, foreign keys and a busy timeout, and lets transactions begin with BEGIN IMMEDIATE.
+    A transaction that reads first and then writes would fail at once with "database is locked",
+    however long the timeout. Transactions that only read need not wait for writers:
+    `engine.execution_options(sqlite_begin="DEFERRED")`.
 
     Args:
         engine: an Engine or AsyncEngine over SQLite that has not connected yet.
-        busy_timeout: how long a writer waits for another one.
+        busy_timeout: how long a writer waits for another writer.
 
     Returns:
         The same engine.
 
     Raises:
-        InvalidValue: it is over another database, or the timeout is no positive timedelta.
+        InvalidValue: the engine is over another database, or the timeout is not positive.
     """
     sync_engine: Any = getattr(engine, "sync_engine", engine)
     if engine.dialect.name != "sqlite":
         raise InvalidValue("engine", f"must be over SQLite, not {engine.dialect.name}")
-    patience = validation.duration("busy_timeout", busy_timeout)
-    milliseconds = min(patience // timedelta(milliseconds=1), validation.MAX_INTEGER)
+    timeout = validation.duration("busy_timeout", busy_timeout)
+    milliseconds = min(timeout // timedelta(milliseconds=1), validation.MAX_INTEGER)
     if event.contains(sync_engine, "begin", begin_sqlite):
         return engine
     event.listen(sync_engine, "begin", begin_sqlite)
 
     @event.listens_for(sync_engine, "connect")
     def prepare(connection: Any, record: Any) -> None:  # noqa: ARG001
-        connection.isolation_level = None  # transactions begin in `begin_sqlite` alone
+        connection.isolation_level = None  # only `begin_sqlite` begins transactions
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
-        _enter_wal(cursor, patience=milliseconds / 1000)
+        _enter_wal(cursor, timeout=milliseconds / 1000)
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
     return engine
 
 
-def _enter_wal(cursor: Any, patience: float) -> None:
-    """Wait for others by hand: switching a new file to WAL heeds no busy timeout."""
-    limit = time.monotonic() + patience
+def _enter_wal(cursor: Any, timeout: float) -> None:
+    """Switch to WAL, repeatedly: switching a new file to WAL ignores the busy timeout."""
+    limit = time.monotonic() + timeout
     while True:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
@@ -111,20 +119,20 @@ def _enter_wal(cursor: Any, patience: float) -> None:
 
 
 def begin_sqlite(connection: Connection) -> None:
-    """Begin as a writer, or as the engine's option `sqlite_begin` says."""
+    """Begin a transaction: IMMEDIATE, or as the engine's option `sqlite_begin` says."""
     if mode := connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"):
         connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 def for_single_statements(engine: Engine) -> Engine:
-    """Return the engine as it is best used for one statement at a time, which commits itself.
+    """Return the engine with options for single statements, each of which commits itself.
 
-    PostgreSQL: autocommit, so that BEGIN and COMMIT cost no round trips. SQLite: without BEGIN, on
-    an engine that `configure_sqlite` knows; elsewhere a plain transaction (SQLAlchemy's AUTOCOMMIT
-    would cost more there).
+    PostgreSQL uses autocommit, so that BEGIN and COMMIT cost no round trips. SQLite omits BEGIN if
+    `configure_sqlite` was called, and uses a plain transaction otherwise: SQLAlchemy's AUTOCOMMIT
+    costs more there.
 
     Raises:
-        InvalidValue: it is over another database.
+        InvalidValue: the engine is over another database or driver.
     """
     if engine.dialect.name == "sqlite":
         return engine.execution_options(sqlite_begin=None)

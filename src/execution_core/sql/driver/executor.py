@@ -1,9 +1,9 @@
-"""The fast path: one statement of our own, outside any transaction, straight to the driver.
+"""Execute single statements directly on the driver, each in a transaction of its own.
 
-What SQLAlchemy does anew for every execution (a Connection, a context, a result) takes longer than
-the statement itself. Here a statement is compiled once for a dialect, and then only values move.
-Connections still come from the engine's pool, types still convert the values, errors are still
-SQLAlchemy's. Only this module and its twin `async_direct` know how a driver is called.
+For each execution SQLAlchemy creates a Connection, a context and a result, which takes longer than
+the statement itself. An executor compiles a statement once per dialect, and then only binds values.
+The connections still come from the engine's pool, SQLAlchemy's types still convert the values, and
+errors are still SQLAlchemy's. Only this module and `async_executor` call a driver.
 """
 
 import logging
@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..statements.queries import Query, Statement
+from .broken import BackendProcess, ConnectionBroken, boot_clock
 from .compiled import CompiledQuery, Values, bind_values, convert_rows
 from .connection_cache import (
     IdleConnections,
@@ -32,60 +33,62 @@ from .connection_cache import (
     new_permits,
 )
 from .engine import OWN_POOL, begin_sqlite, for_single_statements
-from .lost import BackendProcess, ConnectionBroken, boot_clock
 
-_FLOAT8: Final = 701  # the type code of the one column whose conversion asks for one
+BACKEND: Final = "execution_core.backend"
+_FLOAT8: Final = 701  # the type code of the only column whose converter needs one
 
 
 def execute_via_sqlalchemy(connection: Connection, query: Query) -> Sequence[Values]:
-    """Run a query on SQLAlchemy's own way, as part of whatever transaction there is."""
-    # Whole, also where the host's engine streams.
+    """Execute a query with SQLAlchemy, in the current transaction of the connection."""
+    # Fetch all rows at once, also if the host's engine streams.
     options = {"stream_results": False, "yield_per": None}
     return connection.execute(query.statement, query.parameters, execution_options=options).all()
 
 
 class Executor:
-    """Runs single statements, which commit themselves, on connections of an engine's pool.
+    """Executes single statements, which commit themselves, on connections of an engine's pool.
 
     Raises:
         InvalidValue: the engine is over another database or driver.
     """
 
-    _awaits = False  # whether it can wait for a driver for asyncio
+    _supports_async_drivers = False
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._ordinary = for_single_statements(engine)
+        self._sqlalchemy_engine = for_single_statements(engine)
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
         self.shares_connection = isinstance(engine.pool, StaticPool | SingletonThreadPool)
-        self._never_direct = isinstance(engine.pool, StaticPool) or (
-            engine.dialect.is_async and not self._awaits
+        self._always_use_sqlalchemy = isinstance(engine.pool, StaticPool) or (
+            engine.dialect.is_async and not self._supports_async_drivers
         )
-        # The style of parameters in which no driver looks up names.
-        kind: Callable[..., Dialect] = type(engine.dialect)
-        self._dialect = kind(paramstyle="qmark" if self._is_sqlite else "format")
+        # Positional parameters: the driver need not look up names.
+        dialect_type: Callable[..., Dialect] = type(engine.dialect)
+        self._dialect = dialect_type(paramstyle="qmark" if self._is_sqlite else "format")
         self._compiled: dict[Statement, CompiledQuery] = {}
         self._backends: deque[int] = deque(maxlen=1000)
 
     def rows(self, query: Query) -> Sequence[Values]:
-        """Run a query and return all its rows.
+        """Execute a query and return all its rows.
 
         Raises:
-            Lost: the connection was lost, and it is unknown what the query has done.
-            DBAPIError: what else the driver raised, as SQLAlchemy raises it.
+            ConnectionBroken: the connection broke, so it is unknown whether the query committed.
+            DBAPIError: any other error of the driver, as SQLAlchemy raises it.
         """
         if self._must_use_sqlalchemy():
             return self._rows_via_sqlalchemy(query)
-        spelled = self._compile(query)
-        return convert_rows(spelled, self._execute(spelled.text, bind_values(spelled, query)))
+        compiled_query = self._compile(query)
+        return convert_rows(
+            compiled_query, self._execute(compiled_query.text, bind_values(compiled_query, query))
+        )
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self.engine.dispose()
 
     def _rows_via_sqlalchemy(self, query: Query) -> Sequence[Values]:
-        with self._ordinary.begin() as connection:
+        with self._sqlalchemy_engine.begin() as connection:
             return self._run(connection, query)
 
     def _run(self, connection: Connection, query: Query) -> Sequence[Values]:
@@ -94,19 +97,19 @@ class Executor:
             return execute_via_sqlalchemy(connection, query)
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise self._lost(error, backend) from error
+                raise self._broken(error, backend) from error
             raise
 
     def _must_use_sqlalchemy(self) -> bool:
-        """Tell whether a statement had better go SQLAlchemy's way.
+        """Return whether SQLAlchemy must execute the statements.
 
-        Because somebody wants to see, or to change, what SQLAlchemy does; because callers share one
-        connection, and so its transaction; or because the driver is for asyncio, and this is not.
+        That is so if the host listens to events, logs statements or translates schemas; if all
+        callers share one connection, and so its transaction; or if the driver is for asyncio alone.
         """
         engine = self.engine
-        events, of_dialect = engine.dispatch, engine.dialect.dispatch
+        events, dialect_events = engine.dispatch, engine.dialect.dispatch
         return bool(
-            self._never_direct
+            self._always_use_sqlalchemy
             or events.before_cursor_execute
             or events.after_cursor_execute
             or events.before_execute
@@ -114,122 +117,126 @@ class Executor:
             or events.engine_connect
             or events.commit
             or (events.begin and any(each is not begin_sqlite for each in events.begin))
-            or of_dialect.do_execute
-            or of_dialect.handle_error
+            or dialect_events.do_execute
+            or dialect_events.handle_error
             or engine.logger.isEnabledFor(logging.INFO)
             or "schema_translate_map" in engine.get_execution_options()
         )
 
     def _compile(self, query: Query) -> CompiledQuery:
         statement = query.statement
-        if spelled := self._compiled.get(statement):
-            return spelled
+        if compiled_query := self._compiled.get(statement):
+            return compiled_query
         dialect = self._dialect
         compiled: Any = statement.compile(dialect=dialect)
         parameters = [
             (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
             for name in compiled.positiontup
         ]
-        readers = [
+        converters = [
             column.type.dialect_impl(dialect).result_processor(dialect, _FLOAT8)
             for column in statement.exported_columns
         ]
-        columns = [(n, reader) for n, reader in enumerate(readers) if reader]
-        constants = {  # such as an OFFSET 0 that SQLite's LIMIT brings along
+        columns = [(n, convert) for n, convert in enumerate(converters) if convert]
+        constants = {  # such as the OFFSET 0 that SQLAlchemy adds to LIMIT on SQLite
             name: compiled.params[name] for name, _ in parameters if name not in query.parameters
         }
-        spelled = CompiledQuery(str(compiled), constants, parameters, columns)
-        return self._compiled.setdefault(statement, spelled)
+        compiled_query = CompiledQuery(str(compiled), constants, parameters, columns)
+        return self._compiled.setdefault(statement, compiled_query)
 
     def _execute(self, text: str, values: Values) -> Sequence[Values]:
-        pooled = None
+        connection = None
         try:
-            pooled = self._take()
-            return self._execute_on(pooled, text, values)
+            connection = self._checkout()
+            return self._execute_on(connection, text, values)
         except self._errors as error:
-            raise self._as_sqlalchemy(error, pooled, text, values) from error
+            raise self._wrap_error(error, connection, text, values) from error
         except BaseException as error:
-            if pooled is not None:
-                pooled.invalidate(error)  # an interrupt may have left anything behind
+            if connection is not None:
+                connection.invalidate(error)  # an interrupted connection is in an unknown state
             raise
         finally:
-            if pooled is not None:
-                self._checkin(pooled)
+            if connection is not None:
+                self._checkin(connection)
 
-    def _take(self) -> PoolProxiedConnection:
-        pooled = self.engine.raw_connection()
-        self._learn_backend(pooled)
-        return pooled
+    def _checkout(self) -> PoolProxiedConnection:
+        connection = self.engine.raw_connection()
+        self._learn_backend(connection)
+        return connection
 
-    def _learn_backend(self, pooled: PoolProxiedConnection) -> BackendProcess | None:
-        """Learn the server process of a connection: one that is lost can no longer tell."""
-        if not self._is_sqlite and BACKEND not in pooled.info:
-            driver: Any = pooled.driver_connection
+    def _learn_backend(self, connection: PoolProxiedConnection) -> BackendProcess | None:
+        """Return the backend process of a connection, recorded when the connection is first used.
+
+        A broken connection can no longer report it.
+        """
+        if not self._is_sqlite and BACKEND not in connection.info:
+            driver: Any = connection.driver_connection
             backend = BackendProcess(driver.info.backend_pid, boot_clock())
-            pooled.info[BACKEND] = backend
+            connection.info[BACKEND] = backend
             self._backends.append(backend.number)
-        return pooled.info.get(BACKEND)
+        return connection.info.get(BACKEND)
 
-    def _lost(self, error: DBAPIError, backend: BackendProcess | None) -> ConnectionBroken:
+    def _broken(self, error: DBAPIError, backend: BackendProcess | None) -> ConnectionBroken:
         return ConnectionBroken(error, backend, self._backends.__contains__)
 
-    def _checkin(self, pooled: PoolProxiedConnection) -> None:
-        pooled.close()
+    def _checkin(self, connection: PoolProxiedConnection) -> None:
+        connection.close()
 
     def _execute_on(
-        self, pooled: PoolProxiedConnection, text: str, values: Values
+        self, connection: PoolProxiedConnection, text: str, values: Values
     ) -> Sequence[Values]:
-        driver: Any = pooled.driver_connection
+        driver: Any = connection.driver_connection
         if self._is_sqlite:
-            found: Sequence[Values] = driver.execute(text, values).fetchall()
-            driver.commit()  # where the host lets the driver begin transactions by itself
-            return found
-        own = driver.autocommit
-        if not own:
+            rows: Sequence[Values] = driver.execute(text, values).fetchall()
+            driver.commit()  # the host may let the driver begin transactions implicitly
+            return rows
+        was_autocommit = driver.autocommit
+        if not was_autocommit:
             driver.autocommit = True  # no BEGIN and no COMMIT: one round trip
         try:
-            cursor = cached_cursor(pooled)
-            found = cursor.execute(text, values).fetchall()
+            cursor = cached_cursor(connection)
+            rows = cursor.execute(text, values).fetchall()
         finally:
-            if not own and is_idle(driver):
+            if not was_autocommit and is_idle(driver):
                 driver.autocommit = False
-        cache_cursor(pooled, cursor, values, found)
-        return found
+        cache_cursor(connection, cursor, values, rows)
+        return rows
 
-    def _as_sqlalchemy(
+    def _wrap_error(
         self,
         error: Any,
-        pooled: PoolProxiedConnection | None,
+        connection: PoolProxiedConnection | None,
         text: str,
         values: Values,
     ) -> Exception:
         dialect = self.engine.dialect
-        # A connection that was never made has no say in whether it was lost.
-        lost = bool(dialect.is_disconnect(error, pooled and pooled.dbapi_connection, None))
-        backend = None if pooled is None else pooled.info.get(BACKEND)
-        if pooled is not None:
-            if lost:
-                # Drop it, and whatever was connected before it, as SQLAlchemy does.
-                self.engine.pool._invalidate(pooled, error)  # noqa: SLF001 - there is no public way
+        broken = bool(
+            dialect.is_disconnect(error, connection and connection.dbapi_connection, None)
+        )
+        backend = None if connection is None else connection.info.get(BACKEND)
+        if connection is not None:
+            if broken:
+                # Invalidate it and all older connections, as SQLAlchemy does.
+                self.engine.pool._invalidate(connection, error)  # noqa: SLF001 - not public
             else:
-                pooled.rollback()
+                connection.rollback()
         wrapped: Any = DBAPIError.instance(
-            None if pooled is None else text,
-            None if pooled is None else tuple(values),
+            None if connection is None else text,
+            None if connection is None else tuple(values),
             error,
             self._errors,
             hide_parameters=self.engine.hide_parameters,
-            connection_invalidated=lost,
+            connection_invalidated=broken,
             dialect=dialect,
         )
-        return self._lost(wrapped, backend) if lost else wrapped
+        return self._broken(wrapped, backend) if broken else wrapped
 
 
 class CachingExecutor(Executor):
-    """`Executor` on an engine that nobody else uses: it keeps its connections.
+    """`Executor` for an engine that only this library uses: it keeps idle connections.
 
-    They need no reset and no going through SQLAlchemy's pool, which takes as long as all else that
-    a call does, and which may lose a place to a signal whose handler raises.
+    They need no reset, and no check-out from SQLAlchemy's pool, which takes as long as the rest of
+    a call, and which leaks a slot if a signal handler raises inside it.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -238,24 +245,21 @@ class CachingExecutor(Executor):
         self._permits = new_permits(OWN_POOL)
 
     def rows(self, query: Query) -> Sequence[Values]:
-        """Run a query and return all its rows, as soon as there is a connection to spare."""
+        """Execute a query and return all its rows; wait while all connections are in use."""
         permit = acquire(self._permits)
         try:
             return super().rows(query)
         finally:
             self._permits.put(permit)
-            del permit  # which the traceback of an error would keep
+            del permit  # the traceback of an error would keep it alive
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self._idle.close()
         super().close()
 
-    def _take(self) -> PoolProxiedConnection:
-        return self._idle.pop() or super()._take()
+    def _checkout(self) -> PoolProxiedConnection:
+        return self._idle.pop() or super()._checkout()
 
-    def _checkin(self, pooled: PoolProxiedConnection) -> None:
-        self._idle.push(pooled)
-
-
-BACKEND: Final = "execution_core.backend"
+    def _checkin(self, connection: PoolProxiedConnection) -> None:
+        self._idle.push(connection)

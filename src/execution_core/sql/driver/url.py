@@ -1,4 +1,4 @@
-"""Database URLs: which are accepted, and the file that one of SQLite names."""
+"""Database URLs: parse and check them, and find the file of a SQLite URL."""
 
 from pathlib import Path
 from typing import Final
@@ -14,16 +14,22 @@ DEFAULT_URL: Final = "sqlite:///executions.db"
 
 
 def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
-    """Return the URL with the driver that this library is tested with, where it names none.
+    """Return the URL with the driver of this library, where it names none.
+
+    Args:
+        url: the URL.
+        sqlite: the driver to use for SQLite.
 
     Raises:
-        InvalidValue: it is no URL of SQLite, or of PostgreSQL with psycopg.
+        InvalidValue: the URL is neither of SQLite nor of PostgreSQL with psycopg.
     """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         # From None: SQLAlchemy's own message may repeat the URL, password included.
-        raise InvalidValue("url", f"is no database URL, such as {DEFAULT_URL}") from None
+        raise InvalidValue("url", f"is not a valid database URL, such as {DEFAULT_URL}") from None
+    if "@" in (parsed.host or ""):  # a part of the password, which messages would show
+        raise InvalidValue("url", "contains an unescaped @: write %40 in a name or a password")
     backend, _, driver = parsed.drivername.partition("+")
     if backend in ("postgresql", "postgres") and driver in ("", *PSYCOPG):
         return parsed.set(drivername=f"postgresql+{driver or PSYCOPG[0]}")
@@ -38,7 +44,7 @@ def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
 
 
 def sqlite_file(url: URL) -> Path | None:
-    """Return the file of a SQLite URL, which may be `file:` with options; None: it is in memory."""
+    """Return the file of a SQLite URL, also of one with `file:` and options; None if in memory."""
     name = url.database or ":memory:"
     if name.startswith("file:"):
         name = unquote(name.removeprefix("file:"))

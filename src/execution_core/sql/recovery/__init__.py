@@ -1,1 +1,1 @@
-"""What became of a write whose connection was lost."""
+"""Find out whether a write committed whose connection broke."""

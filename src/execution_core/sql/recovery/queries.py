@@ -1,4 +1,4 @@
-"""What a write leaves in the database, looked for when its answer was lost: for `outcome`."""
+"""Queries for what a write leaves in the database, used by `verify_commit`."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -27,9 +27,9 @@ from ..statements.queries import Query
 from ..statements.rows import FIELDS, LOG_ROW, ROW
 
 TERMINATE_TIMEOUT_MS: Final = 5000
-"""How long a server process may take to end."""
+"""How long a backend process may take to end."""
 
-# What the history knows of a row as a move left it.
+# The columns of a row that the history stores for each transition.
 _HISTORY_COLUMNS = {
     "status": "to_status",
     "attempts": "attempt",
@@ -40,53 +40,63 @@ _HISTORY_COLUMNS = {
 
 
 def find_write(id: str, token: str) -> Query:
-    """An execution, and the trace of a write to it: for `as_written`."""
+    """Select an execution and the history row of a write to it, for `row_after_write`."""
     return Query(_find_write(), {"id": id, "token": token}, "get", id)
 
 
 def row_after_write(row: Sequence[Any], token: str) -> tuple[Sequence[Any], bool, datetime]:
-    """Return the row of an execution, whether a trace of the write is there, and the time.
+    """Return an execution's row, whether the write with this token committed, and the time.
 
-    When others have moved it on since, the row is as the write left it, so far as that is known.
+    If others changed the row since, the history's values replace those of the row.
     """
-    now, at, last, *then = [*row[: len(ROW)]], *row[len(ROW) :]
-    if then[0] is None:
-        return now, last == token, at
-    fields = dict(zip(FIELDS, now, strict=False))
-    left = dict(zip(_HISTORY_COLUMNS, then, strict=True))
-    if [fields["status"], fields["attempts"]] != [left["status"], left["attempts"]]:
-        left["completed_at"] = left["updated_at"] if left["status"] in FINISHED else None
-        now[: len(FIELDS)] = (fields | left).values()
-    return now, True, at
+    current, now, last_token, *logged = [*row[: len(ROW)]], *row[len(ROW) :]
+    if logged[0] is None:
+        return current, last_token == token, now
+    fields = dict(zip(FIELDS, current, strict=False))
+    written = dict(zip(_HISTORY_COLUMNS, logged, strict=True))
+    if [fields["status"], fields["attempts"]] != [written["status"], written["attempts"]]:
+        finished = written["status"] in FINISHED
+        written["completed_at"] = written["updated_at"] if finished else None
+        current[: len(FIELDS)] = (fields | written).values()
+    return current, True, now
 
 
 def status_column(row: Sequence[Any]) -> Sequence[Any]:
-    """Return what is answered of a row that need not be whole."""
+    """Return the row of a write that returns the status alone."""
     return [row[FIELDS.index("status")]]
 
 
 def find_batch_write(token: str) -> Query:
-    """The executions that one write has moved: for `as_left`."""
+    """Select the executions that one batch changed, for `row_if_unchanged`."""
     return Query(_find_batch_write(), {"token": token}, "get")
 
 
 def row_if_unchanged(row: Sequence[Any]) -> Sequence[Any] | None:
-    """Return the row of an execution if it is where the write left it; None: others were there."""
-    now, left = row[: len(ROW)], [*row[len(ROW) :]]
-    return now if left == [now[FIELDS.index(field)] for field in ("status", "attempts")] else None
+    """Return an execution's row, or None if others changed its status or attempt since."""
+    current, written = row[: len(ROW)], [*row[len(ROW) :]]
+    unchanged = written == [current[FIELDS.index(field)] for field in ("status", "attempts")]
+    return current if unchanged else None
 
 
-def find_log_entry(id: str, line: str) -> Query:
-    """The line of a log that has this id."""
-    return Query(_find_log_entry(), {"id": id, "line": line}, "get", id)
+def find_log_entry(execution_id: str, id: str) -> Query:
+    """Select the log entry with this id."""
+    parameters = {"execution_id": execution_id, "id": id}
+    return Query(_find_log_entry(), parameters, "get", execution_id)
 
 
 def terminate_backend(number: int, age: timedelta) -> Query:
-    """One SELECT that ends a server process of our own which nobody talks to any more.
+    """Select the own backend number, and terminate an abandoned backend of the same role.
 
-    It returns the number of the process that answers it, and whether the other one has ended: None
-    when there is no such process. One that is younger only happens to have got the number, unless
-    the server's clock was set back: it is left alone, and said not to have ended.
+    A backend that is younger than `age` has got the number of the abandoned one by chance, unless
+    the server's clock was set back: it is not terminated, and False is returned.
+
+    Args:
+        number: the number of the abandoned backend process.
+        age: how long ago it existed already.
+
+    Returns:
+        A query for one row: the number of the answering backend, and whether the other one ended;
+        None if there is no such process.
     """
     return Query(_terminate_backend(), {"number": number, "age": age.total_seconds()}, "get")
 
@@ -96,11 +106,11 @@ def _find_write() -> Select[Any]:
     history = execution_history.c
     id = bindparam("id", type_=executions.c.id.type)
     token = bindparam("token", type_=history.write_token.type)
-    move = and_(history.execution_id == executions.c.id, history.write_token == token)
-    then = (history[name] for name in _HISTORY_COLUMNS.values())
+    written = and_(history.execution_id == executions.c.id, history.write_token == token)
+    logged = (history[name] for name in _HISTORY_COLUMNS.values())
     return (
-        select(*ROW, database_now(), executions.c.write_token, *then)
-        .select_from(executions.outerjoin(execution_history, move))
+        select(*ROW, database_now(), executions.c.write_token, *logged)
+        .select_from(executions.outerjoin(execution_history, written))
         .where(executions.c.id == id)
     )
 
@@ -109,17 +119,17 @@ def _find_write() -> Select[Any]:
 def _find_batch_write() -> Select[Any]:
     history = execution_history.c
     token = bindparam("token", type_=history.write_token.type)
-    move = and_(history.execution_id == executions.c.id, history.write_token == token)
+    written = and_(history.execution_id == executions.c.id, history.write_token == token)
     return select(*ROW, history.to_status, history.attempt).select_from(
-        executions.join(execution_history, move)
+        executions.join(execution_history, written)
     )
 
 
 @cache
 def _find_log_entry() -> Select[Any]:
-    logged = execution_logs.c
-    id, line = (bindparam(name, type_=logged.id.type) for name in ("id", "line"))
-    return select(*LOG_ROW).where(logged.execution_id == id, logged.id == line)
+    entry = execution_logs.c
+    execution_id, id = (bindparam(name, type_=entry.id.type) for name in ("execution_id", "id"))
+    return select(*LOG_ROW).where(entry.execution_id == execution_id, entry.id == id)
 
 
 @cache
@@ -128,10 +138,10 @@ def _terminate_backend() -> Select[Any]:
     activity = table("pg_stat_activity", *(column(name) for name in names))
     own, other = activity.alias("own"), activity.alias("other")
     same = [own.c[name] == other.c[name] for name in ("usesysid", "datid")]
-    # Not the asking one itself, which has got the number of one that is gone.
+    # Not the answering backend itself, which may have got the number of one that has ended.
     number = and_(other.c.pid == bindparam("number", type_=Integer), other.c.pid != own.c.pid)
     age = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("age", type_=Double))
-    ended = case(
+    terminated = case(
         (other.c.pid.is_(None), None),
         (
             other.c.backend_start <= func.clock_timestamp() - age,
@@ -142,7 +152,7 @@ def _terminate_backend() -> Select[Any]:
         else_=false(),
     )
     return (
-        select(own.c.pid, ended)
+        select(own.c.pid, terminated)
         .select_from(own.outerjoin(other, and_(number, *same)))
         .where(own.c.pid == func.pg_backend_pid())
     )
