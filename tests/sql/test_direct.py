@@ -352,7 +352,7 @@ def test_an_interrupted_call_gives_up_its_connection(database: Database) -> None
             manager.get(id)
         del direct._execute_on
         assert manager.get(id).status == "pending"
-        pooled = direct._take()
+        pooled = direct._checkout()
         assert pooled.driver_connection is not used[0]
         direct._checkin(pooled)
 

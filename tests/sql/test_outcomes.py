@@ -31,7 +31,7 @@ from execution_core import (
     connect_async,
 )
 from execution_core.core.creation import MAX_TRIES
-from execution_core.sql.driver.lost import ConnectionBroken
+from execution_core.sql.driver.broken import ConnectionBroken
 from execution_core.sql.recovery import queries
 
 from ..conftest import Blocking, Database
@@ -568,7 +568,7 @@ def test_an_older_connection_may_ask(postgres_database: Database, proxy: Proxy) 
         id = manager.create("work").id
         store: Any = manager._store
         direct = store._bind
-        older, newer = direct._take(), direct._take()
+        older, newer = direct._checkout(), direct._checkout()
         direct._checkin(newer)
         rows = direct.rows
 
