@@ -1,6 +1,6 @@
-"""What every store promises, as tests that anyone runs against their own: it needs pytest.
+"""The contract of a store, as a suite of tests that needs pytest.
 
-A few lines give a store the whole suite:
+Run it against your own store:
 
     import pytest
     from execution_core.testing import StoreContract
@@ -10,21 +10,22 @@ A few lines give a store the whole suite:
         def store(self):
             return MyStore()
 
-Each scenario gets an empty store. What it asserts is behaviour: a transition's pure `apply` is the
-oracle, and callers at once, in threads or in tasks, are the judges.
+Each test gets an empty store. It compares the store with the pure `apply` of the requests, and
+makes concurrent calls, in threads or in tasks.
 """
 
 import asyncio
 from collections.abc import Iterator
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 
-# What fails is to be shown with its values, as in a test file.
-for _name in ("claiming", "creating", "deleting", "exactness", "listing", "logs", "moving"):
-    pytest.register_assert_rewrite(f"{__name__}.{_name}")
+# A failing assert shows its values, as in a test file.
+for _module in iter_modules(__path__):
+    pytest.register_assert_rewrite(f"{__name__}.{_module.name}")
 
-from .batches import BatchContract  # noqa: E402 - after they are registered
+from .batches import BatchContract  # noqa: E402 - after the registration
 from .creation import CreationContract  # noqa: E402
 from .deletion import DeletionContract  # noqa: E402
 from .harness import StoreHarness  # noqa: E402
@@ -49,22 +50,24 @@ class StoreContract(
 
     @pytest.fixture
     def store(self) -> Any:
-        """Return the store under test, an empty one: for the subclass to say."""
-        raise NotImplementedError("give the test class a fixture `store` that returns yours")
+        """Return an empty store; each subclass overrides this fixture."""
+        raise NotImplementedError(
+            "the test class needs a fixture `store` that returns an empty store"
+        )
 
     @pytest.fixture
     def other_store(self, store: Any) -> Any:
-        """Return another store over the same data, as another process has it; or the same one."""
+        """Return another store over the same data, as in another process; by default the same."""
         return store
 
     @pytest.fixture
-    def subject(self, store: Any, other_store: Any) -> StoreHarness:
-        """Return what the scenarios are about: both stores, whatever their mode."""
+    def harness(self, store: Any, other_store: Any) -> StoreHarness:
+        """Return the harness of both stores, sync or async."""
         return StoreHarness(store, other_store, None)
 
 
 class AsyncStoreContract(StoreContract):
-    """The same for an `AsyncExecutionStore`, in the one loop of the fixture `runner`.
+    """The contract of an `AsyncExecutionStore`, in the event loop of the fixture `runner`.
 
     class TestMyStore(AsyncStoreContract):
         @pytest.fixture
@@ -76,11 +79,11 @@ class AsyncStoreContract(StoreContract):
 
     @pytest.fixture
     def runner(self) -> Iterator[asyncio.Runner]:
-        """Return the runner of the one loop in which the store is used."""
+        """Return the runner of the event loop in which the store is used."""
         with asyncio.Runner() as runner:
             yield runner
 
     @pytest.fixture
-    def subject(self, store: Any, other_store: Any, runner: asyncio.Runner) -> StoreHarness:
-        """Return what the scenarios are about: both stores, whatever their mode."""
+    def harness(self, store: Any, other_store: Any, runner: asyncio.Runner) -> StoreHarness:
+        """Return the harness of both stores, sync or async."""
         return StoreHarness(store, other_store, runner)

@@ -1,5 +1,5 @@
-# ruff: noqa: S101 - asserts are what a contract is made of
-"""Many at once: claims of what is due, sweeps of what nobody works on any more."""
+# ruff: noqa: S101 - a contract consists of asserts
+"""Batch transitions: claims of due executions, sweeps of overdue and stalled ones."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,167 +13,179 @@ from ..core import state_machine, transitions
 from ..core.models import Execution
 from ..core.selections import BatchTransition, check_batch, check_prune_request
 from ..core.transitions import Transition
-from .harness import StoreAndManager, StoreHarness, call_store, new, to_text
-from .pages import list_ids
+from .harness import StoreAndManager, StoreHarness, build_new, call_store, to_text
+from .pages import list_all
 from .states import DAY, MOMENT, STATES, bring_to
 
 CLAIM: Final = check_batch(transitions.claim("host"), None, 10_000)
 SWEEP: Final = check_batch(transitions.sweep(None), None, 10_000)
 STALLED: Final = transitions.sweep(MOMENT)
-RIVAL_CLAIMS: Final = 30
-DUELS: Final = 12
+CONCURRENT_CLAIMS: Final = 30
+RACES: Final = 12
 BATCHES: Final = {"claim": (CLAIM, "pending"), "sweep": (SWEEP, "overdue")}
 
-either_batch = pytest.mark.parametrize("verb", BATCHES)
+claim_or_sweep = pytest.mark.parametrize("verb", BATCHES)
 
 
 class BatchContract:
     """`update_many`."""
 
-    def test_those_that_are_due_are_claimed(self, subject: StoreHarness) -> None:
-        """As `batch.apply` says: each by its transition, all others untouched."""
-        bring_all(subject)
-        assert {each.status for each in both(subject, CLAIM)} == {"running"}
-        assert both(subject, CLAIM) == []
+    def test_claim_moves_only_due_executions(self, harness: StoreHarness) -> None:
+        """The result equals `batch.apply`: all other executions are unchanged."""
+        create_every_state(harness)
+        assert {each.status for each in apply_and_compare(harness, CLAIM)} == {"running"}
+        assert apply_and_compare(harness, CLAIM) == []
 
-    def test_those_that_are_overdue_are_swept(self, subject: StoreHarness) -> None:
-        """What has a deadline that has passed, and no other."""
-        bring_all(subject)
-        (swept,) = both(subject, SWEEP)
+    def test_sweep_times_out_only_overdue_executions(self, harness: StoreHarness) -> None:
+        """Only executions whose deadline has passed are timed out."""
+        create_every_state(harness)
+        (swept,) = apply_and_compare(harness, SWEEP)
         assert swept.error == state_machine.TIMEOUT_ERROR
-        assert both(subject, SWEEP) == []
+        assert apply_and_compare(harness, SWEEP) == []
 
-    def test_those_that_are_stalled_are_swept(self, subject: StoreHarness) -> None:
-        """What gave no sign of life for so long, and no other."""
-        bring_all(subject)
-        assert both(subject, check_batch(transitions.sweep(DAY), "work", 1)) != []
-        assert both(subject, check_batch(transitions.sweep(DAY), None, 100)) == []
-        swept = both(subject, check_batch(transitions.sweep(MOMENT), None, 100))
+    def test_sweep_times_out_only_stalled_executions(self, harness: StoreHarness) -> None:
+        """Only executions without a heartbeat for that long are timed out."""
+        create_every_state(harness)
+        assert apply_and_compare(harness, check_batch(transitions.sweep(DAY), "work", 1)) != []
+        assert apply_and_compare(harness, check_batch(transitions.sweep(DAY), None, 100)) == []
+        swept = apply_and_compare(harness, check_batch(transitions.sweep(MOMENT), None, 100))
         assert [each.error for each in swept] == [state_machine.STALLED_ERROR] * 2
 
-    def test_a_type_is_asked_for(self, subject: StoreHarness) -> None:
-        """Of one type, however many of others are due."""
-        mine = [subject.create(type="mine").id for _ in range(3)]
-        subject.create(type="other")
-        claimed = both(subject, replace(CLAIM, type="mine"))
+    def test_claim_with_type_returns_only_that_type(self, harness: StoreHarness) -> None:
+        """Due executions of other types do not count towards the limit."""
+        mine = [harness.create(type="mine").id for _ in range(3)]
+        harness.create(type="other")
+        claimed = apply_and_compare(harness, replace(CLAIM, type="mine"))
         assert [each.id for each in claimed] == mine
-        assert both(subject, replace(CLAIM, type="none")) == []
+        assert apply_and_compare(harness, replace(CLAIM, type="none")) == []
 
-    def test_the_longest_due_come_first(self, subject: StoreHarness) -> None:
-        """In the order of `due_at`; answered by id, `limit` at a time."""
-        ids = [subject.create(start_after=timedelta(0)).id for _ in range(3)]
-        ids.append(subject.create(start_after=timedelta(milliseconds=30)).id)
-        ids.append(subject.create(start_after=DAY).id)
+    def test_claim_with_limit_returns_earliest_due_first(self, harness: StoreHarness) -> None:
+        """Due times order the selection; each answer is sorted by id."""
+        ids = [harness.create(start_after=timedelta(0)).id for _ in range(3)]
+        ids.append(harness.create(start_after=timedelta(milliseconds=30)).id)
+        ids.append(harness.create(start_after=DAY).id)
         again = transitions.fail("again", True, timedelta(0), None)  # noqa: FBT003 - retryable
-        for id in (ids[1], ids[4]):  # what is retried comes behind what was due before
-            subject.later(subject.now())
-            subject.moved(id, transitions.start(None), again)
+        # A retried execution is due later than those that were due before.
+        for id in (ids[1], ids[4]):
+            harness.wait_past(harness.now())
+            harness.apply(id, transitions.start(None), again)
         due: dict[str, datetime] = {}
         for id in ids:
-            due_at = subject.found(id).due_at
+            due_at = harness.get(id).due_at
             assert due_at is not None, "a waiting execution has no due_at"
             due[id] = due_at
-        subject.later(max(due.values()))
+        harness.wait_past(max(due.values()))
         expected = sorted(ids, key=lambda id: (due[id], id))
-        claimed = [[each.id for each in both(subject, replace(CLAIM, limit=2))] for _ in range(3)]
+        claimed = [
+            [each.id for each in apply_and_compare(harness, replace(CLAIM, limit=2))]
+            for _ in range(3)
+        ]
         assert claimed == [sorted(expected[n : n + 2]) for n in (0, 2, 4)]
 
-    def test_each_is_claimed_once(self, subject: StoreHarness) -> None:
-        """Callers at once never get the same one, and in the end they have got them all."""
-        ids = [subject.create().id for _ in range(40)]
-        claims = subject.race([call_store("update_many", replace(CLAIM, limit=3))] * RIVAL_CLAIMS)
-        claims.append(subject.store.update_many(CLAIM))  # what was in others' hands meanwhile
+    def test_claim_concurrent_returns_each_execution_once(self, harness: StoreHarness) -> None:
+        """Concurrent callers never get the same execution, and together they get all."""
+        ids = [harness.create().id for _ in range(40)]
+        claims = harness.race(
+            [call_store("update_many", replace(CLAIM, limit=3))] * CONCURRENT_CLAIMS
+        )
+        claims.append(harness.store.update_many(CLAIM))  # rows that others had locked meanwhile
         assert sorted(each.id for claim in claims for each in claim) == ids
-        assert all(len(claim) <= 3 for claim in claims[:RIVAL_CLAIMS])
-        assert {each.attempts for each in list_ids(subject)} == {1}
+        assert all(len(claim) <= 3 for claim in claims[:CONCURRENT_CLAIMS])
+        assert {each.attempts for each in list_all(harness)} == {1}
 
-    def test_a_claim_and_a_start_agree(self, subject: StoreHarness) -> None:
-        """Whether one asks for it or for any, an attempt begins once."""
-        one_of_both(subject, "claim", transitions.start("by hand"))
+    def test_claim_concurrent_with_start_has_one_winner(self, harness: StoreHarness) -> None:
+        """A claim and a start of the same execution begin one attempt."""
+        assert_one_winner(harness, "claim", transitions.start("host"))
 
-    def test_a_sweep_and_an_end_agree(self, subject: StoreHarness) -> None:
-        """What is completed is not timed out, and what is timed out is not completed."""
-        one_of_both(subject, "sweep", transitions.complete("done", 1))
+    def test_sweep_concurrent_with_complete_has_one_winner(self, harness: StoreHarness) -> None:
+        """An execution is either completed or timed out."""
+        assert_one_winner(harness, "sweep", transitions.complete("done", 1))
 
-    @either_batch
-    def test_no_checkpoint_is_lost_to_many(self, subject: StoreHarness, verb: str) -> None:
-        """What is set in the midst of a batch stands, and so does what the batch has made."""
-        set_one = transitions.checkpoint("k", 1, None)
-        answers, moved = amidst(subject, verb, lambda id: call_store("update", id, set_one))
-        after = {each.id: each for each in list_ids(subject)}
+    @claim_or_sweep
+    def test_update_many_concurrent_with_checkpoint_keeps_both(
+        self, harness: StoreHarness, verb: str
+    ) -> None:
+        """A checkpoint during a batch is kept, and so is the transition of the batch."""
+        set_checkpoint = transitions.checkpoint("k", 1, None)
+        answers, moved = race_batches(
+            harness, verb, lambda id: call_store("update", id, set_checkpoint)
+        )
+        after = {each.id: each for each in list_all(harness)}
         for id, answer in answers.items():
             assert answer is not None or after[id].status == "timed_out"
             assert ("k" in after[id].checkpoints) == (answer is not None)
         target = BATCHES[verb][0].transition.rule.moves[0].target
         assert {id for id, each in after.items() if each.status == target} == {*moved}
 
-    @either_batch
-    def test_many_do_not_come_back(self, subject: StoreHarness, verb: str) -> None:
-        """What is deleted in the midst of a batch stays so."""
-        answers, _ = amidst(subject, verb, lambda id: call_store("delete", id))
+    @claim_or_sweep
+    def test_update_many_concurrent_with_delete_restores_nothing(
+        self, harness: StoreHarness, verb: str
+    ) -> None:
+        """An execution that is deleted during a batch stays deleted."""
+        answers, _ = race_batches(harness, verb, lambda id: call_store("delete", id))
         assert {*answers.values()} == {True}
-        assert list_ids(subject) == []
+        assert list_all(harness) == []
 
-    def test_many_are_more_than_a_hundred(self, subject: StoreHarness) -> None:
-        """A limit is the caller's, and no other is below it."""
-        subject.race([call_store("create", new()) for _ in range(101)])
-        subject.later(subject.now())
-        assert len(list_ids(subject)) == 101
-        assert len(subject.store.update_many(CLAIM)) == 101
-        subject.later(subject.now())
-        assert len(subject.store.update_many(replace(SWEEP, transition=STALLED))) == 101
+    def test_update_many_over_a_hundred_changes_all(self, harness: StoreHarness) -> None:
+        """No limit of the store is below the limit of the caller."""
+        harness.race([call_store("create", build_new()) for _ in range(101)])
+        harness.wait_past(harness.now())
+        assert len(list_all(harness)) == 101
+        assert len(harness.store.update_many(CLAIM)) == 101
+        harness.wait_past(harness.now())
+        assert len(harness.store.update_many(replace(SWEEP, transition=STALLED))) == 101
         assert (
-            subject.store.prune(check_prune_request(timedelta(0), None, None, None, 10_000)) == 101
+            harness.store.prune(check_prune_request(timedelta(0), None, None, None, 10_000)) == 101
         )
 
 
-def amidst(
-    subject: StoreHarness, verb: str, call: Callable[[str], Callable[[StoreAndManager], Any]]
+def race_batches(
+    harness: StoreHarness, verb: str, call: Callable[[str], Callable[[StoreAndManager], Any]]
 ) -> tuple[dict[str, Any], dict[str, Execution]]:
-    """Race, for each of some executions, a call with two batches that may move just that one.
+    """For each of some executions, race a call with two batches that select only it.
 
     Returns:
         The answers to the calls, and the executions that the batches moved; both by id.
     """
-    batch, situation = BATCHES[verb]
-    ids = {f"type-{n}": bring_to(subject, situation, f"type-{n}").id for n in range(DUELS)}
-    subject.later(subject.now())
+    batch, state = BATCHES[verb]
+    ids = {f"type-{n}": bring_to(harness, state, f"type-{n}").id for n in range(RACES)}
+    harness.wait_past(harness.now())
     calls = []
     for type, id in ids.items():
         many = call_store("update_many", replace(batch, type=type))
         calls += [many, call(id), many]
-    answers = subject.race(calls)
+    answers = harness.race(calls)
     moved = [each for many in answers[::3] + answers[2::3] for each in many]
-    assert len(moved) == len({each.id for each in moved}), "a batch moved what another had moved"
+    assert len(moved) == len({each.id for each in moved}), "two batches changed the same execution"
     return dict(zip(ids.values(), answers[1::3], strict=True)), {each.id: each for each in moved}
 
 
-def one_of_both(subject: StoreHarness, verb: str, transition: Transition) -> None:
-    """Race a batch with a transition, only one of which is allowed."""
-    answers, moved = amidst(subject, verb, lambda id: call_store("update", id, transition))
-    after = {each.id: each for each in list_ids(subject)}
+def assert_one_winner(harness: StoreHarness, verb: str, transition: Transition) -> None:
+    """Race a batch with a transition; the state machine allows only one of them."""
+    answers, moved = race_batches(harness, verb, lambda id: call_store("update", id, transition))
+    after = {each.id: each for each in list_all(harness)}
     for id, answer in answers.items():
         assert (answer is None) == (id in moved), (
-            f"{verb} and {transition.rule.verb}: one of the two, and not both"
+            f"either {verb} or {transition.rule.verb} must succeed, and not both"
         )
         assert to_text(after[id]) == to_text(answer or moved[id])
 
 
-def bring_all(subject: StoreHarness) -> None:
-    """Make one execution in each situation, and wait until what is to be due is due."""
-    last = [bring_to(subject, situation) for situation in STATES][-1]
-    subject.later(last.updated_at)
+def create_every_state(harness: StoreHarness) -> None:
+    """Create one execution in each state, and wait until short delays have passed."""
+    last = [bring_to(harness, state) for state in STATES][-1]
+    harness.wait_past(last.updated_at)
 
 
-def both(subject: StoreHarness, batch: BatchTransition) -> list[Execution]:
-    """Move a batch, and compare everything there is with the pure function."""
-    before = {each.id: each for each in list_ids(subject)}
-    now = subject.later(max(each.updated_at for each in before.values()))
-    moved = subject.store.update_many(batch)
+def apply_and_compare(harness: StoreHarness, batch: BatchTransition) -> list[Execution]:
+    """Apply a batch, and compare all executions with the pure function."""
+    before = {each.id: each for each in list_all(harness)}
+    now = harness.wait_past(max(each.updated_at for each in before.values()))
+    moved = harness.store.update_many(batch)
     expected = batch.apply(before.values(), now)
     assert [each.id for each in moved] == [each.id for each in expected]
     for each in moved:
         assert to_text(each) == to_text(batch.transition.apply(before[each.id], each.updated_at))
     after = before | {each.id: each for each in moved}
-    assert {each.id: each for each in list_ids(subject)} == after
+    assert {each.id: each for each in list_all(harness)} == after
     return sorted(moved, key=attrgetter("id"))

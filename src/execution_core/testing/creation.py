@@ -1,5 +1,5 @@
-# ruff: noqa: S101 - asserts are what a contract is made of
-"""New executions: found as they were made, once for each key, never without their parent."""
+# ruff: noqa: S101 - a contract consists of asserts
+"""New executions: found as created, one per key, never without their parent."""
 
 from functools import partial
 from typing import Any, Final
@@ -8,7 +8,14 @@ import pytest
 
 from ..core.errors import IdempotencyConflict, InvalidValue
 from ..core.validation import new_id
-from .harness import CONCURRENCY, StoreAndManager, StoreHarness, call_store, new, to_text
+from .harness import (
+    CONCURRENCY,
+    StoreAndManager,
+    StoreHarness,
+    build_new,
+    call_store,
+    to_text,
+)
 from .states import DAY, STATES, bring_to
 
 KEYS: Final = [
@@ -20,10 +27,10 @@ KEYS: Final = [
 class CreationContract:
     """`create`, `find_by_id` and `find_by_idempotency_key`."""
 
-    def test_what_is_created_is_found(self, subject: StoreHarness) -> None:
-        """By its id and by its key, in either store, as `creation.apply` makes it."""
-        parent, old = subject.create(), bring_to(subject, "completed")
-        creation = new(
+    def test_create_returns_what_find_returns(self, harness: StoreHarness) -> None:
+        """Both stores find the execution of `new.apply`, by id and by key."""
+        parent, old = harness.create(), bring_to(harness, "completed")
+        creation = build_new(
             "ship",
             {"order": 7},
             idempotency_key="ship-7",
@@ -34,92 +41,92 @@ class CreationContract:
             replay_of=old.id,
             start_after=DAY,
         )
-        created = subject.store.create(creation)
+        created = harness.store.create(creation)
         assert created is not None
         assert to_text(created) == to_text(creation.apply(created.created_at))
-        for store in (subject.store, subject.other):
+        for store in (harness.store, harness.other):
             assert to_text(store.find_by_id(created.id)) == to_text(created)
             assert to_text(store.find_by_idempotency_key("ship-7")) == to_text(created)
 
-    def test_what_is_not_there_is_none(self, subject: StoreHarness) -> None:
-        """Neither an id nor a key that nobody holds is an error."""
-        assert subject.store.find_by_id(new_id()) is None
-        assert subject.store.find_by_idempotency_key("nobody's") is None
+    def test_find_unknown_returns_none(self, harness: StoreHarness) -> None:
+        """An unknown id and an unknown key are not errors."""
+        assert harness.store.find_by_id(new_id()) is None
+        assert harness.store.find_by_idempotency_key("unused") is None
 
-    def test_keys_are_told_apart(self, subject: StoreHarness) -> None:
-        """A key is its characters: no case, space, form or pattern makes two of them one."""
-        held = {key: subject.create(idempotency_key=key).id for key in KEYS}
+    def test_find_by_key_keeps_similar_keys_distinct(self, harness: StoreHarness) -> None:
+        """Keys are compared exactly: case, spaces, Unicode form and wildcards matter."""
+        held = {key: harness.create(idempotency_key=key).id for key in KEYS}
         for key, id in held.items():
-            found = subject.store.find_by_idempotency_key(key)
+            found = harness.store.find_by_idempotency_key(key)
             assert found is not None
             assert (found.id, found.idempotency_key) == (id, key)
 
-    @pytest.mark.parametrize("situation", STATES)
-    def test_a_key_that_is_taken_stays_so(self, subject: StoreHarness, situation: str) -> None:
-        """Whatever became of the first, a second one is None and changes nothing."""
-        options, steps = STATES[situation]
-        held = subject.create(payload=1, idempotency_key="k", **options)
-        held = subject.moved(held.id, *steps)
-        subject.later(held.updated_at)
+    @pytest.mark.parametrize("state", STATES)
+    def test_create_with_held_key_returns_none(self, harness: StoreHarness, state: str) -> None:
+        """A second create returns None and changes nothing, whatever status the first has."""
+        options, steps = STATES[state]
+        held = harness.create(payload=1, idempotency_key="k", **options)
+        held = harness.apply(held.id, *steps)
+        harness.wait_past(held.updated_at)
         for payload in (1, 2):
-            other = new(payload=payload, idempotency_key="k")
-            assert subject.store.create(other) is None
-            assert subject.store.find_by_id(other.id) is None
-            assert to_text(subject.store.find_by_idempotency_key("k")) == to_text(held)
-        assert len(subject.manager.list()) == 1
+            other = build_new(payload=payload, idempotency_key="k")
+            assert harness.store.create(other) is None
+            assert harness.store.find_by_id(other.id) is None
+            assert to_text(harness.store.find_by_idempotency_key("k")) == to_text(held)
+        assert len(harness.manager.list()) == 1
 
-    def test_one_of_many_creates_wins(self, subject: StoreHarness) -> None:
-        """One key, many callers: one execution, and one who is told that it is its own."""
+    def test_create_concurrent_with_one_key_has_one_winner(self, harness: StoreHarness) -> None:
+        """Of concurrent creates with one key, exactly one returns its execution."""
         keys = [f"key-{number}" for number in range(10)]
         creations = [
-            new(payload=n, idempotency_key=key) for key in keys for n in range(CONCURRENCY)
+            build_new(payload=n, idempotency_key=key) for key in keys for n in range(CONCURRENCY)
         ]
-        answers = subject.race([call_store("create", each) for each in creations])
+        answers = harness.race([call_store("create", each) for each in creations])
         for number, key in enumerate(keys):
             created = [
                 each for each in answers[number * CONCURRENCY :][:CONCURRENCY] if each is not None
             ]
             assert len(created) == 1
-            assert to_text(subject.store.find_by_idempotency_key(key)) == to_text(created[0])
-        assert len(subject.manager.list()) == len(keys)
+            assert to_text(harness.store.find_by_idempotency_key(key)) == to_text(created[0])
+        assert len(harness.manager.list()) == len(keys)
 
-    def test_many_callers_get_one_execution(self, subject: StoreHarness) -> None:
-        """Through a manager everybody is answered, with the same."""
+    def test_manager_create_concurrent_returns_one_execution(self, harness: StoreHarness) -> None:
+        """Through a manager, all concurrent callers receive the same execution."""
 
         def call(side: StoreAndManager) -> Any:
             return side.manager.create("pay", {"order": 7}, idempotency_key="pay-7")
 
-        answers = subject.race([call] * (CONCURRENCY * 4))
-        assert {to_text(each) for each in answers} == {to_text(subject.manager.list()[0])}
-        assert len(subject.manager.list()) == 1
+        answers = harness.race([call] * (CONCURRENCY * 4))
+        assert {to_text(each) for each in answers} == {to_text(harness.manager.list()[0])}
+        assert len(harness.manager.list()) == 1
         with pytest.raises(IdempotencyConflict):
-            subject.manager.create("pay", {"order": 8}, idempotency_key="pay-7")
+            harness.manager.create("pay", {"order": 8}, idempotency_key="pay-7")
 
     @pytest.mark.parametrize("link", ["parent_id", "replay_of"])
-    def test_what_is_named_must_exist(self, subject: StoreHarness, link: str) -> None:
-        """Without its parent a creation is None, and does not use up its key."""
-        gone = subject.create()
-        subject.store.delete(gone.id)
+    def test_create_with_missing_link_returns_none(self, harness: StoreHarness, link: str) -> None:
+        """A create without its parent returns None and does not use the key."""
+        gone = harness.create()
+        harness.store.delete(gone.id)
         for id in (gone.id, new_id()):
-            child = new(idempotency_key="k", **{link: id})
-            assert subject.store.create(child) is None
-            assert subject.store.find_by_id(child.id) is None
-        assert subject.store.find_by_idempotency_key("k") is None
-        assert getattr(subject.create(idempotency_key="k"), link) is None
+            child = build_new(idempotency_key="k", **{link: id})
+            assert harness.store.create(child) is None
+            assert harness.store.find_by_id(child.id) is None
+        assert harness.store.find_by_idempotency_key("k") is None
+        assert getattr(harness.create(idempotency_key="k"), link) is None
 
-    def test_a_repeat_needs_no_parent(self, subject: StoreHarness) -> None:
-        """Of what stands in the way, the key is what the manager asks for first."""
-        parent = subject.create()
-        child = subject.create(parent_id=parent.id, idempotency_key="k")
-        subject.store.delete(parent.id)
-        repeat = subject.manager.create("work", parent_id=parent.id, idempotency_key="k")
+    def test_manager_create_repeated_ignores_deleted_parent(self, harness: StoreHarness) -> None:
+        """The manager looks for the key before it looks for the parent."""
+        parent = harness.create()
+        child = harness.create(parent_id=parent.id, idempotency_key="k")
+        harness.store.delete(parent.id)
+        repeat = harness.manager.create("work", parent_id=parent.id, idempotency_key="k")
         assert repeat.id == child.id
 
-    def test_a_bad_value_is_not_stored(self, subject: StoreHarness) -> None:
-        """The manager refuses it; nothing of it is there afterwards."""
-        id = subject.create().id
-        before = to_text(subject.found(id))
-        manager = subject.manager
+    def test_manager_with_invalid_value_stores_nothing(self, harness: StoreHarness) -> None:
+        """The manager refuses an invalid value, and no part of it is stored."""
+        id = harness.create().id
+        before = to_text(harness.get(id))
+        manager = harness.manager
         bad: Any
         for bad in (float("nan"), {1: 2}, b"", "\0", "\ud800", {"a": {1, 2}}):
             for call in (
@@ -131,11 +138,11 @@ class CreationContract:
             ):
                 with pytest.raises(InvalidValue):
                     call()
-        assert [to_text(each) for each in subject.manager.list()] == [before]
+        assert [to_text(each) for each in harness.manager.list()] == [before]
 
-    def test_a_whole_life(self, subject: StoreHarness) -> None:
-        """As a service lives it, with a manager and an attempt's block."""
-        manager = subject.manager
+    def test_manager_full_lifecycle_completes(self, harness: StoreHarness) -> None:
+        """A manager and an attempt's block work with this store from create to replay."""
+        manager = harness.manager
         job = manager.create("import", {"rows": 3}, max_attempts=2)
         with pytest.raises(OSError, match="no answer"), manager.attempt(job.id, retry_on=OSError):
             raise OSError("no answer")

@@ -1,5 +1,5 @@
-# ruff: noqa: S101 - asserts are what a contract is made of
-"""A store under test, in whatever mode, and what its scenarios need."""
+# ruff: noqa: S101 - a contract consists of asserts
+"""The harness of the contract: one interface for sync and async stores."""
 
 import asyncio
 import json
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from ..core.store import ExecutionStore
 
 CONCURRENCY: Final = 8
-"""How many callers there are at once."""
+"""The number of concurrent callers."""
 CLOCK_TIMEOUT: Final = 10.0
-"""Seconds in which a store's clock has to move."""
+"""Seconds within which a store's clock has to advance."""
 
 
 @dataclass(frozen=True)
 class StoreAndManager:
-    """One of two stores over the same data, and a manager over it, in the store's own mode."""
+    """One of two stores over the same data, and a manager over it: both sync or both async."""
 
     store: Any
     manager: Any
 
 
 class StoreHarness:
-    """What a contract is about: `subject.store.find_by_id(id)` waits for its answer, if it must."""
+    """Runs a sync or an async store as if it were sync: `harness.store.find_by_id(id)`."""
 
     def __init__(self, store: Any, other_store: Any, runner: asyncio.Runner | None) -> None:
         self._runner = runner
@@ -50,10 +50,10 @@ class StoreHarness:
         self.manager = ExecutionManager(self.store)
 
     def race(self, calls: Sequence[Callable[[StoreAndManager], Any]]) -> list[Any]:
-        """Make calls, several at once and over both stores: `race([lambda side: ...])`.
+        """Make concurrent calls, alternating between both stores: `race([lambda side: ...])`.
 
         Returns:
-            Their answers, in the order of the calls.
+            The answers, in the order of the calls.
         """
         sides = [self._sides[number % 2] for number in range(len(calls))]
         if self._runner is not None:
@@ -62,42 +62,42 @@ class StoreHarness:
             return list(threads.map(lambda call, side: call(side), calls, sides))
 
     def create(self, **options: Any) -> Execution:
-        """Store a new execution."""
-        created = self.store.create(new(**options))
-        assert created is not None, "a create with nothing in its way answered None"
+        """Create an execution."""
+        created = self.store.create(build_new(**options))
+        assert created is not None, "an allowed create returned None"
         return created
 
-    def moved(self, id: str, *transitions: Transition) -> Execution:
-        """Make transitions, all of them allowed; return the execution as it stands afterwards."""
+    def apply(self, id: str, *transitions: Transition) -> Execution:
+        """Apply transitions, all of them allowed; return the execution afterwards."""
         for transition in transitions:
             assert self.store.update(id, transition) is not None, (
-                f"a {transition.rule.verb} that is allowed answered None"
+                f"an allowed {transition.rule.verb} returned None"
             )
-        return self.found(id)
+        return self.get(id)
 
-    def found(self, id: str) -> Execution:
-        """Read an execution that is there."""
+    def get(self, id: str) -> Execution:
+        """Return an existing execution."""
         found = self.store.find_by_id(id)
         assert found is not None, f"execution {id} is not found"
         return found
 
     def now(self) -> datetime:
-        """Return what time it is to the store."""
+        """Return the time of the store's clock."""
         probe = self.create(type="clock")
         self.store.delete(probe.id)
         return probe.created_at
 
-    def later(self, than: datetime) -> datetime:
-        """Wait until the store's clock has moved on by more than its unit; return its time."""
+    def wait_past(self, moment: datetime) -> datetime:
+        """Wait until the store's clock is clearly after a time; return the clock's time."""
         limit = time.monotonic() + CLOCK_TIMEOUT
-        while (now := self.now()) < than + timedelta(milliseconds=5):
-            assert time.monotonic() < limit, f"the store's clock stands still: {now}"
-            time.sleep(max(0.001, (than - now).total_seconds()))
+        while (now := self.now()) < moment + timedelta(milliseconds=5):
+            assert time.monotonic() < limit, f"the store's clock does not advance: {now}"
+            time.sleep(max(0.001, (moment - now).total_seconds()))
         return now
 
 
 class _Blocking:
-    """An async store whose coroutines are run to their end."""
+    """A sync view of an async store: it runs each coroutine to its end."""
 
     def __init__(self, store: Any, runner: asyncio.Runner) -> None:
         self._store = store
@@ -113,18 +113,18 @@ class _Blocking:
 async def _gather(
     calls: Sequence[Callable[[StoreAndManager], Awaitable[Any]]], sides: list[StoreAndManager]
 ) -> Any:
-    places = asyncio.Semaphore(CONCURRENCY)
+    limit = asyncio.Semaphore(CONCURRENCY)
 
-    async def make(call: Callable[[StoreAndManager], Awaitable[Any]], side: StoreAndManager) -> Any:
-        async with places:
+    async def run(call: Callable[[StoreAndManager], Awaitable[Any]], side: StoreAndManager) -> Any:
+        async with limit:
             return await call(side)
 
-    return await asyncio.gather(*map(make, calls, sides))
+    return await asyncio.gather(*map(run, calls, sides))
 
 
-def new(type: str = "work", payload: object = None, **options: Any) -> NewExecution:
-    """Return a creation; two attempts are allowed where nothing else is said."""
-    usual: dict[str, Any] = {
+def build_new(type: str = "work", payload: object = None, **options: Any) -> NewExecution:
+    """Return a new execution for `store.create`; by default with two attempts."""
+    defaults: dict[str, Any] = {
         "max_attempts": 2,
         "timeout": None,
         "idempotency_key": None,
@@ -133,33 +133,33 @@ def new(type: str = "work", payload: object = None, **options: Any) -> NewExecut
         "start_after": None,
         "max_bytes": MAX_JSON_BYTES,
     }
-    return new_execution(type, payload, **usual | options)
+    return new_execution(type, payload, **defaults | options)
 
 
 def call_store(method: str, *args: Any, **kwargs: Any) -> Callable[[StoreAndManager], Any]:
-    """Return a call of a race: `ask("update", id, transition)`.
+    """Return a call of a race: `call_store("update", id, transition)`.
 
-    What it asks for gives way to others between what a store reads and what it writes. Where
-    nothing guards the time between, the race is then lost every time, not once in a thousand.
+    The `apply` of its argument sleeps, so that other calls run between the read and the write of
+    a store. A store without a guard then loses the race every time, not once in a thousand times.
     """
     slowed = [_slow(arg) if hasattr(arg, "apply") else arg for arg in args]
     return lambda side: getattr(side.store, method)(*slowed, **kwargs)
 
 
-def _slow(plan: Any) -> Any:
-    kind = type(plan)
+def _slow(request: Any) -> Any:
+    request_type = type(request)
 
     def apply(self: Any, *args: Any) -> Any:
-        answer = kind.apply(self, *args)
+        answer = request_type.apply(self, *args)
         time.sleep(0.001)
         return answer
 
-    slowed = type(kind.__name__, (kind,), {"__slots__": (), "apply": apply})
-    return slowed(*(getattr(plan, field.name) for field in fields(kind)))
+    slowed = type(request_type.__name__, (request_type,), {"__slots__": (), "apply": apply})
+    return slowed(*(getattr(request, field.name) for field in fields(request_type)))
 
 
 def to_text(data: BaseModel | None) -> str | None:
-    """Return data as a text that differs where they differ: `True`, `1` and `1.0` are three."""
+    """Return data as text that is equal for equal data: `True`, `1` and `1.0` differ."""
     if data is None:
         return None
     return json.dumps(data.model_dump(mode="json"), sort_keys=True, indent=1)

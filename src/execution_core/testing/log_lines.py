@@ -1,12 +1,12 @@
-# ruff: noqa: S101 - asserts are what a contract is made of
-"""Lines beside an execution: added by whoever may, read newest first, and gone with it."""
+# ruff: noqa: S101 - a contract consists of asserts
+"""Log entries: added if their transition applies, read newest first."""
 
 from typing import Any
 
 import pytest
 
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.log_lines import NewLogEntry, new_log_entry
+from ..core.log_entries import NewLogEntry, new_log_entry
 from ..core.models import LogEntry, LogLevel
 from ..core.validation import new_id
 from .harness import CONCURRENCY, StoreHarness, call_store, to_text
@@ -16,69 +16,70 @@ from .states import STATES, bring_to
 def new_entry(
     id: str, message: str = "m", attempt: int | None = None, **options: Any
 ) -> NewLogEntry:
-    """Return a line that is not stored yet."""
-    usual = {"level": "info", "data": None, "max_bytes": MAX_JSON_BYTES}
-    return new_log_entry(id, message, attempt=attempt, **usual | options)
+    """Return a new log entry for `store.log`."""
+    defaults = {"level": "info", "data": None, "max_bytes": MAX_JSON_BYTES}
+    return new_log_entry(id, message, attempt=attempt, **defaults | options)
 
 
 class LogContract:
     """`log` and `logs`."""
 
-    @pytest.mark.parametrize("situation", STATES)
-    def test_a_line_is_added_by_whoever_may(self, subject: StoreHarness, situation: str) -> None:
-        """As `line.apply` says: by anybody, or by the attempt that is running."""
-        before = bring_to(subject, situation)
-        subject.later(before.updated_at)
-        entries: list[LogEntry] = []
+    @pytest.mark.parametrize("state", STATES)
+    def test_log_adds_entry_if_transition_applies(self, harness: StoreHarness, state: str) -> None:
+        """The result equals `new.apply`: with an attempt, only while it is running."""
+        before = bring_to(harness, state)
+        harness.wait_past(before.updated_at)
+        added: list[LogEntry] = []
         for attempt in (None, before.attempts, before.attempts + 1, max(0, before.attempts - 1)):
             new = new_entry(before.id, "ü" * 10_000, attempt, level="error", data={"n": attempt})
-            entry = subject.store.log(new)
+            entry = harness.store.log(new)
             expected = new.apply(before, entry.logged_at if entry else before.updated_at)
-            case = f"a line by attempt {attempt}, from {before.status} in attempt {before.attempts}"
+            case = (
+                f"an entry of attempt {attempt}, status {before.status}, attempt {before.attempts}"
+            )
             assert to_text(entry) == to_text(expected), case
-            entries += [entry] if entry else []
-        found = subject.store.logs(before.id, 100, None)
-        assert [to_text(each) for each in found] == [to_text(each) for each in entries[::-1]]
-        assert to_text(subject.found(before.id)) == to_text(
-            before
-        )  # nobody was alive, nothing moved
+            added += [entry] if entry else []
+        found = harness.store.logs(before.id, 100, None)
+        assert [to_text(each) for each in found] == [to_text(each) for each in added[::-1]]
+        # A log entry is neither a heartbeat nor a transition.
+        assert to_text(harness.get(before.id)) == to_text(before)
 
-    def test_what_is_not_there_has_no_log(self, subject: StoreHarness) -> None:
-        """A line is None, and is not kept for later."""
+    def test_log_unknown_execution_returns_none(self, harness: StoreHarness) -> None:
+        """The entry is refused with None and not stored."""
         id = new_id()
-        assert subject.store.logs(id, 100, None) == []
-        assert subject.store.log(new_entry(id)) is None
-        assert subject.store.logs(id, 100, None) == []
+        assert harness.store.logs(id, 100, None) == []
+        assert harness.store.log(new_entry(id)) is None
+        assert harness.store.logs(id, 100, None) == []
 
-    def test_ids_order_the_log(self, subject: StoreHarness) -> None:
-        """Not the time of storing: who pages sees each exactly once, and nobody else's."""
-        id, other = subject.create().id, subject.create().id
-        lines = [new_entry(id, str(number)) for number in range(25)]
-        for each in lines[::2] + lines[1::2][::-1]:
-            assert subject.store.log(each) is not None
-            subject.store.log(new_entry(other))
-        newest = [each.id for each in reversed(lines)]
-        assert [each.id for each in subject.store.logs(id, 100, None)] == newest
+    def test_logs_pages_are_ordered_by_id(self, harness: StoreHarness) -> None:
+        """Pages show each entry exactly once, in the order of ids, not of storing."""
+        id, other = harness.create().id, harness.create().id
+        entries = [new_entry(id, str(number)) for number in range(25)]
+        for each in entries[::2] + entries[1::2][::-1]:
+            assert harness.store.log(each) is not None
+            harness.store.log(new_entry(other))
+        newest = [each.id for each in reversed(entries)]
+        assert [each.id for each in harness.store.logs(id, 100, None)] == newest
         paged: list[str] = []
-        while part := subject.store.logs(id, 4, paged[-1] if paged else None):
+        while part := harness.store.logs(id, 4, paged[-1] if paged else None):
             assert len(part) <= 4
             paged += [each.id for each in part]
         assert paged == newest
-        assert len(subject.store.logs(other, 100, None)) == len(lines)
+        assert len(harness.store.logs(other, 100, None)) == len(entries)
 
-    def test_levels_come_back(self, subject: StoreHarness) -> None:
-        """Each as the member of its enum that it was."""
-        id = subject.create().id
+    def test_logs_return_levels_as_enum(self, harness: StoreHarness) -> None:
+        """Each level is a member of LogLevel."""
+        id = harness.create().id
         for level in LogLevel:
-            subject.store.log(new_entry(id, level=level))
-        assert [each.level for each in subject.store.logs(id, 9, None)] == [*LogLevel][::-1]
-        assert all(isinstance(each.level, LogLevel) for each in subject.store.logs(id, 9, None))
+            harness.store.log(new_entry(id, level=level))
+        assert [each.level for each in harness.store.logs(id, 9, None)] == [*LogLevel][::-1]
+        assert all(isinstance(each.level, LogLevel) for each in harness.store.logs(id, 9, None))
 
-    def test_no_line_is_lost(self, subject: StoreHarness) -> None:
-        """However many log at once, and while the execution moves."""
-        execution = bring_to(subject, "running")
-        lines = [new_entry(execution.id, str(n), 1) for n in range(CONCURRENCY * 10)]
-        answers = subject.race([call_store("log", each) for each in lines])
-        assert [answer and answer.id for answer in answers] == [each.id for each in lines]
-        found = subject.store.logs(execution.id, 1000, None)
-        assert sorted(each.message for each in found) == sorted(each.message for each in lines)
+    def test_log_concurrent_loses_no_entry(self, harness: StoreHarness) -> None:
+        """Concurrent entries are all stored."""
+        execution = bring_to(harness, "running")
+        entries = [new_entry(execution.id, str(n), 1) for n in range(CONCURRENCY * 10)]
+        answers = harness.race([call_store("log", each) for each in entries])
+        assert [answer and answer.id for answer in answers] == [each.id for each in entries]
+        found = harness.store.logs(execution.id, 1000, None)
+        assert sorted(each.message for each in found) == sorted(each.message for each in entries)

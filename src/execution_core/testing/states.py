@@ -1,4 +1,4 @@
-"""Executions in every situation that the state machine tells apart, and every transition."""
+"""Executions in every state that the state machine distinguishes, and every transition."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,43 +13,43 @@ DAY: Final = timedelta(days=1)
 MOMENT: Final = timedelta(milliseconds=1)
 
 _start = transitions.start("host")
-_noted = transitions.advance(
+_progressed = transitions.advance(
     transitions.update_progress(1, 3, "ü", None, None),
     transitions.checkpoint("last", {"n": 1}, None),
 )
-_again = transitions.fail("once more", True, None, None)  # noqa: FBT003 - retryable
-_later = transitions.fail("later", True, DAY, None)  # noqa: FBT003
-_never = transitions.fail("no", False, None, None)  # noqa: FBT003
+_fail_retryable = transitions.fail("once more", True, None, None)  # noqa: FBT003 - retryable
+_fail_delayed = transitions.fail("later", True, DAY, None)  # noqa: FBT003
+_fail_final = transitions.fail("no", False, None, None)  # noqa: FBT003
 _timeout = transitions.timeout(None)
 _retry = transitions.retry()
 
-# With two attempts allowed; "last" means that both are used.
+# With max_attempts=2; "last" means that both attempts are used.
 STATES: Final[dict[str, tuple[dict[str, Any], tuple[Transition, ...]]]] = {
-    "pending": ({}, (_noted,)),
+    "pending": ({}, (_progressed,)),
     "delayed": ({"start_after": DAY}, ()),
-    "running": ({"timeout": DAY}, (_start, _noted)),
-    "running-last": ({}, (_start, _again, _start)),
+    "running": ({"timeout": DAY}, (_start, _progressed)),
+    "running-last": ({}, (_start, _fail_retryable, _start)),
     "overdue": ({"timeout": MOMENT}, (_start,)),
     "completed": ({}, (_start, transitions.complete({"done": True}, None))),
-    "failed": ({}, (_start, _never)),
-    "failed-last": ({}, (_start, _again, _start, _never)),
-    "retrying": ({}, (_start, _noted, _again)),
-    "retrying-delayed": ({}, (_start, _later)),
+    "failed": ({}, (_start, _fail_final)),
+    "failed-last": ({}, (_start, _fail_retryable, _start, _fail_final)),
+    "retrying": ({}, (_start, _progressed, _fail_retryable)),
+    "retrying-delayed": ({}, (_start, _fail_delayed)),
     "timed_out": ({}, (_start, _timeout)),
     "timed_out-last": ({}, (_start, _timeout, _retry, _start, _timeout)),
     "cancelled": ({}, (transitions.cancel("changed my mind"),)),
 }
 
 
-def bring_to(subject: StoreHarness, situation: str, type: str = "work") -> Execution:
-    """Return an execution in a situation."""
-    options, steps = STATES[situation]
-    created = subject.create(type=type, payload={"n": 1}, metadata={"kept": True}, **options)
-    return subject.moved(created.id, *steps)
+def bring_to(harness: StoreHarness, state: str, type: str = "work") -> Execution:
+    """Return an execution in a state."""
+    options, steps = STATES[state]
+    created = harness.create(type=type, payload={"n": 1}, metadata={"kept": True}, **options)
+    return harness.apply(created.id, *steps)
 
 
 def every_transition(attempts: int) -> Iterator[Transition]:
-    """Return transitions of every rule; those with a fence for several attempts."""
+    """Return transitions of every rule; those with a fencing token for several attempts."""
     yield from (transitions.start(None), transitions.start("ü" * 255), transitions.claim("host"))
     yield from (transitions.cancel(None), transitions.cancel('"late"'), transitions.retry())
     yield from map(transitions.sweep, (None, MOMENT, DAY))
@@ -58,7 +58,7 @@ def every_transition(attempts: int) -> Iterator[Transition]:
 
 
 def transitions_of_attempt(attempt: int | None) -> Iterator[Transition]:
-    """Return every transition that an attempt makes."""
+    """Return every transition that an attempt can make."""
     progress = transitions.update_progress(2**62, 2**63 - 1, "half\nway", None, attempt)
     checkpoint = transitions.checkpoint("last", {"deep": {"m": [2.0, None]}}, attempt)
     yield from (progress, checkpoint, transitions.advance(progress, checkpoint))
