@@ -167,18 +167,24 @@ def suite(store: str, contract: str = "StoreContract") -> str:
 
 
 CAUGHT = {
-    "ReadThenWrite": {"test_one_of_many_starts_wins", "test_no_checkpoint_is_lost"},
-    "FenceIgnored": {"test_a_late_attempt_changes_nothing"},
-    "KeyOverwritten": {"test_a_key_that_is_taken_stays_so", "test_one_of_many_creates_wins"},
-    "MergedDeep": {"test_a_checkpoint_replaces_the_whole_value"},
-    "RefusalTouches": {"test_what_is_refused_changes_nothing"},
-    "BatchUnguarded": {
-        "test_each_is_claimed_once",
-        "test_a_sweep_and_an_end_agree",
-        "test_no_checkpoint_is_lost_to_many",
-        "test_many_do_not_come_back",
+    "ReadThenWrite": {
+        "test_start_concurrent_has_one_winner",
+        "test_checkpoint_concurrent_keys_loses_no_write",
     },
-    "PruneKeepsLog": {"test_nothing_of_it_is_kept"},
+    "FenceIgnored": {"test_update_by_stale_attempt_changes_nothing"},
+    "KeyOverwritten": {
+        "test_create_with_held_key_returns_none",
+        "test_create_concurrent_with_one_key_has_one_winner",
+    },
+    "MergedDeep": {"test_checkpoint_replaces_the_whole_value"},
+    "RefusalTouches": {"test_update_refused_changes_nothing"},
+    "BatchUnguarded": {
+        "test_claim_concurrent_returns_each_execution_once",
+        "test_sweep_concurrent_with_complete_has_one_winner",
+        "test_update_many_concurrent_with_checkpoint_keeps_both",
+        "test_update_many_concurrent_with_delete_restores_nothing",
+    },
+    "PruneKeepsLog": {"test_removal_frees_key_and_log"},
 }
 
 
