@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.log_entries import NewLogEntry, new_log_entry
+from ..core.log_lines import NewLogEntry, new_log_entry
 from ..core.models import LogEntry, LogLevel
 from ..core.validation import new_id
 from .harness import CONCURRENCY, StoreHarness, call_store, to_text
