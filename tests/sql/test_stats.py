@@ -16,7 +16,7 @@ from execution_core import connect, doctor, migrate
 from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database
-from .test_schema import insert
+from ..support.rows import insert
 
 ROOT = Path(__file__).parents[2]
 BEFORE, AFTER = "execution_core_0005", "execution_core_0006"
