@@ -50,7 +50,7 @@ class AsyncSqlExecutionStore:
             `updated_at`.
 
     Raises:
-        InvalidValue: the engine is not an AsyncEngine, or is over another database.
+        InvalidValue: the engine is not an AsyncEngine, or is for another database.
     """
 
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:

@@ -48,7 +48,7 @@ class SqlExecutionStore:
             `updated_at`.
 
     Raises:
-        InvalidValue: the engine is not an Engine, or is over another database.
+        InvalidValue: the engine is not an Engine, or is for another database.
     """
 
     def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:

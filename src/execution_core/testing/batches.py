@@ -107,7 +107,7 @@ class BatchContract:
     ) -> None:
         """A checkpoint during a batch is kept, and so is the transition of the batch."""
         set_checkpoint = transitions.checkpoint("k", 1, None)
-        answers, moved = race_batches(
+        answers, changed = race_batches(
             harness, verb, lambda id: call_store("update", id, set_checkpoint)
         )
         after = {each.id: each for each in list_all(harness)}
@@ -115,7 +115,7 @@ class BatchContract:
             assert answer is not None or after[id].status == "timed_out"
             assert ("k" in after[id].checkpoints) == (answer is not None)
         target = BATCHES[verb][0].transition.rule.moves[0].target
-        assert {id for id, each in after.items() if each.status == target} == {*moved}
+        assert {id for id, each in after.items() if each.status == target} == {*changed}
 
     @claim_or_sweep
     def test_update_many_concurrent_with_delete_restores_nothing(
@@ -145,7 +145,7 @@ def race_batches(
     """For each of some executions, race a call with two batches that select only it.
 
     Returns:
-        The answers to the calls, and the executions that the batches moved; both by id.
+        The answers to the calls, and the executions that the batches changed; both by id.
     """
     batch, state = BATCHES[verb]
     ids = {f"type-{n}": bring_to(harness, state, f"type-{n}").id for n in range(RACES)}
@@ -155,20 +155,22 @@ def race_batches(
         many = call_store("update_many", replace(batch, type=type))
         calls += [many, call(id), many]
     answers = harness.race(calls)
-    moved = [each for many in answers[::3] + answers[2::3] for each in many]
-    assert len(moved) == len({each.id for each in moved}), "two batches changed the same execution"
-    return dict(zip(ids.values(), answers[1::3], strict=True)), {each.id: each for each in moved}
+    changed = [each for many in answers[::3] + answers[2::3] for each in many]
+    assert len(changed) == len({each.id for each in changed}), (
+        "two batches changed the same execution"
+    )
+    return dict(zip(ids.values(), answers[1::3], strict=True)), {each.id: each for each in changed}
 
 
 def assert_one_winner(harness: StoreHarness, verb: str, transition: Transition) -> None:
     """Race a batch with a transition; the state machine allows only one of them."""
-    answers, moved = race_batches(harness, verb, lambda id: call_store("update", id, transition))
+    answers, changed = race_batches(harness, verb, lambda id: call_store("update", id, transition))
     after = {each.id: each for each in list_all(harness)}
     for id, answer in answers.items():
-        assert (answer is None) == (id in moved), (
+        assert (answer is None) == (id in changed), (
             f"either {verb} or {transition.rule.verb} must succeed, and not both"
         )
-        assert to_text(after[id]) == to_text(answer or moved[id])
+        assert to_text(after[id]) == to_text(answer or changed[id])
 
 
 def create_every_state(harness: StoreHarness) -> None:
@@ -181,11 +183,11 @@ def apply_and_compare(harness: StoreHarness, batch: BatchTransition) -> list[Exe
     """Apply a batch, and compare all executions with the pure function."""
     before = {each.id: each for each in list_all(harness)}
     now = harness.wait_past(max(each.updated_at for each in before.values()))
-    moved = harness.store.update_many(batch)
+    changed = harness.store.update_many(batch)
     expected = batch.apply(before.values(), now)
-    assert [each.id for each in moved] == [each.id for each in expected]
-    for each in moved:
+    assert [each.id for each in changed] == [each.id for each in expected]
+    for each in changed:
         assert to_text(each) == to_text(batch.transition.apply(before[each.id], each.updated_at))
-    after = before | {each.id: each for each in moved}
+    after = before | {each.id: each for each in changed}
     assert {each.id: each for each in list_all(harness)} == after
-    return sorted(moved, key=attrgetter("id"))
+    return sorted(changed, key=attrgetter("id"))

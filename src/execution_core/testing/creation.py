@@ -155,5 +155,5 @@ class CreationContract:
         assert (done.status, done.result, done.attempts) == ("completed", {"rows": 3}, 2)
         assert done.progress is not None
         assert done.progress.percent == 100
-        assert [line.message for line in manager.logs(job.id)] == ["begun"]
+        assert [entry.message for entry in manager.logs(job.id)] == ["begun"]
         assert manager.replay(job.id).replay_of == job.id

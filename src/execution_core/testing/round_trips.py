@@ -156,14 +156,14 @@ class RoundTripContract:
             harness.apply(harness.create(timeout=timeout).id, transitions.start(None))
         harness.apply(harness.create().id, transitions.cancel(None))
         harness.wait_past(first + timedelta(seconds=1))
-        moved = [
+        changed = [
             to_text(each)
             for transition in (transitions.claim(None), transitions.sweep(span))
             for each in harness.store.update_many(check_batch(transition, None, 10))
         ]
         pruned = harness.store.prune(check_prune_request(span, None, None, None, 10))
         late = harness.now() >= first + span  # on a slow machine they may be due
-        assert late or (moved, pruned) == ([], 0)
+        assert late or (changed, pruned) == ([], 0)
 
     @pytest.mark.parametrize("percent", [0, 0.1, 33.33, 99.99, 100])
     def test_progress_round_trip_is_exact(self, harness: StoreHarness, percent: float) -> None:

@@ -118,8 +118,8 @@ class TransitionContract:
         """Concurrent starts and failures number all attempts without gaps or duplicates."""
         id = harness.create(max_attempts=1000).id
         again = transitions.fail("again", True, None, None)  # noqa: FBT003 - retryable
-        moves = [transitions.start(None), again] * (ROUNDS * CONCURRENCY // 2)
-        answers = harness.race([call_store("update", id, move) for move in moves])
+        steps = [transitions.start(None), again] * (ROUNDS * CONCURRENCY // 2)
+        answers = harness.race([call_store("update", id, move) for move in steps])
         started = [
             answer.attempts
             for answer in answers

@@ -81,7 +81,7 @@ def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOU
         The same engine.
 
     Raises:
-        InvalidValue: the engine is over another database, or the timeout is not positive.
+        InvalidValue: the engine is for another database, or the timeout is not positive.
     """
     sync_engine: Any = getattr(engine, "sync_engine", engine)
     if engine.dialect.name != "sqlite":
@@ -132,7 +132,7 @@ def for_single_statements(engine: Engine) -> Engine:
     costs more there.
 
     Raises:
-        InvalidValue: the engine is over another database or driver.
+        InvalidValue: the engine is for another database or driver.
     """
     if engine.dialect.name == "sqlite":
         return engine.execution_options(sqlite_begin=None)

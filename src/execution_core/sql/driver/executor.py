@@ -49,7 +49,7 @@ class Executor:
     """Executes single statements, which commit themselves, on connections of an engine's pool.
 
     Raises:
-        InvalidValue: the engine is over another database or driver.
+        InvalidValue: the engine is for another database or driver.
     """
 
     _supports_async_drivers = False
