@@ -119,7 +119,7 @@ class TransitionContract:
         id = harness.create(max_attempts=1000).id
         again = transitions.fail("again", True, None, None)  # noqa: FBT003 - retryable
         steps = [transitions.start(None), again] * (ROUNDS * CONCURRENCY // 2)
-        answers = harness.race([call_store("update", id, move) for move in steps])
+        answers = harness.race([call_store("update", id, step) for step in steps])
         started = [
             answer.attempts
             for answer in answers
