@@ -79,22 +79,22 @@ class SqlExecutionStore:
         return store
 
     def create(self, new: NewExecution) -> Execution | None:
-        """Execute one INSERT."""
+        """Insert an execution; return None if its key is held or its parent missing."""
         query = queries.create(new, self._now())
         return self._one(query, partial(verify_commit.verify_create, new=new))
 
     def find_by_id(self, id: str) -> Execution | None:
-        """Execute one SELECT."""
+        """Select the execution with this id, or return None."""
         return self._one(queries.find(executions.c.id, id))
 
     def find_by_idempotency_key(self, key: str) -> Execution | None:
-        """Execute one SELECT."""
+        """Select the execution that holds this key, or return None."""
         return self._one(queries.find(executions.c.idempotency_key, key))
 
     def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
     ) -> Any:  # Execution | ExecutionStatus | None
-        """Execute one conditional UPDATE."""
+        """Apply a transition in one conditional UPDATE; return None if it does not apply."""
         token, whole = self._token(), returning == "execution"
         query = queries.update(id, transition, token, self._now(), whole=whole)
         verify = partial(
@@ -111,33 +111,33 @@ class SqlExecutionStore:
         return to_execution(rows[0]) if whole else ExecutionStatus(rows[0][0])
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
-        """Execute one conditional UPDATE."""
+        """Apply a transition to many executions in one conditional UPDATE."""
         token = self._token()
         query = queries.update_many(batch, token, self._now())
         rows = self._rows(query, partial(verify_commit.verify_batch, token=token))
         return sorted(map(to_execution, rows), key=attrgetter("id"))
 
     def delete(self, id: str) -> bool:
-        """Execute one DELETE."""
+        """Delete an execution; return whether it existed."""
         return bool(self._rows(queries.delete(id), partial(verify_commit.verify_delete, id=id)))
 
     def prune(self, request: PruneRequest) -> int:
-        """Execute one DELETE."""
+        """Delete finished executions in one statement; return how many."""
         return len(self._rows(queries.prune(request, self._now()), verify_commit.verify_prune))
 
     def log(self, new: NewLogEntry) -> LogEntry | None:
-        """Execute one INSERT."""
+        """Insert a log entry; return None if it may not be added."""
         query = queries.log(new, self._now())
         rows = self._rows(query, partial(verify_commit.verify_log, new=new))
         return to_log_entry(rows[0]) if rows else None
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
-        """Execute one SELECT."""
+        """Select log entries, newest id first."""
         rows = self._rows(queries.logs(id, limit, before))
         return [to_log_entry(row) for row in rows]
 
     def list(self, page: Page) -> builtins.list[Execution]:
-        """Execute one SELECT."""
+        """Select the executions of a page, newest id first."""
         return [to_execution(row) for row in self._rows(queries.page(page))]
 
     def _one(self, query: Query, verify: Verifier = verify_commit.verify_read) -> Execution | None:
