@@ -122,7 +122,7 @@ def canonical(value: object) -> str:
 
 
 def _dump(value: object, **options: Any) -> str:
-    # ensure_ascii=False: SQLite compares the keys of stored JSON in their escaped form.
+    # ensure_ascii=False: SQLite compares keys of JSON as text, so an escaped key would not match.
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), **options)
 
 

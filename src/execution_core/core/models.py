@@ -133,9 +133,9 @@ class Execution(BaseModel, frozen=True):
     completed_at: datetime | None = None
     """When it finished: completed, failed, timed out or cancelled."""
     deadline_at: datetime | None = None
-    """When the current or last attempt became or becomes overdue: `started_at + timeout`."""
+    """The deadline of the current or last attempt: `started_at + timeout`."""
     heartbeat_at: datetime | None = None
-    """The last heartbeat of the current or last attempt; any write of progress is one."""
+    """The last heartbeat of the current or last attempt; progress and checkpoints count as one."""
     due_at: datetime | None = None
     """While pending or retrying: `claim` skips it until this time."""
     timeout: timedelta | None = None

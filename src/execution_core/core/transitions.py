@@ -1,7 +1,7 @@
 """Transitions: a rule of the state machine with the values of one call, one constructor per verb.
 
-A transition is data. A store turns it into one compare-and-set (`sql.statements` into one UPDATE),
-or calls `Transition.apply` on an execution.
+Each constructor checks its arguments and returns data. A store turns that into one compare-and-set
+(`sql.statements` into one UPDATE), or calls `Transition.apply` on an execution.
 """
 
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ class Transition:
             case Condition.STALLED:
                 beat, started = execution.heartbeat_at, execution.started_at
                 has_beat = beat is not None and started is not None and beat >= started
-                # A start in manual SQL may have set neither of the two times.
+                # Manual SQL may start an attempt without setting heartbeat_at or started_at.
                 fallback = max(started or execution.updated_at, execution.updated_at)
                 last_seen = cast("datetime", beat) if has_beat else fallback
                 return last_seen < now - cast("timedelta", self.values["stalled_after"])
@@ -123,19 +123,19 @@ class Transition:
 
 
 def start(worker: str | None) -> Transition:
-    """Build pending or retrying → running: starts the next attempt."""
+    """Start the next attempt: pending or retrying → running."""
     return Transition(
         START, {"worker": None if worker is None else validation.name("worker", worker)}
     )
 
 
 def claim(worker: str | None) -> Transition:
-    """Build pending or retrying, and due → running: starts the next attempt."""
+    """Start the next attempt if it is due: pending or retrying → running."""
     return Transition(CLAIM, start(worker).values)
 
 
 def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES) -> Transition:
-    """Build running → completed, with a result."""
+    """Finish with a result: running → completed."""
     checked = None if result is None else json_values.to_json("result", result, max_bytes)
     return _transition(COMPLETE, {"result": checked}, attempt)
 
@@ -146,9 +146,10 @@ def fail(
     retry_after: timedelta | None,
     attempt: int | None,
 ) -> Transition:
-    """Build running → retrying if the error is retryable and an attempt is left, else → failed.
+    """Record a failure: running → retrying or failed, retrying → failed.
 
-    A retrying execution always becomes failed.
+    The target is retrying if the failure is retryable and an attempt is left. A failure of a
+    retrying execution gives it up.
     """
     delay = None if retry_after is None else validation.delay("retry_after", retry_after)
     if isinstance(error, BaseException):
@@ -170,19 +171,19 @@ def fail(
 
 
 def timeout(attempt: int | None) -> Transition:
-    """Build running → timed_out."""
+    """Time out: running → timed_out."""
     return _transition(TIMEOUT, {}, attempt)
 
 
 def sweep(stalled_after: timedelta | None) -> Transition:
-    """Build running, and overdue or without a heartbeat for `stalled_after` → timed_out."""
+    """Time out if overdue, or without a heartbeat for `stalled_after`: running → timed_out."""
     if stalled_after is None:
         return Transition(SWEEP_OVERDUE)
     return Transition(SWEEP, {"stalled_after": validation.duration("stalled_after", stalled_after)})
 
 
 def cancel(reason: str | None) -> Transition:
-    """Build pending or running → cancelled; a reason is stored in the metadata."""
+    """Cancel: pending or running → cancelled; a reason is stored in the metadata."""
     if reason is None:
         return Transition(CANCEL)
     checked = json_values.to_json("reason", validation.text("reason", reason, MAX_MESSAGE))
@@ -190,19 +191,19 @@ def cancel(reason: str | None) -> Transition:
 
 
 def retry() -> Transition:
-    """Build failed or timed_out → retrying, if an attempt is left; retrying stays unchanged."""
+    """Allow the next attempt, if one is left: failed or timed_out → retrying."""
     return Transition(RETRY)
 
 
 def heartbeat(attempt: int | None) -> Transition:
-    """Build running: set `heartbeat_at`."""
+    """Set `heartbeat_at` while running."""
     return _transition(HEARTBEAT, {}, attempt)
 
 
 def update_progress(
     current: int, total: int, message: str | None, percent: float | None, attempt: int | None
 ) -> Transition:
-    """Build live: replace the whole progress, the message included."""
+    """Replace the whole progress, the message included, while live."""
     progress = validation.progress(current, total, message, percent)
     return _transition(UPDATE_PROGRESS, {"progress": progress}, attempt)
 
@@ -210,18 +211,18 @@ def update_progress(
 def checkpoint(
     key: str, value: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES
 ) -> Transition:
-    """Build live: set one checkpoint."""
+    """Set one checkpoint while live."""
     entry = JsonMember(validation.name("key", key), json_values.to_json("value", value, max_bytes))
     return _transition(CHECKPOINT, {"checkpoints": entry}, attempt)
 
 
 def advance(progress: Transition, checkpoint: Transition) -> Transition:
-    """Build live: `update_progress` and `checkpoint` in one transition."""
+    """Update the progress and set a checkpoint in one transition, while live."""
     return _transition(ADVANCE, {**progress.values, **checkpoint.values}, progress.attempt)
 
 
 def log(attempt: int | None) -> Transition:
-    """Build the guard of a log entry: any status; with an attempt, only while it is running."""
+    """Change nothing: the guard of a log entry. With an attempt, only while it is running."""
     return _transition(LOG, {}, attempt)
 
 
