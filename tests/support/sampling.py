@@ -58,7 +58,9 @@ def _cover(cases: list[pytest.Item]) -> Iterable[pytest.Item]:
 
 
 def _facts(case: pytest.Item) -> Facts:
-    values = sorted(getattr(case, "callspec").indices.items())  # noqa: B009 - a Function has it
+    # Not `indices`: beside a parametrized fixture they count the cases rather than the values.
+    parameters = getattr(case, "callspec").params  # noqa: B009 - a Function has it
+    values = sorted((name, repr(value)) for name, value in parameters.items())
     across = [value for value in values if value[0] in ACROSS]
     pairs = {(one, other) for one in across for other in across if one < other}
     return frozenset({*values, *pairs})
