@@ -1,8 +1,4 @@
-"""Whether a live database is as it should be: `doctor.examine(engine)`. It changes nothing.
-
-What should be there is what the migrations make: in an empty SQLite database in memory, or as they
-print it for PostgreSQL. So triggers, functions, views and conditions are compared as well.
-"""
+"""Check a live database: `doctor.examine(engine)`. Nothing is changed."""
 
 from datetime import timedelta
 from functools import partial
@@ -12,10 +8,9 @@ from sqlalchemy import URL, Engine
 
 from ..core import validation
 from .connection import open_reader, open_target, run_check
-from .executions import checks_of_executions
+from .executions import execution_checks
 from .finding import Checks, Finding, Level
-from .postgresql_schema import postgresql_schema
-from .schema import check_revision, sqlite_schema
+from .schema import check_revision, schema_checks
 from .settings import postgresql_activity, postgresql_settings, sqlite_settings
 
 __all__ = ["Finding", "Level", "examine"]
@@ -29,19 +24,19 @@ def examine(
     stalled_after: timedelta = timedelta(hours=1),
     whole: bool = False,
 ) -> list[Finding]:
-    """Look at a database and say what is wrong, and what to do: `doctor.examine(engine)`.
+    """Check a database and say what to do about each problem: `doctor.examine(engine)`.
 
-    Each check has one finding. What the role may not read is a warning; what needs a schema that
-    is not there is left out.
+    Each check returns one finding. A check that the role may not read is a warning. Checks that
+    need the schema are omitted while the schema is missing or at another revision.
 
     Args:
-        target: the host's own Engine, whose settings are checked as well; or a URL.
-        stalled_after: how long a running execution may be silent, a waiting one unclaimed after
-            it is due, a transaction idle.
-        whole: read the history of every execution, not only of the live and the newest ones.
+        target: the application's Engine, whose settings are checked too; or a URL.
+        stalled_after: the longest accepted time without a heartbeat for a running execution,
+            without a claim for a due one, and idle for a transaction.
+        whole: check the history of every execution, not only of the live and the newest ones.
 
     Raises:
-        InvalidValue: it is neither, or names a file that is not there or cannot be read.
+        InvalidValue: the target is neither, or its file does not exist or cannot be read.
     """
     patience = validation.duration("stalled_after", stalled_after) // _MILLISECOND
     with open_target(target) as engine:
@@ -52,13 +47,13 @@ def examine(
             else postgresql_settings(engine)
         )
         with open_reader(engine) as connection:
-            look = partial(run_check, connection)
-            findings = [look("migrated", partial(check_revision, connection)), *settings]
+            run = partial(run_check, connection)
+            findings = [run("migrated", partial(check_revision, connection)), *settings]
             if findings[0].level == "problem":
                 return findings
             checks: Checks = {
-                **(sqlite_schema(connection) if sqlite else postgresql_schema(connection)),
+                **schema_checks(connection),
                 **({} if sqlite else postgresql_activity(connection, patience)),
-                **checks_of_executions(connection, patience, whole=whole),
+                **execution_checks(connection, patience, whole=whole),
             }
-            return [*findings, *(look(check, how) for check, how in checks.items())]
+            return [*findings, *(run(name, check) for name, check in checks.items())]

@@ -1,4 +1,4 @@
-"""The database that is looked at, and left as it is."""
+"""Open the database that is checked, without changing it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,16 +16,16 @@ from .finding import Finding
 
 @contextmanager
 def open_target(target: Engine | URL | str) -> Iterator[Engine]:
-    """Give an engine for what is to be looked at."""
+    """Yield an engine for the target."""
     if isinstance(target, Engine):
-        for_single_statements(target)  # which refuses what is over another database
+        for_single_statements(target)  # refuses an engine of another database
         yield target
         return
     if not isinstance(target, str | URL):
         raise InvalidValue("target", f"must be an Engine or a URL, not {type(target).__name__}")
     url = parse_url(target)
     sqlite = url.get_backend_name() == "sqlite"
-    # An engine of ours would switch a file to WAL.
+    # The library's own engine would switch the file to WAL.
     engine = (
         create_engine(_read_only_url(url), poolclass=NullPool)
         if sqlite
@@ -38,54 +38,61 @@ def open_target(target: Engine | URL | str) -> Iterator[Engine]:
             raise
         raise InvalidValue(
             "target",
-            f"cannot be read: {error.orig}. See to the rights on the file, and on its folder, where"
-            " SQLite keeps what it needs while it reads",
+            f"cannot be read: {error.orig}. Check the permissions of the file and of its directory:"
+            " in WAL mode SQLite creates files there even to read",
         ) from error
     finally:
         engine.dispose()
 
 
 def _read_only_url(url: URL) -> URL:
-    """Return the URL that leaves a file as it is, and makes none."""
+    """Return a URL that neither changes nor creates the file."""
     file = sqlite_file(url)
     if file is None:
-        raise InvalidValue("target", "is in memory, and gone at once: pass an Engine")
+        raise InvalidValue(
+            "target",
+            "is an in-memory database, which every connection creates for itself: pass an Engine",
+        )
     if not file.is_file():
         raise InvalidValue(
-            "target", f"is a file that does not exist, {file}: execution-core migrate makes it"
+            "target",
+            f"names a file that does not exist, {file}: create it with execution-core migrate",
         )
-    # Who may not write leaves behind the files that WAL needs; who may removes them, and first
-    # moves into the database what a crash has left there.
+    # Leave the directory as it is: on closing, mode=rw checkpoints and removes a WAL that a crash
+    # left, and mode=ro leaves the files behind that it created.
     query = {"mode": "ro" if Path(f"{file}-wal").exists() else "rw", "uri": "true"}
     return URL.create("sqlite+pysqlite", database=f"file:{quote(str(file))}", query=query)
 
 
 @contextmanager
 def open_reader(engine: Engine) -> Iterator[Connection]:
-    """Connect only to read; in PostgreSQL rather with an error than with a part of the rows."""
+    """Open a read-only connection.
+
+    On PostgreSQL, row-level security raises an error instead of hiding rows.
+    """
     if engine.dialect.name == "sqlite":
         with for_single_statements(engine).connect() as connection:
             yield connection
         return
     only = engine.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=True)
     with only.connect() as connection:
-        # And rather than a wait behind a migration.
+        # lock_timeout: do not wait for a running migration.
         for setting in ("row_security = off", "lock_timeout = '500ms'"):
             connection.execute(text(f"SET LOCAL {setting}"))
         yield connection
 
 
-def run_check(connection: Connection, check: str, look: Callable[[], Finding]) -> Finding:
-    """Make a warning of what the database refuses."""
+def run_check(connection: Connection, name: str, check: Callable[[], Finding]) -> Finding:
+    """Run a check; return a warning if the database refuses one of its queries."""
     sqlite = connection.dialect.name == "sqlite"
     try:
         with nullcontext() if sqlite else connection.begin_nested():
-            return look()
+            return check()
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        advice = "Mend what else was found, then look again"
+        advice = "Repair the other findings, then run doctor again"
         if getattr(error.orig, "sqlstate", None) == "42501":
             advice = "GRANT SELECT on it to this role, or run doctor as the role that migrates"
-        says = f"could not be examined: {str(error.orig).splitlines()[0]}"
-        return Finding(check, "warning", says, advice)
+        message = f"could not be checked: {str(error.orig).splitlines()[0]}"
+        return Finding(name, "warning", message, advice)

@@ -1,4 +1,4 @@
-"""Whether executions get on, and their history is whole."""
+"""Check for executions that are late, and for gaps in their history."""
 
 from datetime import datetime
 from functools import partial
@@ -24,27 +24,30 @@ from ..sql.statements.transition_sql import condition_sql, guard_sql
 from .finding import Checks, Finding, format_time, to_finding
 
 NEWEST: Final = 1_000
-"""Of so many executions the history is read, besides those that are live."""
+"""Besides the live executions, the history of this many is checked."""
 
 
-def checks_of_executions(connection: Connection, patience: int, *, whole: bool) -> Checks:
-    """Look at executions, and at their history."""
+def execution_checks(connection: Connection, patience: int, *, whole: bool) -> Checks:
+    """Return the checks of executions and of their history."""
     (overdue, stalled), (due,) = SWEEP.moves, CLAIM.moves
     now = database_now()
     before = later(now, literal(-patience, BigInteger))
-    late = partial(_late, connection, patience)
+    check = partial(_check_late, connection, patience)
     return {
-        "overdue": lambda: late("overdue", overdue, now),
-        "stalled": lambda: late("stalled", stalled, now),
-        "unclaimed": lambda: late("unclaimed", due, before),
-        "history": lambda: _history(connection, whole=whole),
+        "overdue": lambda: check("overdue", overdue, now),
+        "stalled": lambda: check("stalled", stalled, now),
+        "unclaimed": lambda: check("unclaimed", due, before),
+        "history": lambda: _check_history(connection, whole=whole),
     }
 
 
-def _late(
+def _check_late(
     connection: Connection, patience: int, check: str, move: Move, now: ColumnElement[datetime]
 ) -> Finding:
-    """Find what a sweep or a claim would find: by its condition, whose left side is since when."""
+    """Find what a sweep or a claim would find.
+
+    The left side of its condition is the column that says since when.
+    """
     (condition,) = condition_sql(move.when, now)
     since = cast("BinaryExpression[datetime]", condition).left
     columns = executions.c
@@ -55,7 +58,7 @@ def _late(
         .limit(1)
     )
     wrong = [
-        f"{count}, the first since {format_time(began)}:"
+        f"{count} found, the oldest since {format_time(began)}:"
         f" {id} ({type}{f', {worker}' if worker else ''})"
         for id, type, worker, began, count in connection.execute(
             query, {"stalled_after_ms": patience}
@@ -64,10 +67,10 @@ def _late(
     return to_finding(check, wrong, "none")
 
 
-def _history(connection: Connection, *, whole: bool) -> Finding:
+def _check_history(connection: Connection, *, whole: bool) -> Finding:
     e, h = executions.c, execution_history.c
     in_order: Any = {"partition_by": e.id, "order_by": h.seq}
-    moves = select(
+    transitions = select(
         *(e.id, e.status, e.attempts, h.seq, h.from_status, h.to_status, h.attempt),
         func.row_number().over(**in_order).label("place"),
         func.lag(h.to_status).over(**in_order).label("before"),
@@ -76,19 +79,19 @@ def _history(connection: Connection, *, whole: bool) -> Finding:
     if not whole:
         live = select(e.id).where(e.status.in_(LIVE))
         newest = select(select(e.id).order_by(e.id.desc()).limit(NEWEST).subquery().c.id)
-        moves = moves.where(in_array(e.id, union(live, newest).scalar_subquery()))
-    move = moves.subquery().c
-    ends_elsewhere = or_(move.to_status != move.status, move.attempt != move.attempts)
+        transitions = transitions.where(in_array(e.id, union(live, newest).scalar_subquery()))
+    step = transitions.subquery().c
+    ends_differently = or_(step.to_status != step.status, step.attempt != step.attempts)
     gaps = or_(
-        move.seq.is_(None),
-        move.seq != move.place,
-        func.coalesce(move.from_status, "") != func.coalesce(move.before, ""),
-        and_(move.next.is_(None), ends_elsewhere),
+        step.seq.is_(None),
+        step.seq != step.place,
+        func.coalesce(step.from_status, "") != func.coalesce(step.before, ""),
+        and_(step.next.is_(None), ends_differently),
     )
-    ids = select(move.id, func.count().over()).where(gaps).group_by(move.id).order_by(move.id)
+    ids = select(step.id, func.count().over()).where(gaps).group_by(step.id).order_by(step.id)
     found = connection.execute(ids.limit(1))
     wrong = [
-        f"{count} with a gap, or not as they moved last, the first: {id}" for id, count in found
+        f"{count} with a gap or a wrong last transition, the first: {id}" for id, count in found
     ]
-    seen = "every execution" if whole else f"the live and the newest {NEWEST:,} executions"
-    return to_finding("history", wrong, f"without a gap, of {seen}")
+    checked = "every execution" if whole else f"the live and the newest {NEWEST:,} executions"
+    return to_finding("history", wrong, f"complete, for {checked}")

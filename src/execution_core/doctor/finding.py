@@ -1,4 +1,4 @@
-"""What a check finds, how bad that is, and what to do about it."""
+"""The result of a check: level, message and advice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,42 +7,54 @@ from typing import Final, Literal
 
 Level = Literal["ok", "warning", "problem"]
 
-EXAMPLES: Final = 5
-"""Of what is wrong with one thing, so much is named."""
+MAX_EXAMPLES: Final = 5
+"""A finding names at most this many objects."""
 
-_ANEW: Final = "make it as execution-core migrate --sql prints it"
+_CREATE: Final = "create it with the statement that execution-core migrate --sql prints"
 CHECKS: Final[dict[str, tuple[Level, str]]] = {
-    # How bad it is when it is not as it should be, and what to do then.
+    # The level and the advice of each check that fails.
     "migrated": ("problem", "Run execution-core migrate"),
     "sqlite_version": ("problem", "Use SQLite 3.38 or newer: the views need it"),
-    "journal_mode": ("warning", "Let connect() or configure_sqlite turn to WAL: readers wait less"),
-    "writable": ("warning", "Give workers the right to write; for WAL, in the folder too"),
-    "connections": ("warning", "Give the engine to configure_sqlite before it connects"),
-    "synchronous": ("warning", "Let each connection execute PRAGMA synchronous = FULL"),
-    "server_version": ("warning", "Use PostgreSQL 15 or newer: older ones are not tested"),
-    "transaction_isolation": ("warning", "Let the engine, or its role, say READ COMMITTED"),
-    "synchronous_commit": ("warning", "Set it to on for this role, unless that is meant"),
+    "journal_mode": (
+        "warning",
+        "Use connect() or configure_sqlite, which set WAL: readers then do not wait for writers",
+    ),
+    "writable": (
+        "warning",
+        "Give workers write permission on the file and, for WAL, on its directory",
+    ),
+    "connections": ("warning", "Call configure_sqlite(engine) before the engine connects"),
+    "synchronous": ("warning", "Execute PRAGMA synchronous = FULL on each connection"),
+    "server_version": ("warning", "Use PostgreSQL 15 or newer: older versions are not tested"),
+    "transaction_isolation": ("warning", "Set READ COMMITTED for the engine or its role"),
+    "synchronous_commit": (
+        "warning",
+        "Set it to on for this role, unless you accept the loss of the last transactions",
+    ),
     "transaction_read_only": (
         "warning",
-        "Let workers connect to the primary, in a role that writes",
+        "Connect workers to the primary server, with a role that may write",
     ),
     "session_replication_role": ("problem", "ALTER ROLE … RESET session_replication_role"),
-    "fsync": ("warning", "Set fsync = on in the server's configuration"),
-    "full_page_writes": ("warning", "Set full_page_writes = on in the server's configuration"),
-    "tables": ("problem", f"Alter it, or {_ANEW}, and copy the rows"),
-    "constraints": ("problem", f"VALIDATE CONSTRAINT what is not valid; else drop it, and {_ANEW}"),
-    "indexes": ("problem", f"REINDEX what is invalid; else drop it, and {_ANEW}"),
-    "functions": ("problem", f"CREATE OR REPLACE: {_ANEW}; look at the history"),
-    "triggers": ("problem", f"ENABLE TRIGGER what is disabled; else drop it, and {_ANEW}"),
-    "views": ("problem", f"Drop it, and {_ANEW}"),
-    "idle_transactions": ("warning", "pg_terminate_backend(pid) ends it; see what left it open"),
-    "statistics": ("warning", "VACUUM ANALYZE, and see that autovacuum gets to these tables"),
-    "overdue": ("problem", "Let execution-core sweep, or manager.sweep(), run regularly"),
-    "stalled": ("problem", "Let execution-core sweep --stalled-after run regularly"),
-    "unclaimed": ("warning", "See that workers run, and claim this type"),
+    "fsync": ("warning", "Set fsync = on in the configuration of the server"),
+    "full_page_writes": ("warning", "Set full_page_writes = on in the configuration of the server"),
+    "tables": ("problem", f"Alter the table; if it is missing, {_CREATE} and restore the rows"),
+    "constraints": ("problem", f"VALIDATE CONSTRAINT if it is not valid; otherwise {_CREATE}"),
+    "indexes": ("problem", f"REINDEX if it is invalid; otherwise {_CREATE}"),
+    "functions": ("problem", f"{_CREATE.capitalize()}; then check the history"),
+    "triggers": ("problem", f"ENABLE TRIGGER if it is disabled; otherwise {_CREATE}"),
+    "views": ("problem", _CREATE.capitalize()),
+    "idle_transactions": (
+        "warning",
+        "End the session with pg_terminate_backend(pid), and find out why it stays open",
+    ),
+    "statistics": ("warning", "VACUUM ANALYZE, and check that autovacuum processes these tables"),
+    "overdue": ("problem", "Run execution-core sweep, or manager.sweep(), regularly"),
+    "stalled": ("problem", "Run execution-core sweep --stalled-after regularly"),
+    "unclaimed": ("warning", "Check that workers run and claim this type"),
     "history": (
         "problem",
-        "Triggers were off, or somebody edited rows: only a hand can mend it, from what it knows",
+        "Triggers were disabled or rows were edited: repair the history manually",
     ),
 }
 
@@ -52,26 +64,26 @@ class Finding:
     """What one check found: `finding.level == "problem"`."""
 
     check: str
-    """Its short name, the same in every version."""
+    """Its short name, stable across versions."""
     level: Level
     message: str
     advice: str | None = None
-    """What to do, unless all is well."""
+    """What to do; None if the level is ok."""
 
 
 Checks = dict[str, Callable[[], Finding]]
 
 
 def to_finding(check: str, wrong: list[str], fine: str) -> Finding:
-    """Return what a check found of one or several things, of which some may be wrong."""
+    """Build a finding: ok with the message `fine` if nothing is wrong."""
     if not wrong:
         return Finding(check, "ok", fine)
     level, advice = CHECKS[check]
-    more = len(wrong) - EXAMPLES
-    says = "; ".join(wrong[:EXAMPLES]) + (f"; and {more} more" if more > 0 else "")
-    return Finding(check, level, says, advice)
+    more = len(wrong) - MAX_EXAMPLES
+    message = "; ".join(wrong[:MAX_EXAMPLES]) + (f"; and {more} more" if more > 0 else "")
+    return Finding(check, level, message, advice)
 
 
 def format_time(time: datetime) -> str:
-    """Return a time as it is shown."""
+    """Return a time as text, in UTC."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,109 +1,148 @@
-"""Whether the schema is what the migrations make; SQLite's in full."""
+"""Check that each object of the schema exists and that the database enforces it.
 
+The expected names come from the metadata of the tables and from the SQL that the migrations print.
+Only columns are compared further: their type and NOT NULL. For the rest, the revision counts.
+"""
+
+import io
 import re
-from collections.abc import Mapping
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Final
 
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, Dialect, inspect, text
 
 from .. import migrate
 from ..sql.schema.indexes import metadata
 from ..sql.schema.tables import executions
 from .finding import Checks, Finding, to_finding
 
-Definitions = dict[tuple[str, str], str]
-"""By kind and name: SQL, comparable once it is `_plain`."""
+KINDS: Final = ("tables", "constraints", "indexes", "triggers", "views", "functions")
+
+Objects = dict[tuple[str, str], tuple[str, str]]
+"""By kind and name: the type of a column, and a state that needs repair; each may be empty."""
 
 
-class Schema(NamedTuple):
-    """What should be there, what is there, and what is the matter with it otherwise."""
+def schema_checks(connection: Connection) -> Checks:
+    """Return one check for each kind of object."""
+    expected = expected_objects(connection.dialect)
 
-    expected: Definitions
-    found: Definitions
-    states: Mapping[tuple[str, str], str]
+    @cache
+    def find() -> Objects:
+        if connection.dialect.name == "sqlite":
+            return dict(_find_in_sqlite(connection))
+        names = {"names": [name for _, name in expected]}
+        rows = connection.execute(text(_CATALOG), names)
+        return {(kind, name): (type, state) for kind, name, type, state in rows}
 
+    def check(kind: str) -> Finding:
+        wanted = {key: type for key, (type, _) in sorted(expected.items()) if key[0] == kind}
+        found = find()
+        wrong = [problem for key, type in wanted.items() if (problem := _problem(key, type, found))]
+        return to_finding(kind, wrong, f"all {len(wanted)} exist")
 
-def compare(kind: str, schema: Schema) -> Finding:
-    """Compare what there is of a kind with what should be there."""
-    expected, found, states = schema
-    names = [name for of, name in expected if of == kind]
-    wrong = []
-    for key in ((kind, name) for name in names):
-        if key not in found:
-            wrong.append(f"{key[1]} is missing")
-        elif states.get(key):
-            wrong.append(f"{key[1]} {states[key]}")
-        elif _plain(found[key]) != _plain(expected[key]):
-            wrong.append(f"{key[1]} is not as the migrations make it")
-    return to_finding(kind, wrong, f"all {len(names)} are in place")
-
-
-def _plain(sql: str) -> str:
-    """Leave out what may be spelt in two ways, by PostgreSQL above all."""
-    plain = re.sub(r'[\s"]+', "", sql).lower().replace("usingbtree", "").replace("::text", "")
-    return re.sub(r"=any\(array\[(.*?)\]\)", r"in(\1)", plain)
+    kinds = dict.fromkeys(kind for kind, _ in expected)
+    return {kind: partial(check, kind) for kind in KINDS if kind in kinds}
 
 
-def split_definitions(table: str, inside: str) -> Definitions:
-    """Return a table, its columns and constraints, from what stands inside of CREATE TABLE."""
-    items, depth = [""], 0
-    for character in inside.replace('"', ""):
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            items.append("")
-        else:
-            items[-1] += character
-    parts = {("tables", table): ""}
-    for item in items:
-        column, *constraints = re.split(r"\bCONSTRAINT\s", item)
-        name = "".join(column.split(maxsplit=1)[:1])
-        if name:
-            parts["tables", f"{table}.{name}"] = column
-        for constraint in constraints:
-            called, rule = constraint.split(maxsplit=1)
-            of_column = f"FOREIGN KEY ({name}) " if rule.startswith("REFERENCES") else ""
-            parts["constraints", called] = of_column + rule
-    return parts
+def _problem(key: tuple[str, str], type: str, found: Objects) -> str | None:
+    _, name = key
+    if key not in found:
+        return f"{name} is missing"
+    actual, state = found[key]
+    if actual.lower() != type.lower():
+        return f"{name} is {actual}, not {type}"
+    return f"{name} {state}" if state else None
 
 
-def sqlite_schema(connection: Connection) -> Checks:
-    """Compare with a database that is made here and now."""
-    head = create_engine("sqlite://")
-    try:
-        migrate.upgrade(head)
-        with head.connect() as made:
-            schema = Schema(_sqlite_definitions(made), _sqlite_definitions(connection), {})
-    finally:
-        head.dispose()
-    kinds = ("tables", "constraints", "indexes", "triggers", "views")
-    return {kind: partial(compare, kind, schema) for kind in kinds}
+def expected_objects(dialect: Dialect) -> Objects:
+    """Return what the newest migration leaves: objects in the metadata and in the printed SQL."""
+    names = dict.fromkeys(_printed_objects(dialect.name), ("", ""))
+    for table in metadata.tables.values():
+        names["tables", table.name] = ("", "")
+        for column in table.columns:
+            type = column.type.compile(dialect) + ("" if column.nullable else " NOT NULL")
+            names["tables", f"{table.name}.{column.name}"] = (type, "")
+        for kind, items in (("constraints", table.constraints), ("indexes", table.indexes)):
+            for item in items:
+                if item.info.get("only", dialect.name) == dialect.name:
+                    names[kind, str(item.name)] = ("", "")
+    return names
 
 
-def _sqlite_definitions(connection: Connection) -> Definitions:
-    definitions: Definitions = {}
-    kinds = {"index": "indexes", "trigger": "triggers", "view": "views"}
-    made = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
-    for kind, name, sql in connection.execute(text(made)):
-        if kind in kinds:
-            definitions[kinds[kind], name] = sql
-        elif name in metadata.tables:
-            definitions |= split_definitions(name, sql[sql.index("(") + 1 : sql.rindex(")")])
-    return definitions
+@cache
+def _printed_objects(dialect: str) -> list[tuple[str, str]]:
+    """Return the triggers, views and functions, which are not in the metadata."""
+    printed = io.StringIO()
+    migrate.upgrade_sql(f"{dialect}://", printed)
+    exists = {
+        (f"{kind.lower()}s", name): verb == "CREATE"
+        for verb, kind, name in _STATEMENT.findall(printed.getvalue())
+    }
+    return [key for key, created in exists.items() if created]
+
+
+def _find_in_sqlite(connection: Connection) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    master = connection.execute(text("SELECT type, name, sql FROM sqlite_master WHERE sql > ''"))
+    for kind, name, sql in master.all():
+        yield ("indexes" if kind == "index" else f"{kind}s", name), ("", "")
+        if kind == "table" and name in metadata.tables:
+            yield from ((("constraints", found), ("", "")) for found in _CONSTRAINT.findall(sql))
+            for column in connection.exec_driver_sql(f"PRAGMA table_info({name})").mappings():
+                type = column["type"] + (" NOT NULL" if column["notnull"] else "")
+                yield ("tables", f"{name}.{column['name']}"), (type, "")
+
+
+_CONSTRAINT: Final = re.compile(r'\bCONSTRAINT\s+"?(\w+)')
+_STATEMENT: Final = re.compile(
+    r'^ *(CREATE|DROP) (?:OR REPLACE )?(FUNCTION|TRIGGER|VIEW) (?:"?\w+"?\.)?"?(\w+)', re.MULTILINE
+)
+_CATALOG: Final = """
+WITH names AS (SELECT unnest(CAST(:names AS text[])) AS name),
+ours AS (SELECT * FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM names))
+SELECT 'tables' AS kind, relname::text AS name, '' AS type,
+       CASE relpersistence WHEN 'p' THEN '' ELSE 'is unlogged: a crash empties it' END AS state
+  FROM ours WHERE relkind IN ('r', 'p')
+UNION ALL
+SELECT 'views', relname, '', '' FROM ours WHERE relkind = 'v'
+UNION ALL
+SELECT 'tables', relname || '.' || attname,
+       format_type(atttypid, atttypmod) || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END, ''
+  FROM ours JOIN pg_attribute ON attrelid = ours.oid AND attnum > 0 AND NOT attisdropped
+UNION ALL
+SELECT 'constraints', conname, '',
+       CASE WHEN NOT convalidated THEN 'is not valid'
+            WHEN EXISTS (SELECT FROM pg_trigger AS t
+                          WHERE tgconstraint = c.oid AND tgenabled IN ('D', 'R'))
+            THEN 'is not enforced: its triggers are disabled' ELSE '' END
+  FROM ours JOIN pg_constraint AS c ON conrelid = ours.oid
+UNION ALL
+SELECT 'indexes', i.relname, '', CASE WHEN indisvalid THEN '' ELSE 'is invalid' END
+  FROM ours JOIN pg_index ON indrelid = ours.oid JOIN pg_class AS i ON i.oid = indexrelid
+UNION ALL
+SELECT 'triggers', tgname, '',
+       CASE tgenabled WHEN 'D' THEN 'is disabled' WHEN 'R' THEN 'fires only on replicas'
+            ELSE '' END
+  FROM ours JOIN pg_trigger AS t ON tgrelid = ours.oid
+UNION ALL
+SELECT 'functions', proname, '', ''
+  FROM pg_proc JOIN names ON proname = name
+ WHERE pronamespace IN (SELECT relnamespace FROM ours)
+"""
 
 
 def check_revision(connection: Connection) -> Finding:
-    """Look at the version."""
+    """Check the revision of the schema."""
     at, known = migrate.current(connection), migrate.revisions()
     if at in known:
         behind = [] if at == known[0] else [f"at {at}, before {known[0]}"]
         return to_finding("migrated", behind, f"at {at}")
     if at is not None:
-        says = f"at {at}, which a newer version of execution-core made"
-        return Finding("migrated", "problem", says, "Install that version here as well")
+        message = f"at {at}, which a newer version of execution-core created"
+        return Finding("migrated", "problem", message, "Install that version here as well")
     if not inspect(connection).has_table(executions.name):
-        advice = "Run execution-core migrate; or see to search_path, and USAGE on the schema"
+        advice = "Run execution-core migrate, or check search_path and USAGE on the schema"
         return Finding("migrated", "problem", "no table executions is visible", advice)
-    says = f"no {migrate.VERSION_TABLE} tells the version; it is compared with {known[0]}"
-    advice = "Nothing, where your own Alembic lists this library's versions beside its own"
-    return Finding("migrated", "warning", says, advice)
+    message = f"no table {migrate.VERSION_TABLE}: assuming revision {known[0]}"
+    advice = "Nothing, if your own Alembic runs this library's migrations with its own"
+    return Finding("migrated", "warning", message, advice)

@@ -1,4 +1,4 @@
-"""Whether the settings are sound, and nobody stands in the way."""
+"""Check the settings of the database, and sessions that block others."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ from ..sql.schema.indexes import metadata
 from .finding import Checks, Finding, format_time, to_finding
 
 MANY_ROWS: Final = 10_000
-"""A table of fewer rows is read fast, whatever the planner knows of it."""
+"""Statistics of smaller tables do not matter: reading them is fast with any plan."""
 
 
 def sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
-    """Look at a file, and at the connections of the host's own engine."""
+    """Check the file, and the connections of the application's engine if one is given."""
     with for_single_statements(engine).connect() as connection:
         version = connection.execute(text("SELECT sqlite_version()")).scalar_one()
         file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
@@ -26,56 +26,65 @@ def sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
     old = tuple(map(int, version.split("."))) < (3, 38)
     findings = [to_finding("sqlite_version", [version] if old else [], version)]
     if file:
-        shut = [f"{p} is not" for p in (Path(file), Path(file).parent) if not os.access(p, os.W_OK)]
+        paths = (Path(file), Path(file).parent)
+        read_only = [f"{path} is not writable" for path in paths if not os.access(path, os.W_OK)]
         findings += [
             to_finding("journal_mode", [] if mode == "wal" else [mode], mode),
-            to_finding("writable", shut, "the file and its folder, by this user"),
+            to_finding("writable", read_only, "the file and its directory, by this user"),
         ]
     if not given:
-        says = (
-            "a URL has none to check, an Engine has; connect() and configure_sqlite make sound ones"
-        )
-        return [*findings, Finding("connections", "ok", says)]
+        message = "not checked for a URL: pass an Engine to check its connections"
+        return [*findings, Finding("connections", "ok", message)]
+    immediate = event.contains(engine, "begin", begin_sqlite)
     wrong = {
         "foreign keys are off": not foreign_keys,
-        "a writer does not wait for another": not busy_timeout,
-        "who reads and then writes cannot wait": not event.contains(engine, "begin", begin_sqlite),
+        "busy_timeout is 0, so a writer fails while another one writes": not busy_timeout,
+        "BEGIN IMMEDIATE is not used, so a transaction that reads first can fail": not immediate,
     }
     return [
         *findings,
-        to_finding("connections", [says for says, so in wrong.items() if so], "sound"),
+        to_finding("connections", [message for message, so in wrong.items() if so], "configured"),
         to_finding(
             "synchronous",
-            ["a loss of power may take the last moves"] if synchronous < 2 else [],
-            "what is acknowledged survives a loss of power",
+            ["a power failure can lose the last transactions"] if synchronous < 2 else [],
+            "committed transactions survive a power failure",
         ),
     ]
 
 
 _SETTINGS: Final = {
-    # The values that are sound, and what it means when it has another.
-    "transaction_isolation": (("read committed",), "calls that meet raise where they would wait"),
+    # The accepted values, and the effect of any other value.
+    "transaction_isolation": (
+        ("read committed",),
+        "concurrent calls raise serialization failures instead of waiting",
+    ),
     "synchronous_commit": (
         ("on", "remote_apply"),
-        "the last moves may be lost: off, in a crash; else, when a standby takes over",
+        "a crash (off) or a failover (local, remote_write) can lose the last transactions",
     ),
-    "transaction_read_only": (("off",), "a standby, or default_transaction_read_only is on"),
-    "session_replication_role": (("origin", "local"), "no trigger fires, so no history is written"),
-    "fsync": (("on",), "a crash of the machine may destroy the database"),
-    "full_page_writes": (("on",), "a crash of the machine may destroy pages"),
+    "transaction_read_only": (
+        ("off",),
+        "this is a standby, or default_transaction_read_only is on",
+    ),
+    "session_replication_role": (
+        ("origin", "local"),
+        "triggers do not fire, so no history is written",
+    ),
+    "fsync": (("on",), "a crash of the machine can corrupt the database"),
+    "full_page_writes": (("on",), "a crash of the machine can corrupt pages"),
 }
 
 
 def postgresql_settings(engine: Engine) -> list[Finding]:
-    """Look at what is set where the engine connects."""
+    """Check the settings of the server and of the session."""
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT name, setting FROM pg_settings"))
         found = {row.name: row.setting for row in rows}
     version = found["server_version"]
     old = int(found["server_version_num"]) < 150_000
     findings = [to_finding("server_version", [version] if old else [], version)]
-    for name, (sound, means) in _SETTINGS.items():
-        wrong = [] if found[name] in sound else [f"{found[name]}: {means}"]
+    for name, (accepted, effect) in _SETTINGS.items():
+        wrong = [] if found[name] in accepted else [f"{found[name]}: {effect}"]
         findings.append(to_finding(name, wrong, found[name]))
     return findings
 
@@ -99,7 +108,7 @@ SELECT relname, coalesce(last_analyze, last_autoanalyze) IS NULL, n_live_tup, n_
 
 
 def postgresql_activity(connection: Connection, patience: int) -> Checks:
-    """Look at who holds the tables, and what is known of them."""
+    """Check for idle transactions that hold locks, and for outdated statistics."""
     tables = list(metadata.tables)
 
     def idle() -> Finding:
@@ -108,14 +117,16 @@ def postgresql_activity(connection: Connection, patience: int) -> Checks:
             f"{pid} ({role}, {application or 'unnamed'}) since {format_time(since)}"
             for pid, role, application, since in rows
         ]
-        return to_finding("idle_transactions", wrong, "none holds these tables for long")
+        return to_finding(
+            "idle_transactions", wrong, "no session holds locks on these tables for long"
+        )
 
     def statistics() -> Finding:
         rows = connection.execute(text(_STATISTICS), {"tables": tables, "many": MANY_ROWS})
         wrong = [
-            f"{table}, {live} rows, {'never analysed' if unknown else f'{dead} dead ones beside'}"
+            f"{table}: {live} rows, {'never analyzed' if unknown else f'{dead} dead rows'}"
             for table, unknown, live, dead in rows
         ]
-        return to_finding("statistics", wrong, "what the planner needs is known")
+        return to_finding("statistics", wrong, "up to date")
 
     return {"idle_transactions": idle, "statistics": statistics}
