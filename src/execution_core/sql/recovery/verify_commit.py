@@ -101,16 +101,21 @@ def to_conflict(error: DBAPIError, query: Query) -> ConcurrentUpdate | None:
 
 def with_schema_hint(error: DBAPIError) -> DBAPIError:
     """Return the error; if a part of the schema is missing, with a note that says what to do."""
-    driver_error: Any = error.orig
-    if getattr(driver_error, "sqlstate", None) in UNDEFINED or (
-        isinstance(driver_error, sqlite3.OperationalError)
-        and any(part in str(driver_error) for part in ("no such", "no column named"))
-    ):
+    if is_schema_error(error):
         error.add_note(
             "The schema may be missing or outdated: check it with migrate.check(engine), and"
             " upgrade it with migrate.upgrade(engine) or execution-core migrate."
         )
     return error
+
+
+def is_schema_error(error: DBAPIError) -> bool:
+    """Return whether a table, a column or a function is missing."""
+    driver_error: Any = error.orig
+    return getattr(driver_error, "sqlstate", None) in UNDEFINED or (
+        isinstance(driver_error, sqlite3.OperationalError)
+        and any(part in str(driver_error) for part in ("no such", "no column named"))
+    )
 
 
 def verify_read(broken: ConnectionBroken) -> VerificationSteps[Rows | None]:  # noqa: ARG001
