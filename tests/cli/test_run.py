@@ -1,4 +1,4 @@
-"""`execution-core run` as a new user would try it: real commands, real processes, real signals."""
+"""`execution-core run` with real commands, processes and signals."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ from ..conftest import Database, open_database
 
 PROGRAM = Path(sys.executable).with_name("execution-core")
 PATIENCE = 30
-# Nobody in the group heeds SIGTERM; every one writes down who it is, and outlives the test.
+# No process of the group ends on SIGTERM. Each writes its pid, and would outlive the test.
 FAMILY = """
 trap '' TERM
 sh -c 'echo $$ >> pids; exec sleep 600' &
@@ -39,13 +39,13 @@ wait
 
 
 class Shell:
-    """Calls `execution-core run` in a folder of its own, on a database."""
+    """Call `execution-core run` in a directory of its own, on a database."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database
         self.folder = folder
         self.manager = ExecutionManager(SqlExecutionStore(database.engine))
-        self.begun: list[subprocess.Popen[bytes]] = []
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def begin(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
         program = options.pop("program", [PROGRAM])
@@ -55,8 +55,8 @@ class Shell:
         process = subprocess.Popen(
             [*program, "run", *arguments], cwd=self.folder, env=environment, **(pipes | options)
         )
-        self.begun.append(cast("subprocess.Popen[bytes]", process))
-        return self.begun[-1]
+        self.started.append(cast("subprocess.Popen[bytes]", process))
+        return self.started[-1]
 
     def run(self, *arguments: str, **options: Any) -> tuple[int, bytes, str]:
         return self.end(self.begin(*arguments, **options))
@@ -76,7 +76,7 @@ class Shell:
         return [each.status for each in self.manager.list()] == [status]
 
     def attempts(self) -> list[tuple[str, str | None]]:
-        """The outcome of each attempt, and the code of its error."""
+        """Return outcome and error code of each attempt."""
         error = "error ->> 'code'"
         rows = self.database.rows(
             f"SELECT outcome, {error} AS code FROM execution_attempts ORDER BY attempt"
@@ -88,7 +88,7 @@ class Shell:
         return [int(line) for line in written.read_text().split()] if written.exists() else []
 
     def close(self) -> None:
-        for process in self.begun:
+        for process in self.started:
             process.kill()
             process.wait()
             for pipe in (process.stdout, process.stderr):
@@ -112,7 +112,7 @@ def shell(database: Database, tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture
 def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
-    """On SQLite alone: what is tried has been seen on both, but for what no database sees."""
+    """SQLite only, for behaviour that does not depend on the database."""
     with open_database("sqlite", request) as database:
         shell = Shell(database, tmp_path)
         yield shell
@@ -122,7 +122,7 @@ def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 def wait_for(condition: Callable[[], Any]) -> None:
     limit = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < limit, "it never came true"
+        assert time.monotonic() < limit, "the condition did not become true"
         time.sleep(0.02)
 
 
@@ -131,23 +131,23 @@ def is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    # An orphan that is dead, but that nobody has buried.
+    # A zombie: an orphan that has ended but was not reaped.
     stat = Path(f"/proc/{pid}/stat")
     with suppress(FileNotFoundError):
         return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
     return True
 
 
-def assert_nobody_is_left(shell: Shell, members: int) -> None:
+def assert_group_ended(shell: Shell, members: int) -> None:
     pids = shell.pids()
     assert len(pids) == members
     wait_for(lambda: all(map(is_gone, pids)))
 
 
-# A new user
+# Commands
 
 
-def test_a_command_that_works(shell: Shell) -> None:
+def test_run_successful_command_is_completed(shell: Shell) -> None:
     script = (
         "echo out; echo err >&2; cat;"
         " echo $EXECUTION_ID $EXECUTION_ATTEMPT >&2; execution-core progress 30 100"
@@ -167,7 +167,7 @@ def test_a_command_that_works(shell: Shell) -> None:
     assert (execution.progress.current, execution.worker is not None) == (30, True)
 
 
-def test_the_third_attempt_succeeds(shell: Shell) -> None:
+def test_run_third_attempt_succeeds_is_completed(shell: Shell) -> None:
     script = 'echo "try $EXECUTION_ATTEMPT"; [ $EXECUTION_ATTEMPT = 3 ] || exit $EXECUTION_ATTEMPT'
     code, out, err = shell.run("--max-attempts", "5", "--backoff", "10ms", "--", "sh", "-c", script)
     assert (code, out) == (0, b"try 1\ntry 2\ntry 3\n")
@@ -176,7 +176,7 @@ def test_the_third_attempt_succeeds(shell: Shell) -> None:
     assert shell.execution.result == {"exit_status": 0, "output": "try 3\n"}
 
 
-def test_none_is_left(embedded: Shell) -> None:
+def test_run_all_attempts_used_refused(embedded: Shell) -> None:
     script = 'echo "cannot $EXECUTION_ATTEMPT" >&2; kill -9 $$'
     again = ("--key", "k", "--max-attempts", "2", "--", "sh", "-c", script)
     code, _, err = embedded.run(*again)
@@ -191,27 +191,27 @@ def test_none_is_left(embedded: Shell) -> None:
     assert len(embedded.attempts()) == 2
 
 
-def test_the_deadline(shell: Shell) -> None:
+def test_run_timeout_kills_group_and_times_out(shell: Shell) -> None:
     code, out, _ = shell.run(
         *("--timeout", "1s", "--kill-after", "100ms", "--max-attempts", "2"),
         *("--", "sh", "-c", FAMILY),
     )
     assert (code, out) == (124, b"begun 1\nbegun 2\n")
-    assert_nobody_is_left(shell, 6)
+    assert_group_ended(shell, 6)
     assert shell.attempts() == [("timed_out", "timeout"), ("timed_out", "timeout")]
     second, first = shell.manager.logs(shell.execution.id)
     assert (first.data, second.data) == ({"output": "begun 1\n"}, {"output": "begun 2\n"})
 
 
-def test_the_deadline_gives_the_command_time(embedded: Shell) -> None:
+def test_run_timeout_waits_for_sigterm_handler(embedded: Shell) -> None:
     script = "trap 'echo tidied; exit 0' TERM; echo $$ >> pids; sleep 600 & wait"
     code, out, _ = embedded.run("--timeout", "1s", "--", "sh", "-c", script)
     assert (code, out) == (124, b"tidied\n")
-    assert_nobody_is_left(embedded, 1)
+    assert_group_ended(embedded, 1)
     assert embedded.attempts() == [("timed_out", "timeout")]
 
 
-def test_cancelled_from_another_shell(shell: Shell) -> None:
+def test_run_cancelled_meanwhile_exits_143(shell: Shell) -> None:
     process = shell.begin(
         *("--heartbeat", "50ms", "--kill-after", "100ms", "--max-attempts", "2"),
         *("--", "sh", "-c", FAMILY),
@@ -221,7 +221,7 @@ def test_cancelled_from_another_shell(shell: Shell) -> None:
     code, _, err = shell.end(process)
     assert code == 143
     assert "is cancelled (no longer wanted)" in err
-    assert_nobody_is_left(shell, 3)
+    assert_group_ended(shell, 3)
     assert shell.attempts() == [("cancelled", None)]
     (entry,) = shell.manager.logs(shell.execution.id)
     assert (entry.level, entry.data) == ("warning", {"output": "begun 1\n"})
@@ -239,43 +239,43 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @contextmanager
 def terminal(shell: Shell, kind: str, *arguments: str) -> "Iterator[tuple[int, Any]]":
-    ours, theirs = os.openpty()
+    tty, slave = os.openpty()
     try:
         yield (
-            ours,
+            tty,
             shell.begin(
                 *arguments,
                 program=[sys.executable, "-c", IN_TERMINAL, kind, PROGRAM],
-                **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+                **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
             ),
         )
     finally:
-        os.close(theirs)
+        os.close(slave)
 
 
-def test_the_terminal_is_closed(shell: Shell) -> None:
-    with terminal(shell, "hup", "--kill-after", "100ms", "--", "sh", "-c", FAMILY) as (ours, run):
+def test_run_terminal_closed_ends_group(shell: Shell) -> None:
+    with terminal(shell, "hup", "--kill-after", "100ms", "--", "sh", "-c", FAMILY) as (tty, run):
         wait_for(lambda: len(shell.pids()) == 3)
-    os.close(ours)
+    os.close(tty)
     assert run.wait(PATIENCE) == 128 + signal.SIGHUP
-    assert_nobody_is_left(shell, 3)
+    assert_group_ended(shell, 3)
     assert shell.attempts() == [("failed", "interrupted")]
     error = shell.execution.error
     assert error is not None
     assert (error.message, error.stack) == ("Interrupted by SIGHUP", "begun 1\n")
 
 
-def test_the_terminal_is_closed_and_nobody_minds(embedded: Shell) -> None:
+def test_run_terminal_closed_under_nohup_continues(embedded: Shell) -> None:
     script = "cat; touch begun; while [ ! -e closed ]; do sleep 0.02; done; echo a; echo b >&2"
-    with terminal(embedded, "nohup", "--", "sh", "-c", script) as (ours, run):
+    with terminal(embedded, "nohup", "--", "sh", "-c", script) as (tty, run):
         wait_for((embedded.folder / "begun").exists)
-    os.close(ours)
+    os.close(tty)
     (embedded.folder / "closed").touch()
     assert run.wait(PATIENCE) == 0
     assert embedded.execution.result == {"exit_status": 0, "output": "a\nb\n"}
 
 
-def test_several_at_once_with_one_key(shell: Shell) -> None:
+def test_run_concurrent_calls_of_one_key_run_once(shell: Shell) -> None:
     script = "echo ran >> ran; while [ ! -e enough ]; do sleep 0.02; done"
     arguments = ("--key", "nightly", "--", "sh", "-c", script)
     processes = [shell.begin(*arguments) for _ in range(3)]
@@ -285,34 +285,34 @@ def test_several_at_once_with_one_key(shell: Shell) -> None:
     assert sorted(code for code, _, _ in ended) == [0, 75, 75]
     assert (
         sum(
-            "ALREADY_RUNNING" in err and "run this with --stalled-after" in err
+            "ALREADY_RUNNING" in err and "run this command with --stalled-after" in err
             for _, _, err in ended
         )
         == 2
     )
     code, _, err = shell.run(*arguments)
-    assert (code, "is completed already" in err) == (0, True)
+    assert (code, "is already completed" in err) == (0, True)
     assert (shell.folder / "ran").read_text() == "ran\n"
     assert shell.attempts() == [("completed", None)]
 
 
-def test_no_such_command(shell: Shell) -> None:
+def test_run_missing_command_exits_127(shell: Shell) -> None:
     code, _, err = shell.run("--max-attempts", "2", "--", "no-such-command")
     assert code == 127
     assert "'no-such-command' cannot be run: No such file or directory" in err
     assert shell.attempts() == [("failed", "not_found")]
 
 
-def test_no_program(embedded: Shell) -> None:
+def test_run_file_without_interpreter_line_exits_126(embedded: Shell) -> None:
     program = embedded.folder / "program"
     program.write_text("no first line that names an interpreter")
     program.chmod(0o755)
     code, _, err = embedded.run("--max-attempts", "2", "--", str(program))
-    assert (code, "#!/bin/sh?" in err) == (126, True)
+    assert (code, "#!/bin/sh" in err) == (126, True)
     assert embedded.attempts() == [("failed", "not_executable")]
 
 
-def test_binary_output(shell: Shell) -> None:
+def test_run_binary_output_is_forwarded_and_stored(shell: Shell) -> None:
     printed = b"\0\xff\xfe \xc3\xa9 \x1b[1m\r\n\xed\xa0\x80" + bytes(range(256))
     (shell.folder / "binary").write_bytes(printed)
     script = "cat binary; [ $EXECUTION_ATTEMPT = 2 ]"
@@ -329,20 +329,20 @@ def test_binary_output(shell: Shell) -> None:
 # Signals
 
 
-def test_signals_are_passed_on_and_recorded(shell: Shell) -> None:
-    assert_passed_on(shell, signal.SIGTERM)
+def test_run_sigterm_is_forwarded_and_recorded(shell: Shell) -> None:
+    assert_forwarded(shell, signal.SIGTERM)
     assert shell.attempts() == [("failed", "interrupted")]
 
 
-def test_interrupted_and_called_again(embedded: Shell) -> None:
-    arguments = assert_passed_on(embedded, signal.SIGINT)
+def test_run_after_sigint_next_call_retries(embedded: Shell) -> None:
+    arguments = assert_forwarded(embedded, signal.SIGINT)
     assert embedded.run(*arguments)[0] == 0
     assert embedded.attempts() == [("failed", "interrupted"), ("completed", None)]
 
 
-def assert_passed_on(shell: Shell, number: signal.Signals) -> tuple[str, ...]:
-    """The command hears it, and ends well; but it was told to end, and is not done."""
-    trap = f"trap 'echo heard; exit 0' {number.name[3:]}; echo $$ >> pids; sleep 600 & wait"
+def assert_forwarded(shell: Shell, number: signal.Signals) -> tuple[str, ...]:
+    """The command handles the signal and exits with 0; the attempt still counts as failed."""
+    trap = f"trap 'echo received; exit 0' {number.name[3:]}; echo $$ >> pids; sleep 600 & wait"
     script = f"[ $EXECUTION_ATTEMPT = 2 ] && exit 0; {trap}"
     options = ("--key", "k", "--max-attempts", "2", "--kill-after", "100ms")
     arguments = (*options, "--", "sh", "-c", script)
@@ -350,14 +350,14 @@ def assert_passed_on(shell: Shell, number: signal.Signals) -> tuple[str, ...]:
     wait_for(shell.pids)
     process.send_signal(number)
     code, out, err = shell.end(process)
-    assert (code, out) == (128 + number, b"heard\n")
+    assert (code, out) == (128 + number, b"received\n")
     assert err.count("Interrupted by") == err.count(f": Interrupted by {number.name}\n") == 1
-    assert_nobody_is_left(shell, 1)
+    assert_group_ended(shell, 1)
     assert shell.is_("retrying")
     return arguments
 
 
-def test_a_signal_between_attempts(embedded: Shell) -> None:
+def test_run_signal_between_attempts_exits(embedded: Shell) -> None:
     process = embedded.begin("--max-attempts", "2", "--backoff", "1h", "--", "sh", "-c", "exit 3")
     wait_for(lambda: embedded.is_("retrying"))
     process.terminate()
@@ -367,8 +367,8 @@ def test_a_signal_between_attempts(embedded: Shell) -> None:
     assert embedded.attempts() == [("failed", "exit_3")]
 
 
-def test_a_signal_while_the_attempt_is_started(tmp_path: Path) -> None:
-    """Nothing is run, in any database: it was told to end before there was a command to tell."""
+def test_run_signal_during_start_runs_nothing(tmp_path: Path) -> None:
+    """The signal arrives before there is a command: nothing runs, on any database."""
     events = EventQueue()
     events.interrupted = signal.SIGINT
     command = Command(["touch", f"{tmp_path}/ran"], os.environ, timedelta(0), events)
@@ -376,8 +376,8 @@ def test_a_signal_while_the_attempt_is_started(tmp_path: Path) -> None:
     assert (outcome.code, list(tmp_path.iterdir())) == (130, [])
 
 
-def test_a_signal_while_the_database_hangs(postgres_database: Database, tmp_path: Path) -> None:
-    """On PostgreSQL alone, which tells who waits for whom."""
+def test_run_signal_while_database_hangs_exits(postgres_database: Database, tmp_path: Path) -> None:
+    """PostgreSQL only: it shows which session waits for a lock."""
     shell = Shell(postgres_database, tmp_path)
     try:
         with postgres_database.engine.begin() as connection:
@@ -395,10 +395,10 @@ def test_a_signal_while_the_database_hangs(postgres_database: Database, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-# Others have their hands on the execution
+# Changes by others
 
 
-def test_killed_and_taken_over(shell: Shell) -> None:
+def test_run_after_kill_stalled_after_takes_over(shell: Shell) -> None:
     script = "[ $EXECUTION_ATTEMPT = 2 ] && exit 0; echo $$ >> pids; exec sleep 600"
     again = ("--type", "job", "--key", "k", "--max-attempts", "2", "--heartbeat", "50ms")
     process = shell.begin(*again, "--", "sh", "-c", script)
@@ -413,7 +413,7 @@ def test_killed_and_taken_over(shell: Shell) -> None:
     assert shell.attempts() == [("timed_out", "stalled"), ("completed", None)]
 
 
-def test_timed_out_by_a_sweeper(embedded: Shell) -> None:
+def test_run_timed_out_by_sweep_retries(embedded: Shell) -> None:
     script = f"[ $EXECUTION_ATTEMPT = 2 ] && exit 0; {FAMILY}"
     process = embedded.begin(
         *("--heartbeat", "50ms", "--kill-after", "100ms", "--max-attempts", "2"),
@@ -422,11 +422,11 @@ def test_timed_out_by_a_sweeper(embedded: Shell) -> None:
     wait_for(lambda: len(embedded.pids()) == 3)
     embedded.manager.timeout(embedded.execution.id)
     assert embedded.end(process)[0] == 0
-    assert_nobody_is_left(embedded, 3)
+    assert_group_ended(embedded, 3)
     assert embedded.attempts() == [("timed_out", "timeout"), ("completed", None)]
 
 
-def test_taken_over_by_another_attempt(embedded: Shell) -> None:
+def test_run_taken_over_exits_75(embedded: Shell) -> None:
     process = embedded.begin(
         *("--heartbeat", "50ms", "--kill-after", "100ms", "--max-attempts", "3"),
         *("--", "sh", "-c", FAMILY),
@@ -440,21 +440,21 @@ def test_taken_over_by_another_attempt(embedded: Shell) -> None:
         inside.start(id, worker="another")
     code, _, err = embedded.end(process)
     assert (code, "attempt 2 has taken over" in err) == (75, True)
-    assert_nobody_is_left(embedded, 3)
+    assert_group_ended(embedded, 3)
     assert embedded.execution.worker == "another"
 
 
-def test_deleted_meanwhile(embedded: Shell) -> None:
+def test_run_deleted_execution_exits_1(embedded: Shell) -> None:
     process = embedded.begin("--heartbeat", "50ms", "--kill-after", "1ms", "--", "sh", "-c", FAMILY)
     wait_for(lambda: len(embedded.pids()) == 3)
     embedded.manager.delete(embedded.execution.id)
     code, _, err = embedded.end(process)
     assert (code, "which was deleted" in err) == (1, True)
-    assert_nobody_is_left(embedded, 3)
+    assert_group_ended(embedded, 3)
 
 
-def test_done_but_taken_away(embedded: Shell) -> None:
-    """What has succeeded is not done again, although the record came too late."""
+def test_run_success_after_loss_is_not_repeated(embedded: Shell) -> None:
+    """A successful command is not repeated, although its record came too late."""
     script = "echo ran >> ran; while [ ! -e enough ]; do sleep 0.02; done"
     process = embedded.begin("--heartbeat", "1h", "--max-attempts", "2", "--", "sh", "-c", script)
     wait_for((embedded.folder / "ran").exists)
@@ -467,17 +467,17 @@ def test_done_but_taken_away(embedded: Shell) -> None:
 
 
 OUTCOMES = {
-    "completed": exit_codes.exited(0, "said"),
-    "failed": exit_codes.exited(3, "said"),
-    "killed": exit_codes.exited(-9, "said"),
-    "timed_out": exit_codes.timed_out("said"),
-    "interrupted": exit_codes.interrupted(signal.SIGINT),
+    "completed": exit_codes.after_exit(0, "output"),
+    "failed": exit_codes.after_exit(3, "output"),
+    "killed": exit_codes.after_exit(-9, "output"),
+    "timed_out": exit_codes.after_timeout("output"),
+    "interrupted": exit_codes.after_interrupt(signal.SIGINT),
 }
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
 @pytest.mark.parametrize("max_attempts", [1, 2])
-def test_a_record_whose_answer_was_lost(shell: Shell, name: str, max_attempts: int) -> None:
+def test_outcome_recorded_twice_changes_nothing(shell: Shell, name: str, max_attempts: int) -> None:
     started = shell.manager.start(shell.manager.create("job", max_attempts=max_attempts).id)
     recorded = OUTCOMES[name].record(shell.manager, started, timedelta(0))
     assert OUTCOMES[name].record(shell.manager, started, timedelta(0)) == recorded
@@ -488,20 +488,20 @@ def test_a_record_whose_answer_was_lost(shell: Shell, name: str, max_attempts: i
     assert shell.execution == recorded
 
 
-# The database is away
+# An unavailable database
 
 
 @dataclass(frozen=True)
 class Access:
-    """A way to a database, which can be barred: nobody gets in or through any more."""
+    """Access to a database that the test can block and unblock."""
 
     url: str
-    bar: Callable[[], object]
-    unbar: Callable[[], object]
+    block: Callable[[], object]
+    unblock: Callable[[], object]
 
 
 @contextmanager
-def access(database: Database) -> Iterator[Access]:
+def open_access(database: Database) -> Iterator[Access]:
     if database.name == "sqlite":
         path = make_url(database.url).database or ""
         with closing(sqlite3.connect(path, isolation_level=None)) as writer:
@@ -511,8 +511,10 @@ def access(database: Database) -> Iterator[Access]:
                 lambda: writer.execute("ROLLBACK"),
             )
         return
-    role = f"barred_{os.getpid()}"
-    throw_out = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+    role = f"blocked_{os.getpid()}"
+    end_sessions = (
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+    )
     engine = create_engine(database.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as admin:
 
@@ -520,129 +522,137 @@ def access(database: Database) -> Iterator[Access]:
             for statement in statements:
                 admin.execute(text(statement))
 
-        run(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'barred'")
-        url = make_url(database.url).set(username=role, password="barred")
+        run(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'blocked'")
+        url = make_url(database.url).set(username=role, password="blocked")
         try:
             yield Access(
                 url.render_as_string(hide_password=False),
-                lambda: run(f"ALTER ROLE {role} NOLOGIN", throw_out),
+                lambda: run(f"ALTER ROLE {role} NOLOGIN", end_sessions),
                 lambda: run(f"ALTER ROLE {role} LOGIN"),
             )
         finally:
-            run(throw_out, f"DROP ROLE {role}")
+            run(end_sessions, f"DROP ROLE {role}")
 
 
 WAITING = "touch begun; while [ ! -e enough ]; do sleep 0.02; done; echo done"
 
 
-def test_the_database_is_away_for_a_while(shell: Shell) -> None:
+def test_run_database_unavailable_records_later(shell: Shell) -> None:
     errors = shell.folder / "errors"
-    with access(shell.database) as database, errors.open("wb") as file:
+    with open_access(shell.database) as database, errors.open("wb") as file:
         process = shell.begin(
             "--heartbeat", "50ms", "--", "sh", "-c", WAITING, url=database.url, stderr=file
         )
         wait_for((shell.folder / "begun").exists)
-        database.bar()
-        if shell.database.name == "postgresql":  # SQLite's own patience message nothing yet
-            wait_for(lambda: "No heartbeat was recorded" in errors.read_text())
+        database.block()
+        if shell.database.name == "postgresql":  # on SQLite, busy_timeout delays the message
+            wait_for(lambda: "Heartbeat not recorded" in errors.read_text())
         (shell.folder / "enough").touch()
         assert process.stdout
         assert process.stdout.read(5) == b"done\n"
         if shell.database.name == "postgresql":
             wait_for(lambda: "Not recorded yet" in errors.read_text())
-        database.unbar()
+        database.unblock()
         assert shell.end(process)[0] == 0
-    assert errors.read_text().count("No heartbeat") <= 1
+    assert errors.read_text().count("Heartbeat not recorded") <= 1
     assert shell.attempts() == [("completed", None)]
 
 
-def test_the_database_is_away_for_good(shell: Shell) -> None:
-    with access(shell.database) as database:
+def test_run_database_stays_unavailable_exits_1(shell: Shell) -> None:
+    with open_access(shell.database) as database:
         process = shell.begin("--record-for", "1s", "--", "sh", "-c", WAITING, url=database.url)
         wait_for((shell.folder / "begun").exists)
-        database.bar()
+        database.block()
         (shell.folder / "enough").touch()
         code, out, err = shell.end(process)
-        database.unbar()
+        database.unblock()
     assert (code, out) == (1, b"done\n")
     assert "NOT RECORDED: Attempt 1 of 1" in err
     assert "Exited with status 0" in err
     assert shell.is_("running")
 
 
-def test_the_file_is_removed(embedded: Shell) -> None:
-    """Of SQLite alone: a server's database is not removed while it is in use."""
+def test_run_database_file_removed_exits_1(embedded: Shell) -> None:
+    """SQLite only: a server does not remove a database in use."""
     embedded.database.engine.dispose()
     code, out, err = embedded.run("--record-for", "100ms", "--", "sh", "-c", "rm *.db*; echo done")
     assert (code, out) == (1, b"done\n")
     assert "NOT RECORDED" in err
 
 
-# What comes out of the command
+# Output of the command
 
 
-Spoken = Callable[[str], tuple[int | None, str, bytes]]
+RunScript = Callable[[str], tuple[int | None, str, bytes]]
 
 
 @pytest.fixture
-def spoken(capfdbinary: pytest.CaptureFixture[bytes]) -> Spoken:
-    """Run a script: its status, its tail, and all that was passed on. In no database at all."""
+def run_script(capfdbinary: pytest.CaptureFixture[bytes]) -> RunScript:
+    """Return a function that runs a script and returns its status, tail and forwarded output."""
 
     def run(script: str) -> tuple[int | None, str, bytes]:
         events = EventQueue()
         child = ChildProcess(["sh", "-c", script], os.environ, events.post)
         limit = time.monotonic() + PATIENCE
         assert {events.next(limit), events.next(limit)} == {child, child.output}
-        assert len(child.output._kept) <= TAIL_BYTES + 1
+        assert len(child.output._tail) <= TAIL_BYTES + 1
         out, err = capfdbinary.readouterr()
         return child.status, child.output.tail(), out + err
 
     return run
 
 
-def test_much_output_without_an_end_of_line(spoken: Spoken) -> None:
-    status, tail, out = spoken("head -c 50000000 /dev/zero | tr '\\0' x")
+def test_child_process_long_line_keeps_tail(run_script: RunScript) -> None:
+    status, tail, out = run_script("head -c 50000000 /dev/zero | tr '\\0' x")
     assert (status, tail) == (0, "x" * TAIL_BYTES)
     assert out == b"x" * 50_000_000
 
 
-def test_the_last_lines(spoken: Spoken) -> None:
-    _, tail, out = spoken("seq 1 1000")
+def test_child_process_many_lines_keeps_last_ones(run_script: RunScript) -> None:
+    _, tail, out = run_script("seq 1 1000")
     assert tail.split() == out.decode().split()[-TAIL_LINES:]
 
 
-def test_no_half_characters(spoken: Spoken) -> None:
-    _, tail, _ = spoken("yes é | head -n 5000 | tr -d '\\n'; printf x")
+def test_child_process_tail_starts_with_whole_character(run_script: RunScript) -> None:
+    _, tail, _ = run_script("yes é | head -n 5000 | tr -d '\\n'; printf x")
     assert tail == "é" * (TAIL_BYTES // 2 - 1) + "x"
 
 
-def test_a_command_that_closes_its_output(spoken: Spoken) -> None:
-    assert spoken("echo before; exec >&- 2>&-; sleep 0.2; exit 4") == (4, "before\n", b"before\n")
+def test_child_process_closed_output_keeps_exit_status(run_script: RunScript) -> None:
+    assert run_script("echo before; exec >&- 2>&-; sleep 0.2; exit 4") == (
+        4,
+        "before\n",
+        b"before\n",
+    )
 
 
-def test_what_is_left_in_the_background(spoken: Spoken, tmp_path: Path) -> None:
-    status, tail, out = spoken(f"sleep 600 & echo $! > {tmp_path}/pid; echo done; exit 3")
+def test_child_process_background_child_keeps_running(
+    run_script: RunScript, tmp_path: Path
+) -> None:
+    status, tail, out = run_script(f"sleep 600 & echo $! > {tmp_path}/pid; echo done; exit 3")
     pid = int((tmp_path / "pid").read_text())
     left = not is_gone(pid)
     os.kill(pid, signal.SIGKILL)
     assert (status, tail, out, left) == (3, "done\n", b"done\n", True)
 
 
-def test_what_never_stops_talking(spoken: Spoken, tmp_path: Path) -> None:
-    status, _, out = spoken(f"yes & echo $! > {tmp_path}/pid; echo done; exit 3")
+def test_child_process_endless_background_output_is_cut(
+    run_script: RunScript, tmp_path: Path
+) -> None:
+    status, _, out = run_script(f"yes & echo $! > {tmp_path}/pid; echo done; exit 3")
     assert (status, b"done\n" in out) == (3, True)
     pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: is_gone(pid))  # it had nobody to talk to any more
+    wait_for(lambda: is_gone(pid))  # SIGPIPE ends it
 
 
-def test_what_comes_late(embedded: Shell) -> None:
+def test_run_late_output_is_captured(embedded: Shell) -> None:
     script = "(sleep 0.2; echo late) & echo early"
     assert embedded.run("--", "sh", "-c", script)[:2] == (0, b"early\nlate\n")
     assert embedded.execution.result["output"] == "early\nlate\n"
 
 
-def test_nobody_reads(embedded: Shell) -> None:
-    """The end is recorded all the same, and what is read late is all there."""
+def test_run_output_not_read_is_recorded(embedded: Shell) -> None:
+    """The outcome is recorded, and a late reader gets all the output."""
     process = embedded.begin("--", "sh", "-c", "head -c 100000 /dev/zero; echo done")
     wait_for(lambda: embedded.is_("completed"))
     assert process.poll() is None
@@ -650,21 +660,21 @@ def test_nobody_reads(embedded: Shell) -> None:
     assert (code, out) == (0, b"\0" * 100_000 + b"done\n")
 
 
-def test_nothing_is_open(shell: Shell) -> None:
-    """What is written to the standard output must not go to the database's file or socket."""
+def test_run_closed_standard_streams_are_safe(shell: Shell) -> None:
+    """Output must not go to the file or the socket of the database."""
     closed = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', str(PROGRAM)]
     code, _, _ = shell.run("--", "sh", "-c", "echo a; echo b >&2", program=closed)
     assert code == 0
     assert shell.execution.result["output"] == "a\nb\n"
 
 
-# What is typed
+# Arguments
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["--"], ["--key", "k"], ["--timeout", "30", "--", "x"], ["--nonsense", "x"]]
 )
-def test_misuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_usage_error_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["run", *arguments])
     assert exit.value.code == 2
@@ -678,14 +688,16 @@ def test_misuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         (("--heartbeat", "0s"), "heartbeat must be more than 0"),
     ],
 )
-def test_what_is_refused(embedded: Shell, arguments: tuple[str, ...], message: str) -> None:
+def test_run_invalid_value_refused(
+    embedded: Shell, arguments: tuple[str, ...], message: str
+) -> None:
     code, out, err = embedded.run(*arguments, "--", "echo", "ran")
     assert (code, out) == (1, b"")
     assert f"INVALID_VALUE: {message}" in err
     assert embedded.manager.list() == []
 
 
-def test_another_command_under_the_key(embedded: Shell) -> None:
+def test_run_key_of_other_command_refused(embedded: Shell) -> None:
     created = embedded.manager.create("echo", idempotency_key="k")
     code, out, err = embedded.run("--key", "k", "--", "echo", "ran")
     assert (code, out) == (1, b"")
@@ -693,7 +705,7 @@ def test_another_command_under_the_key(embedded: Shell) -> None:
     assert embedded.execution == created
 
 
-def test_cancelled_before(embedded: Shell) -> None:
+def test_run_cancelled_earlier_refused(embedded: Shell) -> None:
     payload = {"command": ["echo", "ran"]}
     embedded.manager.cancel(embedded.manager.create("echo", payload, idempotency_key="k").id)
     code, out, err = embedded.run("--key", "k", "--", "echo", "ran")
@@ -701,14 +713,14 @@ def test_cancelled_before(embedded: Shell) -> None:
     assert "is cancelled and cannot become running" in err
 
 
-def test_the_commands_own_options(embedded: Shell) -> None:
+def test_run_options_of_command_are_passed(embedded: Shell) -> None:
     words = ("--timeout", "x", "--", "\udcff")
     code, out, _ = embedded.run("sh", "-c", 'printf "%s " "$@"', "sh", *words)
     assert (code, out) == (0, b"--timeout x -- \xff ")
     assert embedded.execution.payload["command"][-1] == "\ufffd"
 
 
-def test_a_relative_database(embedded: Shell) -> None:
+def test_run_relative_database_url_is_made_absolute(embedded: Shell) -> None:
     script = "cd /; execution-core progress 1 2"
     code, _, err = embedded.run("--", "sh", "-c", script, url="sqlite:///executions.db")
     assert (code, err) == (0, "")

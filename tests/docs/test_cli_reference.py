@@ -1,4 +1,4 @@
-"""docs/cli.md is what the parser says, and every command can be explained to a stranger."""
+"""docs/cli.md matches the parser, and every command and argument has a help text."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 COMMANDS = dict(cli_reference.commands())
 
 
-def test_the_page_is_what_the_parser_says() -> None:
+def test_cli_reference_matches_parser() -> None:
     assert PAGE.read_text() == cli_reference.page(), "run: make docs"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_argument_is_explained(name: str) -> None:
+def test_cli_help_describes_every_argument(name: str) -> None:
     command = COMMANDS[name]
     assert re.match(r"[A-Z].*\.", command.description or "", re.DOTALL)
     for action in command._actions:
@@ -25,5 +25,5 @@ def test_every_command_and_argument_is_explained(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_can_be_printed(name: str) -> None:
+def test_cli_help_is_printed(name: str) -> None:
     assert COMMANDS[name].format_help().startswith(f"usage: execution-core {name} ")

@@ -443,8 +443,8 @@ def allow(folder: Path, of_files: int, of_folder: int) -> None:
 
 MISSING = ("does not exist", "no such", "has no column named")
 MIGRATE = "Its schema is not up to date: run execution-core migrate\n"
-DOCTOR = "Something of its schema is missing: execution-core doctor says what\n"
-NEWER = "A newer version of execution-core made its schema: install that version here as well\n"
+DOCTOR = "Part of its schema is missing: run execution-core doctor to see what\n"
+NEWER = "A newer version of execution-core created its schema: install that version here as well\n"
 
 
 def rename(database: Database, table: str, name: str) -> None:

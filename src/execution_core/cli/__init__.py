@@ -5,32 +5,32 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..core.errors import ExecutionNotFound, ExecutionProblem
 from . import database, output
-from .parser import parser
+from .parser import build_parser
 from .streams import ready_standard_streams
 
-DONE, REFUSED, MISUSED, NOT_FOUND = range(4)
+SUCCESS, REFUSED, USAGE_ERROR, NOT_FOUND = range(4)
 INTERRUPTED = 128 + 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
+    """Run the command line and return its exit code: `main(["list", "--status", "failed"])`.
 
-    0 done, 1 refused or failed, 2 misused, 3 not found; `run` has codes of its own.
+    0 success, 1 refused or failed, 2 usage error, 3 not found; `run` has further codes.
     """
     ready_standard_streams()
     try:
-        return _run(parser().parse_args(arguments))
+        return _run(build_parser().parse_args(arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
-        _write_no_more()
-        return DONE
+    except BrokenPipeError:  # the reader closed the pipe early, as `head` does
+        _discard_output()
+        return SUCCESS
     except OSError as error:  # a full disk, a path that is too long
-        _write_no_more()
+        _discard_output()
         output.warn(f"execution-core: {error}")
         return REFUSED
 
@@ -41,23 +41,25 @@ def _run(options: argparse.Namespace) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
     except ExecutionNotFound as problem:
-        return _refused(problem, NOT_FOUND)
+        return _refuse(problem, NOT_FOUND)
     except ExecutionProblem as problem:
-        return _refused(problem, REFUSED)
-    except DBAPIError as error:
+        return _refuse(problem, REFUSED)
+    except SQLAlchemyError as error:
         output.warn(f"execution-core: {database.explain(error, options.url)}")
         return REFUSED
-    except ValueError as error:  # written by hand: the 30th of February, a number without end
-        output.warn(f"execution-core: this cannot be read: {error}")
+    except ValueError as error:  # manual SQL stored February 30, or a number beyond a float
+        output.warn(
+            f"execution-core: a stored value is invalid: {error}. Correct the row with manual SQL"
+        )
         return REFUSED
     return code
 
 
-def _refused(problem: ExecutionProblem, code: int) -> int:
+def _refuse(problem: ExecutionProblem, code: int) -> int:
     output.warn(f"execution-core: {problem.code}: {problem}")
     return code
 
 
-def _write_no_more() -> None:
-    """Let what is still to be written go nowhere, lest Python fail over it at its end."""
+def _discard_output() -> None:
+    """Redirect stdout to /dev/null so that flushing at exit cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The database that a command works on, and what is said of it: never a password."""
+"""Open the database of a command, and explain its errors without any password."""
 
 import sys
 from collections.abc import Iterator
@@ -7,29 +7,39 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..core import validation
 from ..core.errors import ExecutionProblem, InvalidValue
 from ..sql.driver.engine import create_sync_engine
 from ..sql.driver.url import parse_url, sqlite_file
+from ..sql.recovery.inquiries import is_schema_error
 from ..sql.store import SqlExecutionStore
 from ..tracking.manager import ExecutionManager
 
-_UNDEFINED: Final = ("42P01", "42703", "42883")
-"""PostgreSQL's codes for a table, a column and a function that is not there."""
+ADVICE: Final = {
+    "database is locked": "Another process holds the write lock: try again, and end transactions"
+    " that stay open, for example in a SQLite shell",
+    "readonly database": "This user may not write: check the permissions of the file and of its"
+    " directory, or a mode=ro in the URL",
+    "read-only transaction": "The server is a standby, or default_transaction_read_only is on for"
+    " this role: connect to the primary server with a role that may write",
+    "QueuePool limit": "All connections of the pool are in use: close unused ones, or increase"
+    " pool_size",
+}
+"""The likely cause of an error and what to do, by a part of the driver's message."""
 
 
 @dataclass(frozen=True)
 class Database:
-    """An engine, and a manager over it."""
+    """An engine and its manager."""
 
     engine: Engine
     manager: ExecutionManager
 
     @property
     def reader(self) -> Engine:
-        """The engine for what only reads: it sees one state of all, and waits for no writer."""
+        """The engine for reading: one snapshot per transaction, without waiting for writers."""
         if self.engine.dialect.name == "sqlite":
             return self.engine.execution_options(sqlite_begin="DEFERRED")
         return self.engine.execution_options(isolation_level="REPEATABLE READ")
@@ -37,16 +47,16 @@ class Database:
 
 @contextmanager
 def open_database(url: str) -> Iterator[Database]:
-    """Open the database of a URL, which must exist already.
+    """Open the database of a URL; it must exist.
 
     Raises:
-        InvalidValue: it is no URL of ours, or names a file that is not there.
+        InvalidValue: it is not a URL of PostgreSQL or SQLite, or names a missing file.
     """
     parsed = parse_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
     file = sqlite_file(parsed) if embedded else None
     if embedded and file is None:
-        raise InvalidValue("url", "is in memory, where a command finds nothing: name a file")
+        raise InvalidValue("url", "is an in-memory database, empty in each process: name a file")
     if file is not None and not file.exists():
         raise InvalidValue(
             "url",
@@ -61,58 +71,55 @@ def open_database(url: str) -> Iterator[Database]:
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that could not be shown without its password, or not at all.
+    """Refuse a URL that cannot be printed, or only with its password.
 
     Raises:
-        InvalidValue: it is one of those, or no URL of ours.
+        InvalidValue: it is one of those, or not a URL of PostgreSQL or SQLite.
     """
     if "@" in (parse_url(url).host or ""):
-        raise InvalidValue("url", "holds an @ too many: in a name or a password write it as %40")
+        raise InvalidValue(
+            "url", "has an unescaped @ in the URL: write %40 in a user name or a password"
+        )
     validation.text("url", url, sys.maxsize)
 
 
 def mask_password(url: str) -> str:
-    """Return a URL as it may be shown: neither its password nor its query, which may hold one."""
+    """Return a URL without its password and without its query, which may contain one."""
     parsed = parse_url(url).set(query={})
     driver = parsed.get_backend_name()
     return parsed.set(drivername=driver).render_as_string(hide_password=True)
 
 
-def explain(error: DBAPIError, url: str) -> str:
-    """Say what a database's error means, and what to do about it."""
-    says = f"{mask_password(url)}: {short_reason(error)}"
+def explain(error: SQLAlchemyError, url: str) -> str:
+    """Return the message for a database error: where, why, the likely cause and what to do."""
+    message = f"{mask_password(url)}: {short_reason(error)}"
     password = parse_url(url).password
     if password:
-        says = says.replace(password, "***")
-    return says + (_schema_advice(url) if _is_schema_error(error) else "")
+        message = message.replace(password, "***")
+    missing = isinstance(error, DBAPIError) and is_schema_error(error)
+    return message + (_schema_advice(url) if missing else "")
 
 
 def short_reason(error: BaseException) -> str:
-    """Say in a line what is wrong, without the statement that met it."""
+    """Return a one-line reason with the likely cause, without the statement that failed."""
     driver = getattr(error, "orig", None) or error
     primary = getattr(getattr(driver, "diag", None), "message_primary", None)
-    return " ".join(str(primary or driver or type(error).__name__).split())
-
-
-def _is_schema_error(error: DBAPIError) -> bool:
-    says = str(error.orig)
-    return (
-        getattr(error.orig, "sqlstate", None) in _UNDEFINED
-        or says.startswith("no such")
-        or "has no column named" in says
-    )
+    reason = " ".join(str(primary or driver or type(error).__name__).split())
+    return reason + next((f". {advice}" for text, advice in ADVICE.items() if text in reason), "")
 
 
 def _schema_advice(url: str) -> str:
-    """Say what is to be done about a schema in which something is missing."""
-    from .. import migrate  # noqa: PLC0415 - brings Alembic, a third of the time that a start takes
+    """Return what to do about a schema in which an object is missing."""
+    from .. import migrate  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
     try:
         at, known = migrate.current(url), migrate.revisions()
     except (DBAPIError, ExecutionProblem):
-        return ""  # it cannot be reached any more
+        return ""  # the database has become unreachable
     if at == known[0]:
-        return "\nSomething of its schema is missing: execution-core doctor says what"
+        return "\nPart of its schema is missing: run execution-core doctor to see what"
     if at is None or at in known:
         return "\nIts schema is not up to date: run execution-core migrate"
-    return "\nA newer version of execution-core made its schema: install that version here as well"
+    return (
+        "\nA newer version of execution-core created its schema: install that version here as well"
+    )

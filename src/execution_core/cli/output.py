@@ -1,6 +1,6 @@
-"""How things are shown: tables and colours where rich and a terminal are there, else plain text.
+"""Print text, tables and JSON: with rich in a terminal where it is installed, else plain text.
 
-Whatever was stored by somebody else is escaped: no text can move the cursor of who reads it.
+Stored text is escaped: it cannot send control sequences to the terminal of the reader.
 """
 
 import json
@@ -28,20 +28,25 @@ STYLES: Final = {
     "critical": "bold red",
 }
 _HIDDEN: Final = ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")
-"""Unicode's categories of what is not seen: controls, directions, line separators, surrogates."""
+"""Unicode categories of invisible characters, such as controls, line separators, surrogates."""
 _PASSWORD: Final = re.compile(r"(://[^\s:@/]*:)\S*(?=@)|([?&]password=)[^\s&'\"]*")
-NOTHING: Final = "-"
-WHOLE: Final = 12
-"""Characters of a cell that a terminal's table never folds."""
-FOLDED: Final = 6
-"""To how many it may fold longer ones."""
+EMPTY: Final = "-"
+MAX_UNFOLDED: Final = 12
+"""A table does not fold cells of at most this many characters."""
+MIN_FOLDED: Final = 6
+"""A longer cell may be folded to this width."""
 
 Cell = object
-"""What stands in a table: a text, a number, a time, a duration, or None."""
+"""The content of a table cell: a text, a number, a time, a duration, or None."""
 
 
 def escape(text: str, *, lines: bool = False) -> str:
-    r"""Return a text in which every control character is spelt: `\x1b`. Lines may be kept."""
+    r"""Return a text with each control character as an escape such as `\x1b`.
+
+    Args:
+        text: any text.
+        lines: keep line breaks and tabs.
+    """
     return "".join(
         character
         if unicodedata.category(character) not in _HIDDEN or (lines and character in "\n\t")
@@ -50,17 +55,17 @@ def escape(text: str, *, lines: bool = False) -> str:
     )
 
 
-def shorten(text: str, most: int) -> str:
-    """Return a text of one line, of `most` characters."""
+def shorten(text: str, limit: int) -> str:
+    """Return a text on one line, with at most `limit` characters."""
     line = escape(" ".join(text.split()))
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def format_cell(value: Cell) -> str:
-    """Return what a cell holds as text."""
+    """Return the content of a cell as text."""
     match value:
         case None:
-            return NOTHING
+            return EMPTY
         case datetime():
             return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         case timedelta():
@@ -70,9 +75,9 @@ def format_cell(value: Cell) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return a time span in its two largest units: `2d 3h`, `1m 05s`, `0.042s`."""
+    """Return a duration in its two largest units: `2d 03h`, `1m 05s`, `0.042s`."""
     if seconds is None:
-        return NOTHING
+        return EMPTY
     if seconds < 0:
         return f"-{format_duration(-seconds)}"
     if seconds < 10:
@@ -90,11 +95,11 @@ def format_duration(seconds: float | None) -> str:
 
 def compact(value: object) -> str:
     """Return a JSON value on one line."""
-    return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
+    return EMPTY if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document, in ASCII: nothing in it can reach the terminal as it is."""
+    """Print one JSON document in ASCII, which contains no control character."""
     print(json.dumps(document, indent=2, default=_as_json, allow_nan=False))
 
 
@@ -103,11 +108,11 @@ def _as_json(value: object) -> Any:
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(value, timedelta):
         return value.total_seconds()
-    raise ValueError(f"{type(value).__name__} is no JSON")
+    raise ValueError(f"{type(value).__name__} is not valid JSON")
 
 
 def console() -> "Console | None":
-    """Return rich's console where standard output is a terminal and rich is installed."""
+    """Return a rich console if stdout is a terminal and rich is installed, else None."""
     if not sys.stdout.isatty():
         return None
     try:
@@ -117,8 +122,8 @@ def console() -> "Console | None":
     return Console(highlight=False, emoji=False, markup=False)
 
 
-def styled(value: Cell) -> "Text":
-    """Return a cell for rich; a status or a level has its mode."""
+def style_cell(value: Cell) -> "Text":
+    """Return a cell as rich text; a status or a log level has a style."""
     from rich.text import Text  # noqa: PLC0415
 
     word = format_cell(value)
@@ -128,7 +133,7 @@ def styled(value: Cell) -> "Text":
 def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, title: str | None = None
 ) -> None:
-    """Print rows below their headers, or nothing when there are none."""
+    """Print rows below their headers; print nothing if there are no rows."""
     listed = list(rows)
     if not listed:
         return
@@ -152,9 +157,9 @@ def print_table(
 
 
 def build_table(
-    headers: Sequence[str], rows: Sequence[Sequence[Cell]], room: int, *, title: str | None = None
+    headers: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, *, title: str | None = None
 ) -> "RenderableType | None":
-    """Return the same as a table of rich's, or None where there is no room for all its columns."""
+    """Build a rich table, or return None if it does not fit the width."""
     from rich import box  # noqa: PLC0415
     from rich.cells import cell_len  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -166,17 +171,17 @@ def build_table(
     needed = 2
     for number, header in enumerate(headers):
         longest = max(cell_len(header), *(cell_len(format_cell(row[number])) for row in rows))
-        whole = header == "ID" or longest <= WHOLE  # what people copy, and single words
-        least = longest if whole else max(cell_len(header), FOLDED)
-        table.add_column(header, overflow="fold", no_wrap=whole, min_width=least)
-        needed += least + 2
+        whole = header == "ID" or longest <= MAX_UNFOLDED  # people copy ids
+        minimum = longest if whole else max(cell_len(header), MIN_FOLDED)
+        table.add_column(header, overflow="fold", no_wrap=whole, min_width=minimum)
+        needed += minimum + 2
     for row in rows:
-        table.add_row(*map(styled, row))
-    return table if needed <= room else None
+        table.add_row(*map(style_cell, row))
+    return table if needed <= width else None
 
 
 def print_facts(facts: Sequence[tuple[str, Cell]]) -> None:
-    """Print names and what they stand for, one a line."""
+    """Print pairs of a name and a value, one per line."""
     terminal = console()
     for name, value in facts:
         if terminal is None:
@@ -184,25 +189,25 @@ def print_facts(facts: Sequence[tuple[str, Cell]]) -> None:
         else:
             from rich.text import Text  # noqa: PLC0415
 
-            line = Text.assemble((f"{name:<10}  ", "dim"), styled(value))
+            line = Text.assemble((f"{name:<10}  ", "dim"), style_cell(value))
             terminal.print(line, soft_wrap=True)
 
 
-def print_block(title: str, text: str, most: int | None) -> None:
-    """Print a text of several lines, its first `most` characters."""
-    shown = escape(text[:most], lines=True)
+def print_block(title: str, text: str, limit: int | None) -> None:
+    """Print a text of several lines, at most its first `limit` characters."""
+    shown = escape(text[:limit], lines=True)
     print(f"\n{title}")
     for line in shown.splitlines():
         print(f"  {line}")
-    if most is not None and len(text) > most:
-        print(f"  … {len(text):,} characters in all: --full shows them")
+    if limit is not None and len(text) > limit:
+        print(f"  … {len(text):,} characters in total: --full prints all of them")
 
 
 def warn(text: str) -> None:
-    """Tell the reader something beside the output itself; what it quotes is escaped."""
+    """Print a message to stderr, escaped and without passwords."""
     print(escape(mask_passwords(text), lines=True), file=sys.stderr)
 
 
 def mask_passwords(text: str) -> str:
-    """Return a text without the passwords of the URLs in it."""
+    """Return a text in which the passwords of URLs are replaced by ***."""
     return _PASSWORD.sub(r"\1\2***", text)

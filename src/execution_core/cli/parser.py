@@ -1,4 +1,4 @@
-"""What can be typed: every command registers its arguments, and the function that it runs."""
+"""The parser: every command registers its arguments and the function that runs it."""
 
 import argparse
 from importlib.metadata import version
@@ -11,17 +11,18 @@ from .run import command
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that repeats no password of a URL that stands in the wrong place."""
+    """A parser whose error messages contain no password of a misplaced URL."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and what is wrong, and exit."""
+        """Print the usage and the error, and exit with 2."""
         super().error(mask_passwords(message))
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     whole = Parser(
-        prog="execution-core", description="Operate the executions that a service tracks."
+        prog="execution-core",
+        description="Inspect and operate the executions that an application tracks.",
     )
     whole.add_argument("--version", action="version", version=version("execution-core"))
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")

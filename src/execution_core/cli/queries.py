@@ -1,6 +1,6 @@
-"""What the reading commands ask the database: views alone, but for `show`.
+"""The queries of the commands that read.
 
-A role that may read the views and nothing else can use all of them.
+They read only views, so a role needs no rights on the tables. `list --with` reads the table.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from ..sql.schema.views import execution_attempts, execution_overview, execution
 Rows = list[dict[str, Any]]
 
 overview: Final = execution_overview.c
-CUTS: Final = (13, 18, 23, 36)
-"""Where an id may be cut: behind its milliseconds, and behind each further group."""
+PREFIX_LENGTHS: Final = (13, 18, 23, 36)
+"""Lengths of id prefixes: up to the milliseconds, then one group of digits more each time."""
 MAX_CANDIDATES: Final = 5
 
 
@@ -32,30 +32,30 @@ def rows(connection: Connection, query: Select[Any]) -> Rows:
 
 
 def with_id(found: Rows) -> Rows:
-    """Return rows of the overview with `id` as the name of their first column."""
+    """Return rows of the overview with `execution_id` renamed to `id`."""
     return [{"id" if name == "execution_id" else name: row[name] for name in row} for row in found]
 
 
 def now(connection: Connection) -> datetime:
-    """Return the database's time."""
+    """Return the time of the database."""
     found: datetime = connection.execute(select(database_now())).scalar_one()
     return found
 
 
 def resolve_id(connection: Connection, given: str) -> str:
-    """Return the id of which a prefix was given, as in git.
+    """Return the id that starts with the given prefix, as git does.
 
     Raises:
-        ExecutionNotFound: there is none.
-        InvalidValue: there are several.
+        ExecutionNotFound: no execution has such an id.
+        InvalidValue: several executions have one.
     """
     digits = given.strip().lower().replace("-", "")
     if not 1 <= len(digits) <= 32 or set(digits) - set("0123456789abcdef"):
         raise ExecutionNotFound(given)
-    least, most = (_dashed(digits.ljust(32, filler)) for filler in "0f")
+    lowest, highest = (_dashed(digits.ljust(32, filler)) for filler in "0f")
     query = (
         select(overview.execution_id)
-        .where(overview.execution_id.between(least, most))
+        .where(overview.execution_id.between(lowest, highest))
         .order_by(overview.execution_id)
         .limit(MAX_CANDIDATES + 1)
     )
@@ -63,24 +63,26 @@ def resolve_id(connection: Connection, given: str) -> str:
     if not found:
         raise ExecutionNotFound(given)
     if len(found) > 1:
-        those = ", ".join(found[:MAX_CANDIDATES]) + (", …" if len(found) > MAX_CANDIDATES else "")
-        raise InvalidValue("id", f"{given!r} is the beginning of several: {those}")
+        ids = ", ".join(found[:MAX_CANDIDATES]) + (", …" if len(found) > MAX_CANDIDATES else "")
+        raise InvalidValue("id", f"{given!r} is ambiguous: matches {ids}")
     return str(found[0])
 
 
 def short_ids(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
-    """Return the shortest beginning of each id that no other execution has."""
+    """Return the shortest unique prefix of each id."""
     other = execution_overview.alias().c.execution_id
     this = overview.execution_id
     before = select(other).where(other < this).order_by(other.desc()).limit(1).scalar_subquery()
     after = select(other).where(other > this).order_by(other).limit(1).scalar_subquery()
     query = select(this, before.label("before"), after.label("after")).where(this.in_(ids))
-    cuts = {}
+    prefixes = {}
     for id, *neighbours in connection.execute(query):
         others = [str(each) for each in neighbours if each is not None]
-        end = next(n for n in CUTS if not any(each[:n] == id[:n] for each in others) or n == 36)
-        cuts[id] = id[:end]
-    return cuts
+        candidates = [id[:length] for length in PREFIX_LENGTHS]
+        prefixes[id] = next(
+            each for each in candidates if each == id or not any(o.startswith(each) for o in others)
+        )
+    return prefixes
 
 
 def page(
@@ -93,7 +95,7 @@ def page(
     before: str | None = None,
     limit: int,
 ) -> Select[Any]:
-    """Executions, newest first; of the times between which they were created, None is no bound."""
+    """Select executions, newest first; None in `created` means no bound."""
     since, until = created
     newest = overview.execution_id.desc()
     where: list[ColumnElement[bool]] = []
@@ -108,7 +110,7 @@ def page(
     if before is not None:
         where.append(overview.execution_id < before)
     if finished_since is not None:
-        # By the index of what is over: in the order of ids SQLite would read all there is.
+        # Use the index of finished executions; in id order SQLite would read the whole table.
         recent = [*where, overview.completed_at >= finished_since]
         if statuses:
             recent.append(unindexed(overview.status, type_=Text()).in_(statuses))
@@ -116,7 +118,7 @@ def page(
         return select(*overview).where(*recent).order_by(newest).limit(limit)
     if not statuses and type is None and parent_id is None:
         return select(*overview).where(*where).order_by(newest).limit(limit)
-    # A page of each status by its index, and of those the newest: see `statements.page`.
+    # Read one page per status by index, then take the newest of them: see `statements.page`.
     pages = [
         select(overview.execution_id)
         .where(overview.status == status, *where)
@@ -131,44 +133,44 @@ def page(
 
 
 def one(id: str) -> Select[Any]:
-    """One execution."""
+    """Select one execution."""
     return select(*overview).where(overview.execution_id == id)
 
 
-def add_hidden(connection: Connection, found: Rows, names: Sequence[str]) -> None:
-    """Add to rows of the overview what it leaves out, from the table itself."""
+def add_columns(connection: Connection, found: Rows, names: Sequence[str]) -> None:
+    """Add columns of the table that the overview omits to its rows."""
     if not names or not found:
         return
     ids = [row["execution_id"] for row in found]
     chosen = [executions.c["error" if name == "stack" else name].label(name) for name in names]
     query = select(executions.c.id, *chosen).where(executions.c.id.in_(ids))
-    hidden = {row["id"]: row for row in connection.execute(query).mappings()}
+    added = {row["id"]: row for row in connection.execute(query).mappings()}
     for row in found:
         for name in names:
-            value = hidden[row["execution_id"]][name]
+            value = added[row["execution_id"]][name]
             row[name] = value and value.get("stack") if name == "stack" else value
 
 
 def attempts(id: str) -> Select[Any]:
-    """The attempts of an execution."""
+    """Select the attempts of an execution."""
     of = execution_attempts.c
     return select(*of).where(of.execution_id == id).order_by(of.attempt)
 
 
 def timeline(id: str) -> Select[Any]:
-    """The moves of an execution."""
+    """Select the transitions of an execution."""
     of = execution_timeline.c
     return select(*of).where(of.execution_id == id).order_by(of.seq)
 
 
 def replays(id: str, limit: int) -> Select[Any]:
-    """The executions that do an execution again, newest first."""
+    """Select the replays of an execution, newest first."""
     newest = overview.execution_id.desc()
     return select(*overview).where(overview.replay_of == id).order_by(newest).limit(limit)
 
 
 def counts() -> Select[Any]:
-    """How many there are, by type and status: from an index alone, but of all executions."""
+    """Count all executions by type and status, from an index only."""
     return (
         select(overview.type, overview.status, func.count().label("count"))
         .group_by(overview.type, overview.status)
@@ -177,7 +179,7 @@ def counts() -> Select[Any]:
 
 
 def live_counts() -> Select[Any]:
-    """How many are not over, by status."""
+    """Count the live executions by status."""
     return (
         select(overview.status, func.count().label("count"))
         .where(overview.status.in_(state_machine.LIVE))
@@ -186,7 +188,7 @@ def live_counts() -> Select[Any]:
 
 
 def last_finished(last: int) -> Select[Any]:
-    """What came to rest last."""
+    """Select the executions that finished last."""
     return (
         select(overview.type, overview.status, overview.completed_at, overview.duration_seconds)
         .where(overview.completed_at.is_not(None))
@@ -201,6 +203,6 @@ def _dashed(digits: str) -> str:
 
 
 def _id_about(moment: datetime, days: int) -> str:
-    """Return an id that bounds those of a time, with room for clocks that disagree by a day."""
+    """Return an id that bounds the ids of a time, tolerating clocks that differ by a day."""
     milliseconds = int((moment + timedelta(days=days)).timestamp() * 1000)
     return _dashed(f"{max(0, milliseconds):012x}".ljust(32, "0" if days < 0 else "f"))

@@ -12,35 +12,35 @@ STDIN, STDOUT, STDERR = range(3)
 
 
 def write(descriptor: int, data: bytes) -> None:
-    """Write to a file that may be gone: a closed terminal or a full disk must not stop anything."""
+    """Write all data; ignore errors such as a closed terminal or a full disk."""
     rest = memoryview(data)
     with suppress(OSError):
         while rest:
             try:
                 rest = rest[os.write(descriptor, rest) :]
-            except BlockingIOError:  # another process that shares it has made it so
+            except BlockingIOError:  # another process made the shared file non-blocking
                 select.select([], [descriptor], [])
 
 
 def write_warning(text: str) -> None:
-    """Tell the user something, if there still is one; what it quotes cannot move the cursor."""
+    """Write an escaped message to stderr; ignore errors."""
     write(STDERR, f"execution-core: {escape(text)}\n".encode(errors="backslashreplace"))
 
 
-def keep_standard_descriptors() -> None:
-    """Open what is closed of 0, 1 and 2, lest the database's file or socket become one of them."""
+def open_standard_descriptors() -> None:
+    """Open closed standard descriptors on /dev/null, so no database file or socket gets fd 0-2."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(opened, True)  # noqa: FBT003
     os.close(opened)
 
 
 def ready_standard_streams() -> None:
-    """Make standard output and error ready for all that may be printed, whatever they are.
+    """Make stdout and stderr accept any text.
 
-    What is closed goes nowhere: `print` would write what is meant for the one to the other. What
-    a stream's encoding has no character for is spelt.
+    A closed stream goes to /dev/null; otherwise `print` could write stdout's text to stderr.
+    Characters that the encoding of a stream lacks are written as escapes.
     """
-    keep_standard_descriptors()
+    open_standard_descriptors()
     for name, descriptor in (("stdout", STDOUT), ("stderr", STDERR)):
         stream = getattr(sys, name)
         if stream is None:

@@ -1,1 +1,1 @@
-"""The commands of `execution-core`, one module each."""
+"""The commands of `execution-core`, except `run`."""

@@ -1,4 +1,4 @@
-"""`doctor`: whether a database is as it should be."""
+"""`doctor`: check a database."""
 
 import argparse
 from dataclasses import asdict
@@ -13,32 +13,32 @@ def register(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "doctor",
-        help="say what is wrong with a database, and what to do",
-        description="Look at a database: its schema, its settings, executions that are stuck, and"
-        " gaps in their history. Nothing is changed. The exit code is 1 when there is a problem;"
-        " warnings alone leave it at 0.",
+        help="check a database and say what to do about each problem",
+        description="Check the schema and the settings of a database, and find stuck executions and"
+        " gaps in the history. Nothing is changed. The exit code is 1 if there is a problem, and 0"
+        " if there are only warnings.",
     )
     add_url(command)
     add_json_flag(command)
     command.add_argument(
         "--all",
         action="store_true",
-        help="read the history of every execution, not only of the live and the newest ones",
+        help="check the history of every execution, not only of the live and the newest ones",
     )
     command.add_argument(
         "--stalled-after",
         type=duration,
         default=timedelta(hours=1),
         metavar="DURATION",
-        help="how long a worker may be silent, what is due unclaimed, a transaction idle"
-        " (default: 1h)",
+        help="report a running execution without a heartbeat, a due one without a claim and an idle"
+        " transaction after this time (default: 1h)",
     )
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found, and refuse where there is a problem."""
-    from ... import doctor  # noqa: PLC0415 - brings Alembic, a third of the time that a start takes
+    """Print the findings; return 1 if there is a problem."""
+    from ... import doctor  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
     findings = doctor.examine(options.url, stalled_after=options.stalled_after, whole=options.all)
     if options.json:

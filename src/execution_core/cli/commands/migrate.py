@@ -1,4 +1,4 @@
-"""`migrate`: the schema."""
+"""`migrate`: create or upgrade the schema."""
 
 import argparse
 
@@ -10,22 +10,22 @@ def register(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "migrate",
-        help="create the schema, or bring it up to date",
-        description="Create the schema, or bring it up to date. On a database that is up to date"
-        " nothing happens.",
+        help="create the schema or upgrade it",
+        description="Create the schema or upgrade it to the newest revision. A schema that is up to"
+        " date is not changed.",
     )
     add_url(command)
     command.add_argument(
         "--sql",
         action="store_true",
-        help="print the SQL for an empty database instead of running it",
+        help="print the SQL for an empty database instead of executing it",
     )
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Migrate, or print how."""
-    from ... import migrate  # noqa: PLC0415 - brings Alembic, a third of the time that a start takes
+    """Migrate, or print the SQL."""
+    from ... import migrate  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
     if options.sql:
         migrate.upgrade_sql(options.url)

@@ -1,4 +1,4 @@
-"""What moves, does again or deletes executions: `cancel`, `retry`, `replay`, `sweep`, `prune`."""
+"""The commands that change executions: `cancel`, `retry`, `replay`, `sweep` and `prune`."""
 
 import argparse
 from typing import Final
@@ -7,7 +7,7 @@ from ...core.models import Execution, ExecutionStatus
 from ...core.state_machine import FINISHED
 from ...tracking.manager import ExecutionManager
 from .. import output, queries
-from ..arguments import Commands, add_id, add_url, duration, json_value
+from ..arguments import Commands, add_choices, add_id, add_url, duration, json_value
 from ..database import Database, open_database
 
 BATCH: Final = 1_000
@@ -17,21 +17,20 @@ def register(commands: Commands) -> None:
     """Add the commands."""
     one = commands.add_parser(
         "cancel",
-        help="call off an execution that is pending or running",
-        description="Call off an execution that is pending or running. Its attempt learns it from"
-        " its next sign of life.",
+        help="cancel a pending or running execution",
+        description="Cancel a pending or running execution. A running attempt notices it at its"
+        " next heartbeat.",
     )
     add_id(one)
     add_url(one)
-    one.add_argument("--reason", help="why, for those who ask later")
+    one.add_argument("--reason", help="reason, stored in the metadata and the history")
     one.set_defaults(run=cancel)
 
     one = commands.add_parser(
         "retry",
-        help="allow a failed or timed-out execution another attempt",
-        description="Allow a failed or timed-out execution another attempt, while one is left:"
-        " it becomes retrying, for whoever claims or starts it. To do one again that has none"
-        " left, see replay.",
+        help="allow another attempt of a failed or timed-out execution",
+        description="Allow another attempt of a failed or timed-out execution: it becomes retrying,"
+        " and a worker can claim it. If all its attempts are used, use replay.",
     )
     add_id(one)
     add_url(one)
@@ -39,13 +38,15 @@ def register(commands: Commands) -> None:
 
     one = commands.add_parser(
         "replay",
-        help="do again what is over, as a new execution",
-        description="Do again what is over, as a new pending execution with the same type, payload,"
-        " max_attempts, timeout, parent and metadata. Prints its id.",
+        help="create a new execution from a finished one",
+        description="Create a new pending execution with the type, payload, max_attempts, timeout,"
+        " parent and metadata of a finished one. Prints its id.",
     )
     add_id(one)
     add_url(one)
-    one.add_argument("--payload", metavar="JSON", type=json_value, default=..., help="another one")
+    one.add_argument(
+        "--payload", metavar="JSON", type=json_value, default=..., help="replace the payload"
+    )
     one.set_defaults(run=replay)
 
     _register_sweep(commands)
@@ -55,83 +56,90 @@ def register(commands: Commands) -> None:
 def _register_sweep(commands: Commands) -> None:
     one = commands.add_parser(
         "sweep",
-        help="time out what is past its deadline, or gives no sign of life",
+        help="time out running executions that are overdue or stalled",
         description="Time out every running execution that is past its deadline or, with"
-        " --stalled-after, has given no sign of life for so long; with --retry, allow each another"
-        " attempt while one is left.",
+        " --stalled-after, has sent no heartbeat for that time. With --retry, allow another attempt"
+        " of each that has attempts left.",
     )
     add_url(one)
-    one.add_argument("--stalled-after", metavar="TIME", type=duration, help="such as 10m")
-    one.add_argument("--type", help="only this type")
-    one.add_argument("--retry", action="store_true", help="allow another attempt where one is left")
+    one.add_argument(
+        "--stalled-after",
+        metavar="TIME",
+        type=duration,
+        help="also time out executions without a heartbeat for TIME, e.g. 10m",
+    )
+    one.add_argument("--type", help="only executions of this type")
+    one.add_argument(
+        "--retry", action="store_true", help="allow another attempt if attempts are left"
+    )
     one.set_defaults(run=sweep)
 
 
 def _register_prune(commands: Commands) -> None:
     one = commands.add_parser(
         "prune",
-        help="delete what has been over for long",
-        description="Delete executions that came to rest long ago, with their history and log, the"
-        f" oldest first, in batches of {BATCH:,}. Never what is pending, running or retrying, and"
-        " never a parent of what is. This cannot be undone.",
+        help="delete old finished executions",
+        description="Delete executions that finished long ago, with their history and log, oldest"
+        f" first, in batches of {BATCH:,}. Live executions and their parents are never deleted."
+        " This cannot be undone.",
     )
     add_url(one)
     one.add_argument(
-        "--older-than", metavar="AGE", type=duration, required=True, help="over for so long: 30d"
+        "--older-than",
+        metavar="AGE",
+        type=duration,
+        required=True,
+        help="finished more than AGE ago, e.g. 30d",
     )
     one.add_argument(
         "--keys-older-than",
         metavar="AGE",
         type=duration,
-        help="the same for executions with an idempotency key, which keep their work from being"
-        " done twice (default: as --older-than)",
+        help="the same for executions with an idempotency key, which prevent a second run under the"
+        " key (default: as --older-than)",
     )
-    one.add_argument(
-        "--status",
-        action="append",
-        choices=list(FINISHED),
-        help="only this status; may be given several times",
-    )
-    one.add_argument("--type", help="only this type")
+    add_choices(one, "--status", FINISHED, "only executions with this status; may be repeated")
+    one.add_argument("--type", help="only executions of this type")
     one.set_defaults(run=prune)
 
 
 def cancel(options: argparse.Namespace) -> int:
-    """Cancel one."""
+    """Cancel an execution."""
     with open_database(options.url) as database:
-        _tell(database.manager.cancel(_id(database, options), options.reason))
+        _print_status(database.manager.cancel(_resolve_id(database, options), options.reason))
     return 0
 
 
 def retry(options: argparse.Namespace) -> int:
-    """Retry one."""
+    """Allow another attempt of an execution."""
     with open_database(options.url) as database:
-        _tell(database.manager.retry(_id(database, options)))
+        _print_status(database.manager.retry(_resolve_id(database, options)))
     return 0
 
 
 def replay(options: argparse.Namespace) -> int:
-    """Replay one."""
+    """Create a new execution from a finished one."""
     with open_database(options.url) as database:
-        _tell(database.manager.replay(_id(database, options), payload=options.payload))
+        id = _resolve_id(database, options)
+        _print_status(database.manager.replay(id, payload=options.payload))
     return 0
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Sweep until there is nothing left to find."""
+    """Sweep in batches until no execution is left to time out."""
     swept = retried = 0
     with open_database(options.url) as database:
         while True:
-            # One transaction: nothing is swept without its retry.
+            # One transaction, so that no execution is timed out without its retry.
             with database.engine.begin() as connection:
                 inside = database.manager.within(connection)
                 batch = inside.sweep(
                     stalled_after=options.stalled_after, type=options.type, limit=BATCH
                 )
                 if options.retry:
-                    batch = [_retried(inside, each) for each in batch]
-            for each in batch:  # not before it is committed
-                _tell(each)
+                    batch = [_retry_if_allowed(inside, each) for each in batch]
+            for each in batch:  # after the commit
+                _print_status(each)
             swept += len(batch)
             retried += sum(each.status is ExecutionStatus.RETRYING for each in batch)
             if len(batch) < BATCH:
@@ -141,13 +149,13 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def prune(options: argparse.Namespace) -> int:
-    """Prune until there is nothing left to delete."""
+    """Prune in batches until no execution is left to delete."""
     pruned = 0
     with open_database(options.url) as database:
         while True:
             batch = database.manager.prune(
                 options.older_than,
-                status=options.status,
+                status=options.status or None,
                 type=options.type,
                 keys_older_than=options.keys_older_than,
                 limit=BATCH,
@@ -159,14 +167,14 @@ def prune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _id(database: Database, options: argparse.Namespace) -> str:
+def _resolve_id(database: Database, options: argparse.Namespace) -> str:
     with database.reader.connect() as connection:
         return queries.resolve_id(connection, options.id)
 
 
-def _retried(manager: ExecutionManager, swept: Execution) -> Execution:
+def _retry_if_allowed(manager: ExecutionManager, swept: Execution) -> Execution:
     return manager.retry(swept.id) if swept.attempts < swept.max_attempts else swept
 
 
-def _tell(execution: Execution) -> None:
+def _print_status(execution: Execution) -> None:
     print(f"{execution.id} {execution.status}")

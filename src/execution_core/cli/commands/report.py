@@ -1,4 +1,4 @@
-"""`progress`, `checkpoint` and `log`: what a command that `run` runs reports about itself."""
+"""`progress`, `checkpoint` and `log`: a command reports to its own execution."""
 
 import argparse
 import json
@@ -13,34 +13,37 @@ from ..database import Database, open_database
 
 NOT_SET = 3
 EPILOG = (
-    "In a command that `execution-core run` runs, EXECUTION_CORE_URL, EXECUTION_ID and"
-    " EXECUTION_ATTEMPT say what this is about. An attempt that no longer owns the execution is"
-    " refused, with exit code 1, and changes nothing."
+    "Inside `execution-core run`, the variables EXECUTION_CORE_URL, EXECUTION_ID and"
+    " EXECUTION_ATTEMPT name the execution. If the attempt no longer owns it, the command changes"
+    " nothing and exits with 1."
 )
 
-Report = Callable[[Database, argparse.Namespace, str, int | None], int]
-"""Reports to a database, about an execution and the attempt that must own it, if any."""
+Handler = Callable[[Database, argparse.Namespace, str, int | None], int]
+"""Runs a command for an execution and the attempt that must own it, if any."""
 
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    add = _added(commands, "progress", progress, "report how far an execution is")
-    add("current", metavar="CURRENT", type=int, help="how much is done")
-    add("total", metavar="TOTAL", type=int, help="of how much; 0 when that is unknown")
-    add("--message", metavar="M", help="what is being done")
-    add = _added(commands, "checkpoint", checkpoint, "set or print a checkpoint of an execution")
-    add("key", metavar="KEY", help="its name")
-    add("value", metavar="VALUE", nargs="?", help="any JSON value; what is no JSON is a text."
-        " Without it the checkpoint is printed as JSON; not set: exit code 3")  # fmt: skip
-    add = _added(commands, "log", log, "add a line to the log of an execution")
-    add("message", metavar="MESSAGE", help="the line")
+    add = _add_command(commands, "progress", progress, "set the progress of an execution")
+    add("current", metavar="CURRENT", type=int, help="number of units done")
+    add("total", metavar="TOTAL", type=int, help="total number of units; 0 if unknown")
+    add("--message", metavar="M", help="description of the current step")
+    add = _add_command(
+        commands, "checkpoint", checkpoint, "set or print a checkpoint of an execution"
+    )
+    add("key", metavar="KEY", help="name of the checkpoint")
+    add("value", metavar="VALUE", nargs="?", help="JSON value; text that is not valid JSON is"
+        " stored as a string. Without VALUE, print the checkpoint as JSON, or exit with 3 if it is"
+        " not set")  # fmt: skip
+    add = _add_command(commands, "log", log, "add an entry to the log of an execution")
+    add("message", metavar="MESSAGE", help="text of the log entry")
     add("--level", metavar="L", default=LogLevel.INFO,
         help=f"{', '.join(LogLevel)} (default: {LogLevel.INFO})")  # fmt: skip
-    add("--data", metavar="JSON", type=json_value, help="what belongs to it")
+    add("--data", metavar="JSON", type=json_value, help="JSON data of the log entry")
 
 
 def progress(database: Database, options: argparse.Namespace, id: str, attempt: int | None) -> int:
-    """Replace the progress."""
+    """Set the progress."""
     database.manager.update_progress(
         id, options.current, options.total, message=options.message, attempt=attempt
     )
@@ -50,7 +53,7 @@ def progress(database: Database, options: argparse.Namespace, id: str, attempt: 
 def checkpoint(
     database: Database, options: argparse.Namespace, id: str, attempt: int | None
 ) -> int:
-    """Set a checkpoint, or print it."""
+    """Set or print a checkpoint."""
     key = options.key
     if options.value is not None:
         database.manager.checkpoint(id, key, _json_or_text(options.value), attempt=attempt)
@@ -63,15 +66,15 @@ def checkpoint(
 
 
 def log(database: Database, options: argparse.Namespace, id: str, attempt: int | None) -> int:
-    """Add a line to the log."""
+    """Add an entry to the log."""
     database.manager.log(
         id, options.message, level=options.level, data=options.data, attempt=attempt
     )
     return 0
 
 
-def _added(
-    commands: Commands, name: str, report: Report, summary: str
+def _add_command(
+    commands: Commands, name: str, handler: Handler, summary: str
 ) -> Callable[..., argparse.Action]:
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary.capitalize()}.", epilog=EPILOG
@@ -80,32 +83,32 @@ def _added(
     command.add_argument(
         "--id",
         metavar="ID",
-        help="the execution, or the beginning of its id (default: $EXECUTION_ID)",
+        help="the execution: its id or a unique id prefix (default: $EXECUTION_ID)",
     )
-    command.add_argument("--attempt", metavar="N", type=int, help="the attempt that must own it"
-        " (default: with $EXECUTION_ID, $EXECUTION_ATTEMPT)")  # fmt: skip
-    command.set_defaults(run=lambda options: _reported(report, options, command.error))
+    command.add_argument("--attempt", metavar="N", type=int, help="refuse unless this attempt"
+        " owns the execution (default: without --id, $EXECUTION_ATTEMPT)")  # fmt: skip
+    command.set_defaults(run=lambda options: _run(handler, options, command.error))
     return command.add_argument
 
 
-def _reported(
-    report: Report, options: argparse.Namespace, misused: Callable[[str], NoReturn]
+def _run(
+    handler: Handler, options: argparse.Namespace, usage_error: Callable[[str], NoReturn]
 ) -> int:
     id, attempt = options.id, options.attempt
     if id is None:
         id, number = os.environ.get("EXECUTION_ID"), os.environ.get("EXECUTION_ATTEMPT")
         if not id:
-            misused("no execution is named: give --id, or call it in what execution-core run runs")
+            usage_error("no execution given: use --id, or run this inside execution-core run")
         if attempt is None and number:
             try:
                 attempt = int(number)
             except ValueError:
-                misused(f"EXECUTION_ATTEMPT is {number!r}, which is no number")
+                usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
     with open_database(options.url) as database:
         if options.id is not None:
             with database.reader.connect() as connection:
                 id = queries.resolve_id(connection, id)
-        return report(database, options, id, attempt)
+        return handler(database, options, id, attempt)
 
 
 def _json_or_text(text: str) -> Any:

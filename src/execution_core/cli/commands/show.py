@@ -1,4 +1,4 @@
-"""`show`: one execution, and all that is known of it."""
+"""`show`: print one execution in full."""
 
 import argparse
 import json
@@ -11,35 +11,35 @@ from .. import output, queries
 from ..arguments import Commands, add_id, add_json_flag, add_url, page_limit
 from ..database import open_database
 
-MOST: Final = 1_000
-"""Characters of a JSON value that are shown."""
-MOST_OF_STACK: Final = 10_000
+MAX_VALUE: Final = 1_000
+"""Without --full, print at most this many characters of a JSON value."""
+MAX_STACK: Final = 10_000
 
 
 def register(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "show",
-        help="show one execution: attempts, timeline, children, log, the error's stack",
-        description="Show one execution: its attempts, its timeline, its children and replays, its"
-        f" log, its error with the stack, its payload and result (the first {MOST} characters of"
-        " each).",
+        help="show one execution: attempts, timeline, children, log, stack trace",
+        description="Show one execution: its attempts, timeline, children, replays and log, its"
+        " error with the stack trace, its payload and result (at most the first"
+        f" {MAX_VALUE:,} characters of each without --full).",
     )
     add_id(command)
     add_url(command)
     add_json_flag(command)
-    command.add_argument("--full", action="store_true", help="show large values whole")
+    command.add_argument("--full", action="store_true", help="print large values in full")
     command.add_argument(
         "--limit",
         type=page_limit,
         default=20,
-        help="how many children, and how many lines of the log (default: 20, the newest)",
+        help="maximum number of children, replays and log entries, newest first (default: 20)",
     )
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show it."""
+    """Print one execution."""
     with open_database(options.url) as database:
         with database.reader.connect() as connection:
             id = queries.resolve_id(connection, options.id)
@@ -64,27 +64,27 @@ def run(options: argparse.Namespace) -> int:
             | {"logs": [entry.model_dump(exclude={"execution_id"}) for entry in logs]}
         )
         return 0
-    show(execution, related, logs, now, None if options.full else MOST)
+    print_execution(execution, related, logs, now, None if options.full else MAX_VALUE)
     return 0
 
 
-def show(
+def print_execution(
     execution: Execution,
     related: dict[str, queries.Rows],
     logs: list[LogEntry],
     now: datetime,
-    most: int | None,
+    limit: int | None,
 ) -> None:
-    """Print it as text; `most` characters of each value."""
-    output.print_facts([fact for fact in _facts(execution, now) if fact[1] is not None])
+    """Print an execution as text, at most `limit` characters of each value."""
+    output.print_facts([fact for fact in _list_facts(execution, now) if fact[1] is not None])
     for name in ("payload", "result", "metadata", "checkpoints"):
         if value := getattr(execution, name):
             text = json.dumps(value, indent=2, ensure_ascii=False)
-            output.print_block(name.upper(), text, most)
+            output.print_block(name.upper(), text, limit)
     failures = [each for each in related["attempts"] if each["error"]]
     if failures and (stack := failures[-1]["error"].get("stack")):
         title = f"STACK OF ATTEMPT {failures[-1]['attempt']}"
-        output.print_block(title, str(stack).rstrip(), None if most is None else MOST_OF_STACK)
+        output.print_block(title, str(stack).rstrip(), None if limit is None else MAX_STACK)
     output.print_table(
         ["ATTEMPT", "STARTED", "TOOK", "OUTCOME", "WORKER", "ERROR"],
         [
@@ -132,7 +132,7 @@ def show(
         [
             [
                 *(entry.logged_at, entry.attempt, entry.level.value),
-                output.escape(entry.message, lines=True)[:most],
+                output.escape(entry.message, lines=True)[:limit],
                 entry.data and output.shorten(output.compact(entry.data), 200),
             ]
             for entry in logs
@@ -141,7 +141,7 @@ def show(
     )
 
 
-def _facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:
+def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:
     yield "execution", execution.id
     yield "type", execution.type
     yield "status", execution.status.value
@@ -161,10 +161,10 @@ def _facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:
     yield "timeout", execution.timeout
     for name in ("created", "started", "heartbeat", "deadline", "retry", "completed"):
         time: datetime | None = getattr(execution, f"{name}_at")
-        yield name, None if time is None else f"{output.format_cell(time)}  {_ago(now, time)}"
+        yield name, time and f"{output.format_cell(time)}  {_format_age(now, time)}"
 
 
-def _ago(now: datetime, time: datetime) -> str:
+def _format_age(now: datetime, time: datetime) -> str:
     seconds = (now - time).total_seconds()
     return (
         f"{output.format_duration(seconds)} ago"

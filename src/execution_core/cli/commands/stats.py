@@ -1,4 +1,4 @@
-"""`stats`: how many there are, and how long they take."""
+"""`stats`: counts, success rates and durations."""
 
 import argparse
 from collections import defaultdict
@@ -10,17 +10,17 @@ from .. import output, queries
 from ..arguments import Commands, add_json_flag, add_url
 from ..database import open_database
 
-LAST: Final = 10_000
+MAX_FINISHED: Final = 10_000
 
 
 def register(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "stats",
-        help="count executions by type and status; how long they took, how many completed",
-        description="Count all executions by type and status (which reads the whole of an index),"
-        f" and tell of the {LAST:,} that came to rest last how many completed, and how long their"
-        " last attempts took.",
+        help="count executions by type and status; success rates and durations",
+        description="Count all executions by type and status, which reads a whole index. For the"
+        f" {MAX_FINISHED:,} executions that finished last, print how many completed and how long"
+        " their last attempts took.",
     )
     add_url(command)
     add_json_flag(command)
@@ -31,14 +31,16 @@ def run(options: argparse.Namespace) -> int:
     """Print the statistics."""
     with open_database(options.url) as database, database.reader.connect() as connection:
         counted = queries.rows(connection, queries.counts())
-        finished = summary(queries.rows(connection, queries.last_finished(LAST)))
+        finished = summarize(queries.rows(connection, queries.last_finished(MAX_FINISHED)))
     if options.json:
         output.print_json({"counts": counted, "recently_finished": finished})
         return 0
     if not counted:
         output.warn("no executions")
     output.print_table(
-        ["TYPE", *(status.upper() for status in ExecutionStatus)], _by_type(counted), title="All"
+        ["TYPE", *(status.upper() for status in ExecutionStatus)],
+        _count_by_type(counted),
+        title="All",
     )
     output.print_table(
         ["TYPE", "FINISHED", "COMPLETED", "P50", "P95", "LONGEST", "SINCE"],
@@ -55,12 +57,12 @@ def run(options: argparse.Namespace) -> int:
             ]
             for each in finished
         ],
-        title=f"The last {LAST:,} that came to rest",
+        title=f"The last {MAX_FINISHED:,} finished",
     )
     return 0
 
 
-def _by_type(counted: queries.Rows) -> list[list[output.Cell]]:
+def _count_by_type(counted: queries.Rows) -> list[list[output.Cell]]:
     by_type: dict[str, dict[str, int]] = defaultdict(dict)
     for row in counted:
         by_type[row["type"]][row["status"]] = row["count"]
@@ -70,22 +72,22 @@ def _by_type(counted: queries.Rows) -> list[list[output.Cell]]:
     ]
 
 
-def summary(finished: queries.Rows) -> list[dict[str, Any]]:
-    """Sum up finished executions by type."""
+def summarize(finished: queries.Rows) -> list[dict[str, Any]]:
+    """Summarize finished executions by type."""
     by_type: dict[str, queries.Rows] = defaultdict(list)
     for row in finished:
         by_type[row["type"]].append(row)
     summaries = []
     for type, rows in sorted(by_type.items()):
-        took = sorted(r["duration_seconds"] for r in rows if r["duration_seconds"] is not None)
+        durations = sorted(r["duration_seconds"] for r in rows if r["duration_seconds"] is not None)
         summaries.append(
             {
                 "type": type,
                 "finished": len(rows),
                 "completed": sum(row["status"] == ExecutionStatus.COMPLETED for row in rows),
-                "p50_seconds": percentile(took, 50),
-                "p95_seconds": percentile(took, 95),
-                "longest_seconds": percentile(took, 100),
+                "p50_seconds": percentile(durations, 50),
+                "p95_seconds": percentile(durations, 95),
+                "longest_seconds": percentile(durations, 100),
                 "since": min(row["completed_at"] for row in rows),
             }
         )
@@ -93,5 +95,5 @@ def summary(finished: queries.Rows) -> list[dict[str, Any]]:
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float | None:
-    """Return the smallest number that is not below so many percent of them."""
+    """Return the nearest-rank percentile of ordered numbers, None if there are none."""
     return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else None

@@ -1,1 +1,1 @@
-"""`execution-core run`: a command as a tracked execution."""
+"""`execution-core run`: run a command as a tracked execution."""

@@ -1,4 +1,4 @@
-"""`run`: a real command as a tracked execution."""
+"""The command `run`: its options and their checks."""
 
 import argparse
 import os
@@ -15,43 +15,43 @@ from ..arguments import Commands, add_url, duration
 from ..database import open_database
 from .events import EventQueue
 from .options import RunOptions
-from .runner import Run
+from .runner import Runner
 
-MISUSED = 2
 DESCRIPTION = """\
-Run a command as a tracked execution: the cron line that knows whether it ran.
+Run a command as a tracked execution, for example a cron job that records whether it ran:
 
     execution-core run --key backup-$(date +%F) --max-attempts 3 --timeout 1h -- backup.sh /home
 
-(In a crontab, % is written \\%.)
+(In a crontab, write % as \\%.)
 
-The command sees EXECUTION_ID, EXECUTION_ATTEMPT and EXECUTION_CORE_URL, so that inside it
-`execution-core progress 30 100`, `checkpoint` and `log` report about it. Its output is passed on
-as it comes; the last lines are kept in the result or the error, those of an attempt that timed
-out or was cancelled in the log. The payload is the command as it stands here, so give it secrets
-by its environment.
+The command gets EXECUTION_ID, EXECUTION_ATTEMPT and EXECUTION_CORE_URL in its environment, so
+`execution-core progress 30 100`, `checkpoint` and `log` inside it report to this execution. Its
+output is forwarded unchanged. The last lines are stored in the result or the error; after a timeout
+or a cancellation they are stored in the log. The command line is stored as the payload: pass
+secrets in the environment.
 """
 EPILOG = """\
-With a key it is done once. Called again it makes the attempts that are left, on the terms on which
-it was first called; it runs nothing when it is completed, or while another one runs it.
+With --key, the command runs at most once successfully per key. A later call with the same key makes
+the remaining attempts, with the options of the first call. It does not run the command if the
+execution is completed, or while it is running elsewhere.
 
-The command runs in a session and process group of its own, without a terminal: its standard input
-is that of run, or /dev/null where that is a terminal. SIGHUP, SIGINT, SIGQUIT and SIGTERM are
-passed on to its group, and recorded as a failure that the next call may try again. When it has
-ended by itself, what it leaves running in the background is left alone, but no longer heard.
+The command runs in its own session and process group, without a terminal. Its standard input is
+that of run, or /dev/null if that is a terminal. SIGHUP, SIGINT, SIGQUIT and SIGTERM are forwarded
+to the group and recorded as a failure; the next call with the same key tries again. After the
+command has exited, its background children keep running; their output is no longer captured.
 
 exit codes:
-  that of the command, of its last attempt: 0 done
-  1      refused (no attempt is left, it was cancelled before, the key is another command's),
-         or the database is away: standard error tells
-  2      misused
+  the exit code of the last attempt of the command: 0 success
+  1      refused (all attempts are used, the execution was cancelled earlier, or the key belongs to
+         another command), or the database is unreachable: see the message on standard error
+  2      usage error
   3      the execution was deleted between two attempts
-  75     another one runs it
+  75     already running elsewhere
   124    timed out
   126    the command cannot be executed
   127    the command was not found
-  128+n  ended by signal n, or run was
-  143    cancelled meanwhile
+  128+n  the command, or run itself, was ended by signal n
+  143    cancelled while it was running
 """
 
 
@@ -67,45 +67,50 @@ def register(commands: Commands) -> None:
     )
     add_url(command)
     add = command.add_argument
-    add("--type", metavar="T", help="what kind of work it is (default: the command's name)")
-    add("--key", metavar="K", help="what makes it be done once, such as backup-2030-01-31")
-    add("--max-attempts", metavar="N", type=int, default=1, help="how often it may be started"
-        " (default: 1); after a failure or a timeout it is tried again at once")  # fmt: skip
-    add("--backoff", metavar="D", type=duration, help="wait before that, such as 5s; after each"
-        " attempt twice as long, an hour or D at most")  # fmt: skip
-    add("--timeout", metavar="D", type=duration, help="end an attempt after so long, such as 30s"
-        " or 1h30m: SIGTERM to its whole group, and then SIGKILL")  # fmt: skip
+    add("--type", metavar="T", help="type of the execution (default: the name of the command)")
+    add(
+        "--key",
+        metavar="K",
+        help="idempotency key: the command runs once per key, e.g. backup-2030-01-31",
+    )
+    add("--max-attempts", metavar="N", type=int, default=1, help="maximum number of"
+        " attempts (default: 1); a failed or timed-out attempt is retried immediately without"
+        " --backoff")  # fmt: skip
+    add("--backoff", metavar="D", type=duration, help="delay before a retry, e.g. 5s; doubles"
+        " each time, up to 1h")  # fmt: skip
+    add("--timeout", metavar="D", type=duration, help="maximum run time per attempt, e.g. 30s or"
+        " 1h30m; then the process group gets SIGTERM, and SIGKILL after --kill-after")  # fmt: skip
     add("--kill-after", metavar="D", type=duration, default="10s",
-        help="how long after a signal SIGKILL follows (default: 10s)")  # fmt: skip
-    add("--heartbeat", metavar="D", type=duration, default="2s", help="how often to give a sign of"
-        " life, and to see whether it was cancelled (default: 2s)")  # fmt: skip
-    add("--stalled-after", metavar="D", type=duration, help="take over what another one runs under"
-        " the key, when it has given no sign of life for so long")  # fmt: skip
-    add("--record-for", metavar="D", type=duration, default="30s", help="how long to try to record"
-        " the end when the database is away (default: 30s)")  # fmt: skip
+        help="grace period between the signal and SIGKILL (default: 10s)")  # fmt: skip
+    add("--heartbeat", metavar="D", type=duration, default="2s", help="interval between"
+        " heartbeats, which also notice a cancellation (default: 2s)")  # fmt: skip
+    add("--stalled-after", metavar="D", type=duration, help="take over if the current run of the"
+        " key has sent no heartbeat for D")  # fmt: skip
+    add("--record-for", metavar="D", type=duration, default="30s", help="keep retrying for D to"
+        " save the outcome while the database is unavailable (default: 30s)")  # fmt: skip
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
-    command.set_defaults(run=run, misused=command.error)
+    command.set_defaults(run=run, usage_error=command.error)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Carry out a command."""
+    """Run the command and return the exit code."""
     if os.name != "posix":
-        options.misused("run needs POSIX: process groups and signals")
+        options.usage_error("run needs a POSIX system, for process groups and signals")
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     if not any(words[:1]):
-        options.misused("there is no COMMAND: execution-core run [options] -- COMMAND")
-    shown = [os.fsencode(word).decode(errors="replace") for word in words]
+        options.usage_error("no COMMAND given: execution-core run [options] -- COMMAND")
+    printable = [os.fsencode(word).decode(errors="replace") for word in words]
     events = EventQueue()
     events.install_signal_handlers()
-    terms = RunOptions(
+    run_options = RunOptions(
         command=words,
-        url=_absolute(options.url),
-        type=_type(shown[0]) if options.type is None else options.type,
-        payload={"command": shown},
+        url=_make_absolute(options.url),
+        type=_default_type(printable[0]) if options.type is None else options.type,
+        payload={"command": printable},
         key=options.key,
         max_attempts=options.max_attempts,
         timeout=options.timeout,
-        backoff=options.backoff and _backoff(options.backoff),
+        backoff=options.backoff and _to_backoff(options.backoff),
         kill_after=validation.delay("kill_after", options.kill_after),
         heartbeat=validation.duration("heartbeat", options.heartbeat),
         stalled_after=options.stalled_after
@@ -113,20 +118,20 @@ def run(options: argparse.Namespace) -> int:
         record_for=validation.duration("record_for", options.record_for),
     )
     with open_database(options.url) as database:
-        return Run(database, terms, events).exit_code()
+        return Runner(database, run_options, events).run()
 
 
-def _type(program: str) -> str:
+def _default_type(program: str) -> str:
     return (Path(program).name or program)[: validation.MAX_NAME]
 
 
-def _backoff(initial: timedelta) -> Backoff:
+def _to_backoff(initial: timedelta) -> Backoff:
     validation.duration("backoff", initial)
     return Backoff(initial, maximum=max(initial, timedelta(hours=1)))
 
 
-def _absolute(url: str) -> str:
-    """Return a URL that names the same database when the command changes its folder."""
+def _make_absolute(url: str) -> str:
+    """Return a URL that stays valid when the command changes its working directory."""
     parsed = parse_url(url)
     file = sqlite_file(parsed) if parsed.get_backend_name() == "sqlite" else None
     if file is None:

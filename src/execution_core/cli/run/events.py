@@ -1,4 +1,4 @@
-"""What the main thread of `run` waits for: signals, and what other threads report."""
+"""The event queue of `run`: signals, and events from other threads."""
 
 import signal
 import threading
@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Interrupted(Exception):  # noqa: N818 - somebody's wish rather than an error
-    """A signal came: `interrupted.signal`."""
+class Interrupted(Exception):  # noqa: N818 - a request rather than an error
+    """A signal arrived: `interrupted.signal`."""
 
     def __init__(self, signal: signal.Signals) -> None:
         super().__init__(signal)
@@ -20,61 +20,61 @@ class Interrupted(Exception):  # noqa: N818 - somebody's wish rather than an err
 
 
 class EventQueue:
-    """Everything that may happen while something is waited for: `events.next(until)`."""
+    """Deliver signals and events to the main thread: `events.next(until)`."""
 
     def __init__(self) -> None:
-        # Unlike other queues it may be filled by a signal handler that interrupts its reader.
+        # Only SimpleQueue is reentrant: a signal handler may interrupt the thread that reads it.
         self._items: SimpleQueue[object] = SimpleQueue()
         self.interrupted: signal.Signals | None = None
-        """The first signal that came."""
+        """The first signal that arrived."""
 
     def install_signal_handlers(self) -> None:
-        """From now on to the end of the process, be told of signals instead of ended by them."""
+        """Deliver termination signals to the queue until the process ends."""
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish is heeded
-                signal.signal(number, self._hear)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # keep signals ignored under nohup
+                signal.signal(number, self._on_signal)
 
     def post(self, item: object) -> None:
-        """Report something, from any thread."""
+        """Add an event, from any thread."""
         self._items.put(item)
 
     def next(self, until: float | None = None) -> object | None:
-        """Wait for whatever happens next; None when nothing does until then (monotonic time)."""
+        """Wait for the next event; return None at the monotonic time `until`."""
         seconds = None if until is None else min(max(0.0, until - time.monotonic()), 1e9)
         try:
             return self._items.get(timeout=seconds)
         except Empty:
             return None
 
-    def ask(self, function: Callable[[], T], until: float | None = None) -> T:
-        """Return what a function returns, which may hang: a database that does not answer.
+    def call(self, function: Callable[[], T], until: float | None = None) -> T:
+        """Run a function in a thread, because a query can hang, and return its result.
 
         Raises:
-            Interrupted: by a signal, where there is no `until`.
-            TimeoutError: there is one, and it has passed.
+            Interrupted: a signal arrived, and `until` is None.
+            TimeoutError: `until` has passed.
         """
-        answer: Future[T] = Future()
+        result: Future[T] = Future()
 
         def work() -> None:
             try:
-                answer.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - raised where it was asked for
-                answer.set_exception(error)
-            self.post(answer)
+                result.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - raised in the calling thread
+                result.set_exception(error)
+            self.post(result)
 
-        threading.Thread(target=work, name="question", daemon=True).start()
-        while not answer.done():
+        threading.Thread(target=work, name="database-call", daemon=True).start()
+        while not result.done():
             if until is None:
                 self.raise_if_interrupted()
-            if self.next(until) is None and not answer.done():
-                raise TimeoutError("The database does not answer")
-        return answer.result()
+            if self.next(until) is None and not result.done():
+                raise TimeoutError("The database did not respond in time")
+        return result.result()
 
-    def pause(self, seconds: float) -> None:
-        """Let time pass.
+    def sleep(self, seconds: float) -> None:
+        """Sleep.
 
         Raises:
-            Interrupted: by a signal.
+            Interrupted: a signal arrived.
         """
         until = time.monotonic() + seconds
         self.raise_if_interrupted()
@@ -82,11 +82,11 @@ class EventQueue:
             self.raise_if_interrupted()
 
     def raise_if_interrupted(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
+        """Raise `Interrupted` if a signal has arrived."""
         if self.interrupted is not None:
             raise Interrupted(self.interrupted)
 
-    def _hear(self, number: int, frame: Any) -> None:  # noqa: ARG002
-        came = signal.Signals(number)
-        self.interrupted = self.interrupted or came
-        self._items.put(came)
+    def _on_signal(self, number: int, frame: Any) -> None:  # noqa: ARG002
+        received = signal.Signals(number)
+        self.interrupted = self.interrupted or received
+        self._items.put(received)

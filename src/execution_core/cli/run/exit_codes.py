@@ -1,8 +1,13 @@
-"""How an attempt of `run` ended: what is recorded of it, and what `run` exits with."""
+"""The outcome of an attempt of `run`: its record in the database and its exit code."""
 
 import errno
+import shlex
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from signal import Signals
 from typing import Final
 
@@ -19,29 +24,31 @@ TIMED_OUT_CODE: Final = 124
 NOT_EXECUTABLE_CODE: Final = 126
 NOT_FOUND_CODE: Final = 127
 SIGNAL_CODE: Final = 128
-"""Plus the signal's number."""
+"""Plus the number of the signal."""
 CANCELLED_CODE: Final = 143
+MAX_INTERPRETER: Final = 256
+"""Linux reads at most this many bytes of an interpreter line."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended."""
+    """The outcome of an attempt."""
 
     code: int
-    """What `run` exits with, if this is the end."""
+    """The exit code of `run`, if no attempt follows."""
     message: str
     status: ExecutionStatus
-    """What the execution is to become; of a failure the manager makes retrying, where it may."""
+    """The new status; a failure becomes retrying if attempts are left."""
     output: str = ""
     error: ExecutionFailure | None = None
 
     def record(
         self, manager: ExecutionManager, started: Execution, retry_after: timedelta
     ) -> Execution:
-        """Record it, once: a record whose answer was lost is found and not made again.
+        """Save the outcome; calling it again after a lost response changes nothing.
 
         Raises:
-            AttemptLost: the execution is not this attempt's any more.
+            AttemptLost: this attempt no longer owns the execution.
         """
         id, attempt = started.id, started.attempts
         try:
@@ -52,14 +59,14 @@ class Outcome:
             result = {"exit_status": self.code, "output": self.output}
             return manager.complete(id, result, attempt=attempt)
         except (InvalidStateTransition, StaleAttempt, ExecutionNotFound):
-            found = self._find(manager, id)
+            found = _find(manager, id)
             recorded = (FAILED, RETRYING) if self.error is not None else (self.status,)
             if found and found.attempts == attempt and found.status in recorded:
                 return found
             raise AttemptLost(id, attempt, found) from None
 
     def code_after(self, attempt: int, execution: Execution) -> int | None:
-        """Return the exit code, from the execution as it is then; None: try again."""
+        """Return the exit code for the execution as it is now; None means to try again."""
         if execution.status is CANCELLED:
             return CANCELLED_CODE
         if execution.attempts != attempt:
@@ -73,16 +80,16 @@ class Outcome:
             return None
         return self.code
 
-    @staticmethod
-    def _find(manager: ExecutionManager, id: str) -> Execution | None:
-        try:
-            return manager.get(id)
-        except ExecutionNotFound:
-            return None
+
+def _find(manager: ExecutionManager, id: str) -> Execution | None:
+    try:
+        return manager.get(id)
+    except ExecutionNotFound:
+        return None
 
 
-def exited(status: int, output: str) -> Outcome:
-    """The command ended by itself, or somebody else's signal ended it."""
+def after_exit(status: int, output: str) -> Outcome:
+    """Return the outcome of a command that exited or was ended by a foreign signal."""
     if status == 0:
         return Outcome(0, "Exited with status 0", COMPLETED, output)
     if status > 0:
@@ -91,8 +98,8 @@ def exited(status: int, output: str) -> Outcome:
     return _failure(SIGNAL_CODE - status, f"Ended by {name}", name, output)
 
 
-def interrupted(signal: Signals, output: str = "") -> Outcome:
-    """`run` was told to end."""
+def after_interrupt(signal: Signals, output: str = "") -> Outcome:
+    """Return the outcome after `run` received a signal."""
     error = ExecutionFailure(
         message=f"Interrupted by {signal.name}",
         code=INTERRUPTED,
@@ -102,27 +109,44 @@ def interrupted(signal: Signals, output: str = "") -> Outcome:
     return Outcome(SIGNAL_CODE + signal, error.message, FAILED, output, error)
 
 
-def timed_out(output: str) -> Outcome:
-    """The attempt took too long."""
+def after_timeout(output: str) -> Outcome:
+    """Return the outcome of an attempt that reached its deadline."""
     return Outcome(TIMED_OUT_CODE, "Timed out", TIMED_OUT, output)
 
 
-def lost(output: str) -> Outcome:
-    """The execution was taken from the attempt: whoever did so has recorded why."""
-    return replace(timed_out(output), message="Ended, as it was taken away")
+def after_loss(output: str) -> Outcome:
+    """Return the outcome of an attempt that lost its execution; the database says why."""
+    return replace(after_timeout(output), message="Ended, because the attempt lost its execution")
 
 
-def not_started(program: str, problem: OSError) -> Outcome:
-    """The command cannot be run, now or when it is tried again."""
+def after_start_failure(command: Sequence[str], problem: OSError) -> Outcome:
+    """Return the outcome of a command that cannot be started, now or later."""
     missing = isinstance(problem, FileNotFoundError | NotADirectoryError)
-    hint = ": should it begin with #!/bin/sh?" if problem.errno == errno.ENOEXEC else ""
     error = ExecutionFailure(
-        message=f"{program!r} cannot be run: {problem.strerror}{hint}",
+        message=f"{command[0]!r} cannot be run: {problem.strerror}{_advise(command, problem)}",
         code="not_found" if missing else "not_executable",
     )
     return Outcome(
         NOT_FOUND_CODE if missing else NOT_EXECUTABLE_CODE, error.message, FAILED, error=error
     )
+
+
+def _advise(command: Sequence[str], problem: OSError) -> str:
+    """Return the likely cause of a start failure and what to do, as far as it is known."""
+    if problem.errno == errno.ENOEXEC:
+        return ". Add an interpreter line such as #!/bin/sh"
+    if not isinstance(problem, FileNotFoundError):
+        return ""
+    if program := shutil.which(command[0]):
+        line = b""
+        with suppress(OSError), Path(program).open("rb") as file:
+            line = file.readline(MAX_INTERPRETER)
+        crlf = "; the file has CRLF line ends: convert them to LF" if b"\r" in line else ""
+        name = line[2:].decode(errors="replace").strip() if line.startswith(b"#!") else ""
+        return f". The file exists, but its interpreter {name!r} was not found{crlf}"
+    if len(command) == 1 and " " in command[0]:
+        return f". To run a shell command: -- sh -c {shlex.quote(command[0])}"
+    return ""
 
 
 def _failure(code: int, message: str, name: str, output: str) -> Outcome:

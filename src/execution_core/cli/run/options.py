@@ -10,7 +10,7 @@ from ...core.backoff import Backoff
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What is to be run, and on what terms."""
+    """The command and the options of `run`."""
 
     command: Sequence[str]
     url: str

@@ -1,4 +1,4 @@
-"""`run` at work: attempt after attempt, until the command has succeeded or none is left."""
+"""Run attempts of a command until one succeeds or none is left."""
 
 import os
 import socket
@@ -31,27 +31,27 @@ from .options import RunOptions
 from .supervisor import Command, HeartbeatThread
 
 RETRYABLE: Final = (ConcurrentUpdate, ConnectionLost)
-"""After these nothing was changed, and it may be tried again."""
+"""These errors changed nothing, so the call can be repeated."""
 START_SECONDS: Final = 60.0
-"""How long the database may take over a start, which must not be left half way."""
+"""Time limit of a start, which signals do not interrupt: its outcome must be known."""
 INITIAL_BACKOFF: Final = 0.1
 MAX_BACKOFF: Final = 5.0
 
 
-class Run:
-    """One call of `run`: `Run(database, terms, events).exit_code()`."""
+class Runner:
+    """Run one command: `Runner(database, options, events).run()`."""
 
-    def __init__(self, database: Database, terms: RunOptions, events: EventQueue) -> None:
+    def __init__(self, database: Database, options: RunOptions, events: EventQueue) -> None:
         self._database = database
         self._manager = database.manager
-        self._terms = terms
+        self._options = options
         self._events = events
-        self._rest: float | None = None  # how long to wait after an attempt of our own
+        self._delay: float | None = None  # seconds to wait after an attempt of this process
 
-    def exit_code(self) -> int:
-        """Carry it out, and return what `run` exits with."""
+    def run(self) -> int:
+        """Run the command and return the exit code."""
         try:
-            step: Execution | int = self._created()
+            step: Execution | int = self._create()
             while isinstance(step, Execution):
                 step = self._step(step)
         except Interrupted as interruption:
@@ -59,55 +59,56 @@ class Run:
             return SIGNAL_CODE + interruption.signal
         return step
 
-    def _created(self) -> Execution:
-        terms = self._terms
-        execution = self._events.ask(
+    def _create(self) -> Execution:
+        options = self._options
+        execution = self._events.call(
             lambda: self._manager.create(
-                terms.type,
-                terms.payload,
-                max_attempts=terms.max_attempts,
-                timeout=terms.timeout,
-                idempotency_key=terms.key,
+                options.type,
+                options.payload,
+                max_attempts=options.max_attempts,
+                timeout=options.timeout,
+                idempotency_key=options.key,
             )
         )
-        if terms.stalled_after is None or execution.status is not RUNNING:
+        if options.stalled_after is None or execution.status is not RUNNING:
             return execution
-        # A sweep of this one alone: others of its type may be silent for longer.
-        sweep = replace(transitions.sweep(terms.stalled_after), attempt=execution.attempts)
+        # Sweep this execution only: others of its type may have longer heartbeat intervals.
+        sweep = replace(transitions.sweep(options.stalled_after), attempt=execution.attempts)
         store = SqlExecutionStore(self._database.engine)
-        swept: Execution | None = self._events.ask(lambda: store.update(execution.id, sweep))
+        swept: Execution | None = self._events.call(lambda: store.update(execution.id, sweep))
         return swept or execution
 
     def _step(self, execution: Execution) -> Execution | int:
-        """Make the next attempt where one may be made; return what it is then, or the exit code."""
+        """Run the next attempt if allowed; return the updated execution, or the exit code."""
         if execution.status is COMPLETED:
-            write_warning(f"Execution {execution.id} is completed already: nothing was run")
+            write_warning(f"Execution {execution.id} is already completed: the command was not run")
             return 0
         if execution.status is RUNNING:
-            write_warning(_running_elsewhere(execution))
+            write_warning(_describe_running(execution))
             return RUNNING_ELSEWHERE
         try:
-            started = self._started(execution)
-        except (InvalidStateTransition, *RETRYABLE):  # somebody was quicker
-            found = self._events.ask(lambda: self._manager.get(execution.id))
+            started = self._start(execution)
+        except (InvalidStateTransition, *RETRYABLE):  # another process was faster
+            found = self._events.call(lambda: self._manager.get(execution.id))
             if found.status is CANCELLED:
                 raise
             return found
         except TimeoutError:
             write_warning(
-                f"The database does not answer: it is unknown whether {execution.id} was started"
+                f"The database did not respond: it is unknown whether {execution.id} was started."
+                " The command was not run"
             )
             return REFUSED
         return self._attempt(started)
 
-    def _started(self, execution: Execution) -> Execution:
-        rest, self._rest = self._rest, None
-        self._wait(seconds_until_due(execution) if rest is None else rest)
+    def _start(self, execution: Execution) -> Execution:
+        delay, self._delay = self._delay, None
+        self._wait(seconds_until_due(execution) if delay is None else delay)
         if execution.status in (FAILED, TIMED_OUT):
-            self._events.ask(lambda: self._manager.retry(execution.id))
+            self._events.call(lambda: self._manager.retry(execution.id))
         self._events.raise_if_interrupted()
         worker = f"{socket.gethostname()[:200]}:{os.getpid()}"
-        return self._events.ask(
+        return self._events.call(
             lambda: self._manager.start(execution.id, worker=worker),
             time.monotonic() + START_SECONDS,
         )
@@ -116,32 +117,30 @@ class Run:
         environment = {
             "EXECUTION_ID": started.id,
             "EXECUTION_ATTEMPT": str(started.attempts),
-            "EXECUTION_CORE_URL": self._terms.url,
+            "EXECUTION_CORE_URL": self._options.url,
         }
         command = Command(
-            self._terms.command, os.environ | environment, self._terms.kill_after, self._events
+            self._options.command, os.environ | environment, self._options.kill_after, self._events
         )
-        heart = HeartbeatThread(self._manager, started, self._terms.heartbeat, self._events)
+        heartbeat = HeartbeatThread(self._manager, started, self._options.heartbeat, self._events)
         try:
-            outcome = command.run(heart, started.timeout)
+            outcome = command.run(heartbeat, started.timeout)
         finally:
-            heart.stop()
+            heartbeat.stop()
         try:
-            return self._settled(started, outcome)
+            return self._finish(started, outcome)
         finally:
             command.drain()
 
-    def _settled(self, started: Execution, outcome: Outcome) -> Execution | int:
-        """Record how an attempt ended; return what is to be tried again, or the exit code."""
-        backoff = self._terms.backoff
+    def _finish(self, started: Execution, outcome: Outcome) -> Execution | int:
+        """Save the outcome; return the execution if it is to be tried again, or the exit code."""
+        backoff = self._options.backoff
         delay = backoff.delay(started.attempts) if backoff else timedelta(0)
         name = f"Attempt {started.attempts} of {started.max_attempts} of execution {started.id}"
         try:
-            execution = self._recorded(started, outcome, delay)
+            execution = self._record(started, outcome, delay)
         except AttemptLost as lost:
-            write_warning(
-                f"{lost.code}: {lost}{_cancellation_reason(lost.execution)}: {outcome.message}"
-            )
+            write_warning(f"{lost.code}: {lost}{_format_reason(lost.execution)}: {outcome.message}")
             if lost.execution is None:
                 return REFUSED
             execution = lost.execution
@@ -150,7 +149,7 @@ class Run:
             write_warning(f"NOT RECORDED: {name}: {outcome.message}. {short_reason(error)}")
             return REFUSED
         else:
-            self._rest = delay.total_seconds()  # this host's clock may be off
+            self._delay = delay.total_seconds()  # this host's clock may be wrong
             if outcome.status is not COMPLETED:
                 write_warning(f"{name}: {outcome.message}")
             if outcome.status is TIMED_OUT:
@@ -161,59 +160,59 @@ class Run:
         self._events.raise_if_interrupted()
         return execution
 
-    def _recorded(self, started: Execution, outcome: Outcome, delay: timedelta) -> Execution:
-        """Record an outcome, which may have to wait for the database."""
-        # On a new connection: one to a file that was removed meanwhile would still take the record.
+    def _record(self, started: Execution, outcome: Outcome, delay: timedelta) -> Execution:
+        """Save the outcome, retrying while the database is unavailable."""
+        # Reconnect: an old connection would write to a SQLite file that was deleted meanwhile.
         self._database.engine.dispose()
-        limit = time.monotonic() + self._terms.record_for.total_seconds()
-        rest = INITIAL_BACKOFF
+        limit = time.monotonic() + self._options.record_for.total_seconds()
+        backoff = INITIAL_BACKOFF
         while True:
             try:
-                return self._events.ask(
+                return self._events.call(
                     lambda: outcome.record(self._manager, started, delay), limit
                 )
             except (SQLAlchemyError, *RETRYABLE) as error:
                 left = limit - time.monotonic()
                 if left <= 0:
                     raise
-                if rest == INITIAL_BACKOFF:
+                if backoff == INITIAL_BACKOFF:
                     write_warning(
-                        f"Not recorded yet, trying for {left:.0f} s: {short_reason(error)}"
+                        f"Not recorded yet, retrying for {left:.0f} s: {short_reason(error)}"
                     )
-                time.sleep(min(rest, left))
-                rest = min(2 * rest, MAX_BACKOFF)
+                time.sleep(min(backoff, left))
+                backoff = min(2 * backoff, MAX_BACKOFF)
 
     def _log(self, started: Execution, outcome: Outcome) -> None:
-        """Keep the output that went into no result and no error, if that can be."""
+        """Try to log the output, which is in neither the result nor the error."""
         if outcome.output:
             with suppress(ExecutionProblem, SQLAlchemyError, TimeoutError):
-                self._events.ask(
+                self._events.call(
                     lambda: self._manager.log(
                         started.id,
-                        f"The last output of attempt {started.attempts}",
+                        f"Last output of attempt {started.attempts}",
                         level="warning",
                         data={"output": outcome.output},
                     ),
-                    time.monotonic() + self._terms.record_for.total_seconds(),
+                    time.monotonic() + self._options.record_for.total_seconds(),
                 )
 
     def _wait(self, seconds: float) -> None:
         if seconds >= 1:
-            write_warning(f"The next attempt is in {timedelta(seconds=round(seconds))}")
-        self._events.pause(seconds)
+            write_warning(f"Next attempt in {timedelta(seconds=round(seconds))}")
+        self._events.sleep(seconds)
 
 
-def _running_elsewhere(execution: Execution) -> str:
-    """Say who runs it, and what to do when that one is dead."""
+def _describe_running(execution: Execution) -> str:
+    """Return who runs the execution, and what to do if that process is dead."""
     seen = execution.heartbeat_at or execution.started_at or execution.updated_at
     silent = timedelta(seconds=max(0, round((datetime.now(UTC) - seen).total_seconds())))
     problem = AlreadyRunning(execution)
     return (
-        f"{problem.code}: {problem}, which gave its last sign of life {silent} ago."
-        " If it is dead, run this with --stalled-after"
+        f"{problem.code}: {problem}. Its last heartbeat was {silent} ago."
+        " If that process is dead, run this command with --stalled-after"
     )
 
 
-def _cancellation_reason(execution: Execution | None) -> str:
+def _format_reason(execution: Execution | None) -> str:
     why = execution and execution.metadata.get(transitions.CANCELLATION_REASON)
     return f" ({why})" if why else ""

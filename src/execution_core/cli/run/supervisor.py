@@ -1,4 +1,4 @@
-"""The command of one attempt: watched to its end, or ended when that is called for."""
+"""Supervise the command of one attempt until it ends or has to be ended."""
 
 import signal
 import threading
@@ -15,15 +15,22 @@ from ..database import short_reason
 from ..streams import write_warning
 from .child_process import DRAIN_SECONDS, ChildProcess, OutputPump
 from .events import EventQueue
-from .exit_codes import Outcome, exited, interrupted, lost, not_started, timed_out
+from .exit_codes import (
+    Outcome,
+    after_exit,
+    after_interrupt,
+    after_loss,
+    after_start_failure,
+    after_timeout,
+)
 
 POLL_SECONDS: Final = 0.05
 KILL_WAIT_SECONDS: Final = 1.0
-"""How long what was killed is waited for; it may be in the hands of a disk that hangs."""
+"""After SIGKILL, wait at most this long: a process in an uninterruptible wait stays."""
 
 
-class Stop(Enum):
-    """Why a command is not left to end by itself."""
+class StopReason(Enum):
+    """Why `run` ends a command."""
 
     DEADLINE = auto()
     LOST = auto()
@@ -31,7 +38,7 @@ class Stop(Enum):
 
 
 class HeartbeatThread:
-    """A thread that beats for an attempt, and posts itself once the attempt is lost."""
+    """Send heartbeats in a thread, and post this object if the attempt is lost."""
 
     def __init__(
         self, manager: ExecutionManager, started: Execution, interval: timedelta, events: EventQueue
@@ -44,7 +51,7 @@ class HeartbeatThread:
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Send no more heartbeats."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -57,16 +64,16 @@ class HeartbeatThread:
             except ExecutionProblem:
                 self._events.post(self)
                 return
-            except Exception as error:  # noqa: BLE001 - the command goes on, and so do the beats
+            except Exception as error:  # noqa: BLE001 - the command and the heartbeats continue
                 if not (warned or self._stopped.is_set()):
                     write_warning(
-                        f"No heartbeat was recorded, and the command goes on: {short_reason(error)}"
+                        f"Heartbeat not recorded; the command continues: {short_reason(error)}"
                     )
                     warned = True
 
 
 class Command:
-    """A command, run once: `outcome = Command(words, environment, kill_after, events).run(...)`."""
+    """Run a command once: `Command(words, environment, kill_after, events).run(...)`."""
 
     def __init__(
         self,
@@ -81,46 +88,46 @@ class Command:
         self._events = events
         self._output: OutputPump | None = None
 
-    def run(self, heart: HeartbeatThread, timeout: timedelta | None) -> Outcome:
-        """Run it, and tell how it ended."""
+    def run(self, heartbeat: HeartbeatThread, timeout: timedelta | None) -> Outcome:
+        """Run the command and return its outcome."""
         if self._events.interrupted:
-            return interrupted(self._events.interrupted)
+            return after_interrupt(self._events.interrupted)
         try:
             child = ChildProcess(self._words, self._environment, self._events.post)
         except OSError as problem:
-            return not_started(self._words[0], problem)
+            return after_start_failure(self._words, problem)
         self._output = child.output
-        stop = self._watch(child, heart, timeout)
-        if stop is not None:
-            self._end(child, self._events.interrupted or signal.SIGTERM)
+        reason = self._watch(child, heartbeat, timeout)
+        if reason is not None:
+            self._terminate(child, self._events.interrupted or signal.SIGTERM)
         self.drain(time.monotonic() + DRAIN_SECONDS * 1.5)
-        return self._outcome(child, stop)
+        return self._to_outcome(child, reason)
 
     def drain(self, until: float | None = None) -> None:
-        """Wait for its output to be passed on: until then, or else until a signal comes."""
-        while self._output and not self._output.ended:
+        """Wait until its output is forwarded, until a time or, without one, until a signal."""
+        while self._output and not self._output.finished:
             if until is None and self._events.interrupted:
                 return
             if self._events.next(until) is None:
                 return
 
     def _watch(
-        self, child: ChildProcess, heart: HeartbeatThread, timeout: timedelta | None
-    ) -> Stop | None:
+        self, child: ChildProcess, heartbeat: HeartbeatThread, timeout: timedelta | None
+    ) -> StopReason | None:
         deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
         while True:
             item = self._events.next(deadline)
             if item is None:
-                return Stop.DEADLINE
+                return StopReason.DEADLINE
             if item is child:
                 return None
-            if item is heart:
-                return Stop.LOST
+            if item is heartbeat:
+                return StopReason.LOST
             if isinstance(item, signal.Signals):
-                return Stop.SIGNAL
+                return StopReason.SIGNAL
 
-    def _end(self, child: ChildProcess, number: signal.Signals) -> None:
-        """Ask the whole group to end, passing on what else comes, and then kill it."""
+    def _terminate(self, child: ChildProcess, number: signal.Signals) -> None:
+        """Signal the group, forward further signals, and kill it after the grace period."""
         kill_at = time.monotonic() + self._kill_after
         child.signal(number)
         while child.is_alive() and time.monotonic() < kill_at:
@@ -129,16 +136,16 @@ class Command:
                 child.signal(item)
         if child.is_alive():
             child.signal(signal.SIGKILL)
-        buried_at = time.monotonic() + KILL_WAIT_SECONDS
-        while child.is_alive() and time.monotonic() < buried_at:
+        give_up_at = time.monotonic() + KILL_WAIT_SECONDS
+        while child.is_alive() and time.monotonic() < give_up_at:
             self._events.next(time.monotonic() + POLL_SECONDS)
 
-    def _outcome(self, child: ChildProcess, stop: Stop | None) -> Outcome:
+    def _to_outcome(self, child: ChildProcess, reason: StopReason | None) -> Outcome:
         output = replace_unstorable(child.output.tail())
-        if stop is Stop.SIGNAL and self._events.interrupted:
-            return interrupted(self._events.interrupted, output)
-        if stop is Stop.DEADLINE:
-            return timed_out(output)
-        if stop is Stop.LOST or child.status is None:
-            return lost(output)
-        return exited(child.status, output)
+        if reason is StopReason.SIGNAL and self._events.interrupted:
+            return after_interrupt(self._events.interrupted, output)
+        if reason is StopReason.DEADLINE:
+            return after_timeout(output)
+        if reason is StopReason.LOST or child.status is None:
+            return after_loss(output)
+        return after_exit(child.status, output)

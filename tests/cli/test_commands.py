@@ -1,10 +1,7 @@
-"""The commands that read and move executions, on both databases."""
+"""The commands that read or change executions, on both databases."""
 
 import json
-import os
-import pty
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,13 +18,13 @@ from execution_core.cli.commands import stats, watch
 
 from ..conftest import Database
 from ..support.situations import STATES, bring_to
+from .terminal import PROGRAM, remove_control_sequences, run_in_terminal
 
-PROGRAM = Path(sys.executable).with_name("execution-core")
 NASTY = "\x1b]0;owned\x07\x1b[2J\u202erm -rf\u2028\x00"[:-1]
 
 
 class Shell:
-    """The command line over a database, in this process."""
+    """Run the command line in this process on a database."""
 
     def __init__(self, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
         self.database = database
@@ -58,37 +55,39 @@ def plain(database: Database) -> ExecutionManager:
 
 
 def listed(shell: Shell, *arguments: str) -> list[str]:
-    return [row["execution_id"] for row in shell.json("list", *arguments)["executions"]]
+    return [row["id"] for row in shell.json("list", *arguments)["executions"]]
 
 
 # --- ids ---------------------------------------------------------------------------------------
 
 
-def test_an_id_may_be_cut_as_in_git(shell: Shell, plain: ExecutionManager) -> None:
+def test_show_id_prefix_finds_execution_or_is_ambiguous(
+    shell: Shell, plain: ExecutionManager
+) -> None:
     executions = [bring_to(plain, "pending") for _ in range(3)]
     for line in shell("list").splitlines()[1:]:
         cut = line.split()[0]
-        found = shell.json("show", cut)["execution"]["execution_id"]
+        found = shell.json("show", cut)["execution"]["id"]
         assert found.startswith(cut)
     id = executions[0].id
     for spelling in (id, id.upper(), id.replace("-", ""), id[:30], f" {id} "):
-        assert shell.json("show", spelling)["execution"]["execution_id"] == id
+        assert shell.json("show", spelling)["execution"]["id"] == id
     shell("show", id[:6], code=1)
-    assert "is the beginning of several: " in shell.err
+    assert "is ambiguous: matches " in shell.err
     assert all(each.id in shell.err for each in executions)
 
 
 @pytest.mark.parametrize("id", ["", "xyz", "0" * 33, "'; DROP TABLE executions; --", "ffff", "%"])
 @pytest.mark.parametrize("command", ["show", "cancel", "retry", "replay", "watch"])
-def test_what_is_not_there(shell: Shell, command: str, id: str) -> None:
+def test_main_unknown_id_exits_3(shell: Shell, command: str, id: str) -> None:
     assert shell(command, id, code=3) == ""
     assert shell.err.startswith("execution-core: NOT_FOUND: No execution has the id ")
 
 
-def test_ids_differ_from_their_neighbours_even_when_those_are_not_listed(
+def test_list_short_ids_are_unique_in_the_whole_table(
     shell: Shell, plain: ExecutionManager, database: Database
 ) -> None:
-    # The beginning that is shown must be nobody else's in the whole table.
+    # The printed prefix must be unique in the whole table, not only among the printed rows.
     one, two = "0198aaaa-0000-7000-8000-000000000001", "0198aaaa-0000-7000-8000-000000000002"
     database.run(f"INSERT INTO executions (id, type) VALUES ('{one}', 'a'), ('{two}', 'b')")
     assert shell("list", "--type", "a").splitlines()[1].split()[0] == one
@@ -97,7 +96,7 @@ def test_ids_differ_from_their_neighbours_even_when_those_are_not_listed(
 # --- list --------------------------------------------------------------------------------------
 
 
-def test_list_and_its_filters(shell: Shell, plain: ExecutionManager) -> None:
+def test_list_filters_select_rows(shell: Shell, plain: ExecutionManager) -> None:
     made = {name: bring_to(plain, name).id for name in STATES}
     child = plain.create("other", parent_id=made["pending"]).id
     everything = [child, *reversed(made.values())]
@@ -115,7 +114,7 @@ def test_list_and_its_filters(shell: Shell, plain: ExecutionManager) -> None:
     assert shell.err == "no executions\n"
 
 
-def test_list_by_age(shell: Shell, database: Database) -> None:
+def test_list_ages_select_rows(shell: Shell, database: Database) -> None:
     ages = {}
     for hours in (1, 50, 100):
         then = datetime.now(UTC) - timedelta(hours=hours)
@@ -134,16 +133,16 @@ def test_list_by_age(shell: Shell, database: Database) -> None:
     assert listed(shell, "--finished-within", "3d") == [ages[1], ages[50]]
 
 
-def test_pages(shell: Shell, plain: ExecutionManager) -> None:
+def test_list_limit_and_before_page_through_rows(shell: Shell, plain: ExecutionManager) -> None:
     ids = [plain.create("a").id for _ in range(5)][::-1]
     first = shell.json("list", "--limit", "2")
-    assert [row["execution_id"] for row in first["executions"]] == ids[:2]
+    assert [row["id"] for row in first["executions"]] == ids[:2]
     assert first["next_before"] == ids[1]
     second = shell.json("list", "--limit", "3", "--before", ids[1])
-    assert [row["execution_id"] for row in second["executions"]] == ids[2:]
+    assert [row["id"] for row in second["executions"]] == ids[2:]
     assert shell.json("list", "--limit", "3", "--before", ids[-1])["next_before"] is None
     shell("list", "--limit", "2")
-    hint = re.fullmatch(r"there may be more: --before (\S+)\n", shell.err)
+    hint = re.fullmatch(r"there may be more executions: add --before (\S+)\n", shell.err)
     assert hint
     assert listed(shell, "--before", hint[1]) == ids[2:]
 
@@ -166,7 +165,7 @@ def make_secrets(manager: ExecutionManager) -> dict[str, str]:
     return {"done": done.id, "failed": failed.id, "running": running.id}
 
 
-def test_nobody_sees_what_they_did_not_ask_for(shell: Shell, plain: ExecutionManager) -> None:
+def test_list_without_with_prints_no_payloads(shell: Shell, plain: ExecutionManager) -> None:
     make_secrets(plain)
     for arguments in (("list",), ("list", "--json"), ("stats",), ("stats", "--json"),
                       ("watch", "--json")):  # fmt: skip
@@ -174,7 +173,7 @@ def test_nobody_sees_what_they_did_not_ask_for(shell: Shell, plain: ExecutionMan
         assert not any(secret in shown for secret in SECRETS), arguments
 
 
-def test_but_whoever_asks_sees_it(shell: Shell, plain: ExecutionManager) -> None:
+def test_list_with_prints_payloads(shell: Shell, plain: ExecutionManager) -> None:
     ids = make_secrets(plain)
     asked = [
         part
@@ -183,7 +182,7 @@ def test_but_whoever_asks_sees_it(shell: Shell, plain: ExecutionManager) -> None
     ]
     shown = shell("list", *asked)
     assert all(secret in shown for secret in SECRETS)
-    rows = {row["execution_id"]: row for row in shell.json("list", *asked)["executions"]}
+    rows = {row["id"]: row for row in shell.json("list", *asked)["executions"]}
     assert rows[ids["done"]]["payload"] == ["the-payload"]
     assert rows[ids["done"]]["stack"] is None
     assert rows[ids["failed"]]["stack"] == "the-stack"
@@ -194,7 +193,7 @@ def test_but_whoever_asks_sees_it(shell: Shell, plain: ExecutionManager) -> None
 # --- show --------------------------------------------------------------------------------------
 
 
-def test_show_has_all_of_it(shell: Shell, plain: ExecutionManager) -> None:
+def test_show_prints_everything(shell: Shell, plain: ExecutionManager) -> None:
     parent = plain.create("workflow", {"n": 1}, max_attempts=2, idempotency_key="once")
     child = plain.create("step", parent_id=parent.id)
     plain.start(parent.id, worker="host-1")
@@ -209,15 +208,15 @@ def test_show_has_all_of_it(shell: Shell, plain: ExecutionManager) -> None:
     again = plain.replay(parent.id)
     shown = shell.json("show", parent.id)
     execution = shown["execution"]
-    assert execution["execution_id"] == parent.id
+    assert execution["id"] == parent.id
     assert (execution["status"], execution["payload"]) == ("failed", {"n": 1})
     assert "OSError: second" in execution["error"]["stack"]
     assert [each["error"]["message"] for each in shown["attempts"]] == ["first", "second"]
     assert [each["to_status"] for each in shown["timeline"]] == [
         *("pending", "running", "retrying", "running", "failed")
     ]
-    assert [each["execution_id"] for each in shown["children"]] == [child.id]
-    assert [each["execution_id"] for each in shown["replays"]] == [again.id]
+    assert [each["id"] for each in shown["children"]] == [child.id]
+    assert [each["id"] for each in shown["replays"]] == [again.id]
     assert [(e["message"], e["data"]) for e in shown["logs"]] == [("half way", {"rows": 3})]
     text = shell("show", parent.id)
     for part in ("OSError: second", "host-1", "retrying", child.id, again.id, "half way",
@@ -226,7 +225,7 @@ def test_show_has_all_of_it(shell: Shell, plain: ExecutionManager) -> None:
     assert f"replay of   {parent.id}" in shell("show", again.id)
 
 
-def test_the_last_failure_is_shown_though_it_was_retried(
+def test_show_completed_after_retry_prints_last_failure(
     shell: Shell, plain: ExecutionManager
 ) -> None:
     job = plain.create("a", max_attempts=2)
@@ -239,10 +238,10 @@ def test_the_last_failure_is_shown_though_it_was_retried(
     assert "1 / 0" in text
 
 
-def test_large_values_are_cut_unless_asked(shell: Shell, plain: ExecutionManager) -> None:
+def test_show_large_value_is_cut_without_full(shell: Shell, plain: ExecutionManager) -> None:
     job = plain.create("a", "x" * 2_000_000)
     assert len(shell("show", job.id)) < 3_000
-    assert "2,000,002 characters in all: --full shows them" in shell("show", job.id)
+    assert "2,000,002 characters in total: --full prints all of them" in shell("show", job.id)
     assert len(shell("show", job.id, "--full")) > 2_000_000
     assert len(shell.json("show", job.id)["execution"]["payload"]) == 2_000_000
     assert len(shell("list", "--with", "payload")) < 1_000
@@ -251,7 +250,7 @@ def test_large_values_are_cut_unless_asked(shell: Shell, plain: ExecutionManager
 # --- stats -------------------------------------------------------------------------------------
 
 
-def test_stats(shell: Shell, database: Database) -> None:
+def test_stats_prints_counts_and_durations(shell: Shell, database: Database) -> None:
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     clock = [now]
     manager = ExecutionManager(SqlExecutionStore(database.engine, clock=lambda: clock[0]))
@@ -278,7 +277,7 @@ def test_stats(shell: Shell, database: Database) -> None:
     assert re.search(r"^a +1 +- +20 +", shell("stats"), re.MULTILINE)
 
 
-def test_stats_of_nothing(shell: Shell) -> None:
+def test_stats_empty_database_prints_nothing(shell: Shell) -> None:
     assert shell.json("stats") == {"counts": [], "recently_finished": []}
     assert shell("stats") == ""
     assert shell.err == "no executions\n"
@@ -289,14 +288,16 @@ def test_stats_of_nothing(shell: Shell) -> None:
     [([], 50, None), ([7], 1, 7), ([7], 100, 7), ([1, 2], 50, 1), ([1, 2], 51, 2),
      (list(range(1, 101)), 95, 95)],
 )  # fmt: skip
-def test_percentiles(ordered: list[float], percent: int, found: float | None) -> None:
+def test_stats_percentile_is_nearest_rank(
+    ordered: list[float], percent: int, found: float | None
+) -> None:
     assert stats.percentile(ordered, percent) == found
 
 
-# --- moves -------------------------------------------------------------------------------------
+# --- transitions --------------------------------------------------------------------------------
 
 
-def test_cancel_retry_and_replay(shell: Shell, plain: ExecutionManager) -> None:
+def test_cancel_retry_and_replay_change_executions(shell: Shell, plain: ExecutionManager) -> None:
     job = plain.create("a", {"n": 1}, max_attempts=2)
     plain.start(job.id)
     plain.fail(job.id, "no")
@@ -317,7 +318,9 @@ def test_cancel_retry_and_replay(shell: Shell, plain: ExecutionManager) -> None:
     assert "replay is for executions that are completed or failed" in shell.err
 
 
-def test_sweep(shell: Shell, database: Database, plain: ExecutionManager) -> None:
+def test_sweep_times_out_overdue_and_stalled(
+    shell: Shell, database: Database, plain: ExecutionManager
+) -> None:
     long_ago = datetime.now(UTC) - timedelta(hours=1)
     late = ExecutionManager(SqlExecutionStore(database.engine, clock=lambda: long_ago))
     once = late.create("a", timeout=timedelta(minutes=1))
@@ -333,7 +336,7 @@ def test_sweep(shell: Shell, database: Database, plain: ExecutionManager) -> Non
     assert shell("sweep", "--stalled-after", "30m") == f"{silent.id} timed_out\n"
 
 
-def test_prune(shell: Shell, plain: ExecutionManager) -> None:
+def test_prune_deletes_old_finished_executions(shell: Shell, plain: ExecutionManager) -> None:
     live = bring_to(plain, "running")
     keyed = plain.create("a", idempotency_key="once")
     for each in (keyed, *(plain.create("b") for _ in range(3))):
@@ -350,7 +353,9 @@ def test_prune(shell: Shell, plain: ExecutionManager) -> None:
 # --- watch -------------------------------------------------------------------------------------
 
 
-def test_watch_one_to_its_end(database: Database, plain: ExecutionManager) -> None:
+def test_watch_id_prints_changes_until_finished(
+    database: Database, plain: ExecutionManager
+) -> None:
     job = plain.create("import", max_attempts=1)
     watching = subprocess.Popen(
         [PROGRAM, "watch", job.id[:-1], "--url", database.url, "--every", "50ms"],
@@ -373,74 +378,52 @@ def test_watch_one_to_its_end(database: Database, plain: ExecutionManager) -> No
     watching.stdout.close()
 
 
-def test_watch_tells_of_a_bad_end(shell: Shell, plain: ExecutionManager) -> None:
+def test_watch_failed_execution_exits_1(shell: Shell, plain: ExecutionManager) -> None:
     assert "broken" not in shell("watch", bring_to(plain, "completed").id)
     assert "no" in shell("watch", bring_to(plain, "failed").id, code=1)
 
 
-def test_rates_and_what_is_left(database: Database, plain: ExecutionManager) -> None:
+def test_watch_estimates_rate_and_time_left(database: Database, plain: ExecutionManager) -> None:
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     row: dict[str, Any] = {
         "execution_id": "a", "status": "running", "attempts": 1, "started_at": now,
         "progress_current": 0, "progress_total": 100,
     }  # fmt: skip
-    pace = watch.RateEstimator()
+    estimator = watch.RateEstimator()
 
     def seen(seconds: int, current: int | None) -> tuple[Any, Any]:
         row["progress_current"] = current
-        pace.measure(row, now + timedelta(seconds=seconds))
+        estimator.measure(row, now + timedelta(seconds=seconds))
         return row["rate_per_second"], row["seconds_left"]
 
     assert seen(0, None) == (None, None)
-    assert seen(10, 20) == (2, 40)  # by what the first attempt has done since it started
-    assert seen(20, 60) == (4, 10)  # by what was seen of it
+    assert seen(10, 20) == (2, 40)  # since the start of the first attempt
+    assert seen(20, 60) == (4, 10)  # since the earlier sample
     assert seen(60, 60)[0] == 0
-    assert seen(61, 10)[0] is None  # it began anew
+    assert seen(61, 10)[0] is None  # the progress was reset
     row["status"] = "completed"
     assert seen(62, 100) == (None, None)
     row |= {"status": "running", "progress_total": 0, "execution_id": "b"}
     assert seen(10, 20) == (2, None)
 
 
-def in_a_terminal(*arguments: str, until: str | None = None) -> tuple[int, str]:
-    """Run the program in a terminal of 100 columns, to its end or until it has shown something."""
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
-    environment.pop("NO_COLOR", None)
-    running = subprocess.Popen(
-        [PROGRAM, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    written, waiting = b"", until is not None
-    try:
-        while part := os.read(ours, 65536):
-            written += part
-            if waiting and str(until) in written.decode(errors="replace"):
-                running.send_signal(signal.SIGINT)
-                waiting = False
-    except OSError:  # the other end is closed
-        pass
-    os.close(ours)
-    return running.wait(), written.decode()
-
-
-def test_a_terminal_sees_bars_and_colours(database: Database, plain: ExecutionManager) -> None:
+def test_watch_terminal_prints_bars_and_styles(database: Database, plain: ExecutionManager) -> None:
     job = plain.create("import")
     plain.start(job.id)
     plain.update_progress(job.id, 30, 100, message="rows")
-    code, seen = in_a_terminal("watch", "--url", database.url, "--every", "100ms", until="30%")
+    code, seen = run_in_terminal("watch", "--url", database.url, "--every", "100ms", until="30%")
     assert code == 0
     assert "━" in seen
     assert "30/100 30%" in seen
     assert "1 running" in seen
     assert "\x1b[36m" in seen
-    _, seen = in_a_terminal("list", "--url", database.url)
+    _, seen = run_in_terminal("list", "--url", database.url)
     assert "\x1b[36m" in seen
 
 
-@pytest.mark.parametrize("colours", [True, False])
-def test_no_stored_text_reaches_the_terminal_as_it_is(
-    shell: Shell, plain: ExecutionManager, *, colours: bool
+@pytest.mark.parametrize("terminal", [True, False])
+def test_main_stored_control_characters_are_escaped(
+    shell: Shell, plain: ExecutionManager, *, terminal: bool
 ) -> None:
     job = plain.create(NASTY, NASTY, metadata={NASTY: NASTY}, idempotency_key=NASTY)
     plain.start(job.id, worker=NASTY)
@@ -461,26 +444,28 @@ def test_no_stored_text_reaches_the_terminal_as_it_is(
         ("stats",),
         ("watch", job.id),
     ):
-        if colours:
-            _, shown = in_a_terminal(arguments[0], *url, *arguments[1:])
-            shown = re.sub(r"\x1b\[[\d;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A", "", shown)
+        if terminal:
+            _, shown = run_in_terminal(arguments[0], *url, *arguments[1:])
+            shown = remove_control_sequences(shown)
         else:
             shown = shell(*arguments, code=int(arguments[0] == "watch"))
         assert "owned" in shown, arguments
         assert not set("\x1b\x07\u202e\u2028") & set(shown), arguments
-    if not colours:
+    if not terminal:
         for arguments in (("list",), ("show", job.id), ("stats",), ("watch",)):
             assert (shell(*arguments, "--json")).isascii()
 
 
-# --- without a sound database ---------------------------------------------------------------------
+# --- missing schemas, files and rich ------------------------------------------------------------
 
 
-def test_a_schema_that_is_behind(empty_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_missing_schema_advises_migrate(
+    empty_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["list", "--url", empty_url]) == 1
-    said = capsys.readouterr().err
-    assert "execution_overview" in said
-    assert said.endswith("Its schema is not up to date: run execution-core migrate\n")
+    error = capsys.readouterr().err
+    assert "execution_overview" in error
+    assert error.endswith("Its schema is not up to date: run execution-core migrate\n")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -493,11 +478,13 @@ def empty_url(
     return f"sqlite:///{tmp_path}/bare.db"
 
 
-def test_nothing_is_created_by_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_missing_file_refused_and_not_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["list", "--url", f"sqlite:///{tmp_path}/none.db"]) == 1
-    said = capsys.readouterr().err
-    assert "url names a file that does not exist" in said
-    assert "create it with execution-core migrate" in said
+    error = capsys.readouterr().err
+    assert "url names a file that does not exist" in error
+    assert "create it with execution-core migrate" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -512,7 +499,7 @@ def test_nothing_is_created_by_reading(tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 @pytest.mark.parametrize("command", [["list"], ["stats"], ["show", "00"], ["watch", "--json"]])
-def test_passwords_are_never_shown(
+def test_reading_commands_hide_password(
     postgres_database: Database,
     capsys: pytest.CaptureFixture[str],
     command: list[str],
@@ -525,7 +512,7 @@ def test_passwords_are_never_shown(
     assert "Traceback" not in err
 
 
-def test_a_reader_who_has_seen_enough(database: Database, plain: ExecutionManager) -> None:
+def test_list_broken_pipe_exits_quietly(database: Database, plain: ExecutionManager) -> None:
     for _ in range(50):
         plain.create("a" * 200)
     command = f"'{PROGRAM}' list --limit 9999 --with payload --url '{database.url}' | head -1"
@@ -535,7 +522,7 @@ def test_a_reader_who_has_seen_enough(database: Database, plain: ExecutionManage
     assert "Error" not in done.stderr
 
 
-def test_without_rich_it_is_plain_text(database: Database, plain: ExecutionManager) -> None:
+def test_list_without_rich_prints_plain_text(database: Database, plain: ExecutionManager) -> None:
     plain.create("import")
     program = (
         "import sys; sys.modules['rich'] = None; sys.modules['rich.console'] = None\n"
@@ -555,11 +542,11 @@ def test_without_rich_it_is_plain_text(database: Database, plain: ExecutionManag
     [(None, "-"), (0, "0.000s"), (0.0421, "0.042s"), (3.21, "3.2s"), (42.9, "42s"),
      (65, "1m 05s"), (3_600, "1h 00m"), (90_061, "1d 01h"), (-5, "-5.0s")],
 )  # fmt: skip
-def test_durations(seconds: float | None, message: str) -> None:
+def test_format_duration_uses_two_units(seconds: float | None, message: str) -> None:
     assert output.format_duration(seconds) == message
 
 
-def test_the_views_are_described_as_they_are(database: Database) -> None:
+def test_views_metadata_matches_database(database: Database) -> None:
     from sqlalchemy import inspect
 
     from execution_core.sql.schema import views
@@ -570,15 +557,15 @@ def test_the_views_are_described_as_they_are(database: Database) -> None:
         assert set(described) <= {column["name"] for column in found.get_columns(name)}
 
 
-def test_reading_asks_the_views_alone(database: Database, plain: ExecutionManager) -> None:
-    """So that a role that sees no payload can use it."""
+def test_reading_commands_query_only_views(database: Database, plain: ExecutionManager) -> None:
+    """A role without rights on payloads can use these commands."""
     job = bring_to(plain, "running")
-    asked: list[str] = []
+    statements: list[str] = []
     from sqlalchemy import event
 
     @event.listens_for(database.engine, "before_cursor_execute")
-    def heard(_c: Any, _k: Any, statement: str, *_: Any) -> None:
-        asked.append(statement)
+    def record(_c: Any, _k: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
 
     with database.engine.connect() as connection:
         queries.resolve_id(connection, job.id[:30])
@@ -589,7 +576,7 @@ def test_reading_asks_the_views_alone(database: Database, plain: ExecutionManage
             *(queries.live_counts(), queries.last_finished(5)),
         ):
             queries.rows(connection, query)
-    assert watch.look(database.engine, None, 5, watch.RateEstimator()).executions
-    event.remove(database.engine, "before_cursor_execute", heard)
-    assert asked
-    assert not any(re.search(r"\b(FROM|JOIN) executions\b", statement) for statement in asked)
+    assert watch.read_snapshot(database.engine, None, 5, watch.RateEstimator()).executions
+    event.remove(database.engine, "before_cursor_execute", record)
+    assert statements
+    assert not any(re.search(r"\b(FROM|JOIN) executions\b", statement) for statement in statements)

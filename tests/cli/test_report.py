@@ -1,4 +1,4 @@
-"""`progress`, `checkpoint` and `log`, as a command that `run` runs calls them."""
+"""`progress`, `checkpoint` and `log`, as called inside `execution-core run`."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def running(manager: ExecutionManager) -> Execution:
 
 @pytest.fixture
 def call(database: Database, running: Execution, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Call the command line in the environment of a command of the first attempt."""
+    """Return a function that runs the command line in the environment of the first attempt."""
     monkeypatch.setenv("EXECUTION_CORE_URL", database.url)
     monkeypatch.setenv("EXECUTION_ID", running.id)
     monkeypatch.setenv("EXECUTION_ATTEMPT", str(running.attempts))
@@ -38,7 +38,7 @@ def second_attempt(manager: ExecutionManager, id: str) -> None:
     manager.start(id)
 
 
-def test_progress(call: Call, manager: ExecutionManager, running: Execution) -> None:
+def test_progress_sets_progress(call: Call, manager: ExecutionManager, running: Execution) -> None:
     assert call("progress", "30", "100", "--message", "a third") == 0
     progress = manager.get(running.id).progress
     assert progress is not None
@@ -59,7 +59,7 @@ def test_progress(call: Call, manager: ExecutionManager, running: Execution) -> 
         ("größer €", "größer €"),
     ],
 )
-def test_checkpoint(
+def test_checkpoint_value_is_stored_and_printed(
     call: Call, running: Execution, manager: ExecutionManager, typed: str, stored: Any,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:  # fmt: skip
@@ -71,14 +71,14 @@ def test_checkpoint(
     assert printed.count(b"\n") == 1
 
 
-def test_no_checkpoint(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_not_set_exits_3(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("checkpoint", "k") == 3
     assert call("checkpoint", "k", "null") == 0
     assert call("checkpoint", "k") == 0
     assert capsys.readouterr().out == "null\n"
 
 
-def test_log(call: Call, manager: ExecutionManager, running: Execution) -> None:
+def test_log_adds_entry(call: Call, manager: ExecutionManager, running: Execution) -> None:
     assert call("log", "skipped", "--level", "warning", "--data", '{"row": 7}') == 0
     assert call("log", "done") == 0
     done, skipped = manager.logs(running.id)
@@ -86,11 +86,11 @@ def test_log(call: Call, manager: ExecutionManager, running: Execution) -> None:
     assert (done.message, done.level, done.data, done.attempt) == ("done", "info", None, 1)
 
 
-REPORTS = [("progress", "1", "2"), ("checkpoint", "k", "1"), ("log", "said")]
+REPORTS = [("progress", "1", "2"), ("checkpoint", "k", "1"), ("log", "message")]
 
 
 @pytest.mark.parametrize("report", REPORTS)
-def test_an_attempt_that_lost_its_execution(
+def test_report_lost_attempt_refused(
     call: Call, manager: ExecutionManager, running: Execution, report: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -106,10 +106,10 @@ def test_an_attempt_that_lost_its_execution(
     assert manager.logs(running.id) == []
 
 
-def test_from_outside(
+def test_report_with_id_ignores_attempt_of_environment(
     call: Call, manager: ExecutionManager, running: Execution, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With `--id` the attempt of the environment, which is another execution's, counts nothing."""
+    """The attempt of the environment belongs to another execution."""
     other = manager.create("job", max_attempts=3)
     manager.start(other.id)
     second_attempt(manager, other.id)
@@ -123,32 +123,34 @@ def test_from_outside(
     assert "NOT_FOUND" in capsys.readouterr().err
 
 
-def test_the_beginning_of_an_id(call: Call, manager: ExecutionManager, running: Execution) -> None:
+def test_progress_id_prefix_accepted(
+    call: Call, manager: ExecutionManager, running: Execution
+) -> None:
     assert call("progress", "1", "2", "--id", running.id[:18]) == 0
     assert manager.get(running.id).progress is not None
 
 
-def test_no_execution_is_named(
+def test_report_without_execution_exits_2(
     call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("EXECUTION_ID")
     with pytest.raises(SystemExit) as exit:
         call("progress", "1", "2")
     assert exit.value.code == 2
-    assert "give --id, or call it in what execution-core run runs" in capsys.readouterr().err
+    assert "use --id, or run this inside execution-core run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "arguments",
     [("progress", "half", "2"), ("progress", "1"), ("checkpoint",), ("log", "m", "--data", "{")],
 )
-def test_misuse(call: Call, arguments: tuple[str, ...]) -> None:
+def test_report_usage_error_exits_2(call: Call, arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as exit:
         call(*arguments)
     assert exit.value.code == 2
 
 
-def test_an_attempt_that_is_no_number(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_invalid_attempt_exits_2(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECUTION_ATTEMPT", "first")
     with pytest.raises(SystemExit) as exit:
         call("progress", "1", "2")
@@ -166,10 +168,10 @@ def test_an_attempt_that_is_no_number(call: Call, monkeypatch: pytest.MonkeyPatc
         (("log", "m", "--level", "loud"), "level must be one of"),
     ],
 )
-def test_what_is_refused(
+def test_report_invalid_value_refused(
     call: Call, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*arguments) == 1
-    said = capsys.readouterr().err
-    assert "INVALID_VALUE" in said
-    assert message in said
+    error = capsys.readouterr().err
+    assert "INVALID_VALUE" in error
+    assert message in error

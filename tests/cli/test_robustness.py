@@ -1,13 +1,9 @@
-"""The command line in bad company: closed streams, odd terminals, hostile values, hands in SQL."""
+"""The command line under bad conditions: closed streams, small terminals, invalid values."""
 
 import json
 import os
-import pty
-import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +13,7 @@ from execution_core import ExecutionManager, SqlExecutionStore
 from execution_core.cli import main
 
 from ..conftest import Database, open_database
-
-PROGRAM = Path(sys.executable).with_name("execution-core")
+from .terminal import PROGRAM, remove_control_sequences, run_in_terminal
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -30,14 +25,14 @@ def plain(database: Database) -> ExecutionManager:
 
 @pytest.fixture
 def embedded(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """SQLite alone, for what does not depend on the database."""
+    """SQLite only, for behaviour that does not depend on the database."""
     with open_database("sqlite", request) as database:
         yield database
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """The command line in this process: its exit code, and what it wrote."""
+    """Return a function that runs the command line and returns exit code, stdout and stderr."""
 
     def call(url: str, command: str, *rest: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -58,7 +53,7 @@ def in_shell(command: str, url: str, **environment: str) -> subprocess.Completed
     )  # fmt: skip
 
 
-# --- standard streams -----------------------------------------------------------------------------
+# --- standard streams ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -73,16 +68,18 @@ def in_shell(command: str, url: str, **environment: str) -> subprocess.Completed
         ("PROGRAM list --with payload >/dev/full", 1),
     ],
 )
-def test_closed_and_full_streams(embedded: Database, command: str, code: int) -> None:
+def test_main_closed_or_full_stream_exits_cleanly(
+    embedded: Database, command: str, code: int
+) -> None:
     ExecutionManager(SqlExecutionStore(embedded.engine)).create("a")
     done = in_shell(command, embedded.url)
     assert done.returncode == code
-    # What is meant for a closed stream never lands in the other one.
+    # Text for a closed stream is never written to the other one.
     assert done.stdout == "" or json.loads(done.stdout) == {"executions": [], "next_before": None}
     assert done.stderr in ("", "execution-core: [Errno 28] No space left on device\n")
 
 
-def test_a_stream_that_knows_few_characters(embedded: Database) -> None:
+def test_show_ascii_stdout_prints_escapes(embedded: Database) -> None:
     manager = ExecutionManager(SqlExecutionStore(embedded.engine))
     job = manager.create("ünï", {"text": "漢字"})
     done = in_shell(f"PROGRAM show {job.id}", embedded.url, PYTHONIOENCODING="ascii")
@@ -91,8 +88,8 @@ def test_a_stream_that_knows_few_characters(embedded: Database) -> None:
     assert r"\u6f22" in done.stdout
 
 
-def test_a_sweep_of_which_nobody_reads(database: Database, plain: ExecutionManager) -> None:
-    # More than the buffer of a pipe's writer, so that it breaks while the sweep is about it.
+def test_sweep_broken_pipe_still_sweeps_all(database: Database, plain: ExecutionManager) -> None:
+    # The output exceeds the pipe's buffer, so the pipe breaks during the sweep.
     for _ in range(250):
         plain.start(plain.create("a").id)
     database.run("UPDATE executions SET timeout_ms = 1000, deadline_at = started_at")
@@ -100,28 +97,11 @@ def test_a_sweep_of_which_nobody_reads(database: Database, plain: ExecutionManag
     assert database.rows("SELECT DISTINCT status FROM executions") == [{"status": "timed_out"}]
 
 
-# --- terminals ------------------------------------------------------------------------------------
-
-
-def in_a_terminal(columns: int, *arguments: str) -> tuple[int, str]:
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1"}
-    running = subprocess.Popen(
-        [PROGRAM, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    written = b""
-    try:
-        while part := os.read(ours, 65536):
-            written += part
-    except OSError:  # the other end is closed
-        pass
-    os.close(ours)
-    return running.wait(), re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", written.decode())
+# --- terminals ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-def test_a_narrow_list_leaves_nothing_out(embedded: Database, columns: int) -> None:
+def test_list_narrow_terminal_prints_all_columns(embedded: Database, columns: int) -> None:
     manager = ExecutionManager(SqlExecutionStore(embedded.engine))
     job = manager.create("send-newsletter-to-all-customers")
     manager.start(job.id, worker="worker-host-1:12345")
@@ -129,7 +109,8 @@ def test_a_narrow_list_leaves_nothing_out(embedded: Database, columns: int) -> N
     done = manager.create("a")
     manager.start(done.id)
     manager.complete(done.id)
-    code, seen = in_a_terminal(columns, "list", "--url", embedded.url)
+    code, shown = run_in_terminal("list", "--url", embedded.url, columns=columns)
+    seen = remove_control_sequences(shown)
     assert code == 0
     words = seen.split()
     assert {job.id[:13], "ATTEMPT", "failed", "completed", "1/1", "Exited"} <= set(words)
@@ -139,27 +120,30 @@ def test_a_narrow_list_leaves_nothing_out(embedded: Database, columns: int) -> N
         assert "worker-host-1:12345" in letters
 
 
-def test_a_narrow_watch(embedded: Database) -> None:
+def test_watch_narrow_terminal_prints_id(embedded: Database) -> None:
     manager = ExecutionManager(SqlExecutionStore(embedded.engine))
     job = manager.create("漢" * 30)
     manager.start(job.id)
     manager.update_progress(job.id, 1, 2)
     manager.complete(job.id)
-    code, seen = in_a_terminal(30, "watch", job.id, "--url", embedded.url)
+    code, shown = run_in_terminal("watch", job.id, "--url", embedded.url, columns=30)
+    seen = remove_control_sequences(shown)
     assert code == 0, seen
     assert job.id[:5] in seen
 
 
-def test_wide_characters_take_their_room(embedded: Database) -> None:
+def test_watch_wide_characters_keep_id_uncut(embedded: Database) -> None:
     manager = ExecutionManager(SqlExecutionStore(embedded.engine))
     job = manager.create("漢" * 24)
     manager.start(job.id)
     manager.complete(job.id)
-    _, seen = in_a_terminal(80, "watch", job.id, "--url", embedded.url)
-    assert job.id[:13] in seen  # not cut for the sake of what is less important
+    _, shown = run_in_terminal("watch", job.id, "--url", embedded.url, columns=80)
+    assert job.id[:13] in remove_control_sequences(
+        shown
+    )  # less important columns are omitted first
 
 
-# --- values ---------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +154,7 @@ def test_wide_characters_take_their_room(embedded: Database) -> None:
         (("list", "--finished-within", "900000d"), 1, "INVALID_VALUE: age must be at least 0"),
         (("list", "--type", "\udcff"), 1, "INVALID_VALUE: type must not contain a lone surrogate"),
         (("list", "--type", ""), 1, "INVALID_VALUE: type must not be empty"),
-        (("list", "--limit", "0000100001"), 2, "must be a whole number from 1 to 10000"),
+        (("list", "--limit", "0000100001"), 2, "use a whole number from 1 to 10000"),
         (
             ("watch", "--json", "--every", "999999999d"),
             1,
@@ -179,7 +163,7 @@ def test_wide_characters_take_their_room(embedded: Database) -> None:
         (("watch", "--json", "--every", "0s"), 1, "INVALID_VALUE: every must be more than 0"),
     ],
 )
-def test_what_is_refused(
+def test_main_invalid_value_refused(
     embedded: Database, call: Call, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     ended, out, err = call(embedded.url, *arguments)
@@ -191,12 +175,14 @@ def test_what_is_refused(
     ("arguments", "code", "message"),
     [
         ("--backoff 99999999d -- true", 1, "INVALID_VALUE: backoff must be more than 0"),
-        ("-- ''", 2, "there is no COMMAND"),
+        ("-- ''", 2, "no COMMAND given"),
         ("-- /", 126, "'/' cannot be run: Permission denied"),
         (f"-- {'x' * 300}", 126, "cannot be run: File name too long"),
     ],
 )
-def test_what_cannot_be_run(embedded: Database, arguments: str, code: int, message: str) -> None:
+def test_run_invalid_command_refused(
+    embedded: Database, arguments: str, code: int, message: str
+) -> None:
     done = in_shell(f"PROGRAM run {arguments}", embedded.url)
     assert done.returncode == code
     assert message in done.stderr
@@ -204,11 +190,13 @@ def test_what_cannot_be_run(embedded: Database, arguments: str, code: int, messa
 
 @pytest.mark.parametrize("width", ["36500d", "36499d"])
 @pytest.mark.parametrize("option", ["--newer-than", "--older-than", "--finished-within"])
-def test_the_longest_ages(database: Database, call: Call, option: str, width: str) -> None:
+def test_list_longest_ages_accepted(
+    database: Database, call: Call, option: str, width: str
+) -> None:
     assert call(database.url, "list", option, width, "--json")[0] == 0
 
 
-# --- URLs -----------------------------------------------------------------------------------------
+# --- URLs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,7 +212,7 @@ def test_the_longest_ages(database: Database, call: Call, option: str, width: st
         ["show", "postgresql://u:s3cret@h/d"],
     ],
 )
-def test_a_password_in_the_wrong_place_is_not_repeated(
+def test_main_misplaced_password_is_masked(
     embedded: Database,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -242,16 +230,14 @@ def test_a_password_in_the_wrong_place_is_not_repeated(
     assert "Traceback" not in err
 
 
-def test_a_port_is_no_password(call: Call) -> None:
+def test_main_port_is_not_masked(call: Call) -> None:
     assert (
         "postgresql://127.0.0.1:1/d: connection failed"
         in call("postgresql://127.0.0.1:1/d", "list")[2]
     )
 
 
-def test_what_a_server_repeats_cannot_move_the_cursor(
-    postgres_database: Database, call: Call
-) -> None:
+def test_main_server_message_is_escaped(postgres_database: Database, call: Call) -> None:
     url = make_url(postgres_database.url).set(database="no\x1b[2Jne")
     code, _, err = call(url.render_as_string(hide_password=False), "list")
     assert code == 1
@@ -262,29 +248,29 @@ def test_what_a_server_repeats_cannot_move_the_cursor(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("sqlite://", "INVALID_VALUE: url is in memory"),
-        ("sqlite:///:memory:", "INVALID_VALUE: url is in memory"),
+        ("sqlite://", "INVALID_VALUE: url is an in-memory database"),
+        ("sqlite:///:memory:", "INVALID_VALUE: url is an in-memory database"),
         ("sqlite:///\udcff.db", "INVALID_VALUE: url must not contain a lone surrogate"),
         ("sqlite:///.", "unable to open database file"),
     ],
 )
-def test_what_is_no_file(call: Call, url: str, message: str) -> None:
+def test_list_url_without_file_refused(call: Call, url: str, message: str) -> None:
     code, out, err = call(url, "list")
     assert (code, out) == (1, "")
     assert message in err
 
 
-def test_the_name_of_a_file_is_too_long() -> None:
+def test_list_long_file_name_refused() -> None:
     done = in_shell("PROGRAM list", f"sqlite:///{'x' * 300}.db")
     assert done.returncode == 1
     assert "File name too long" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-# --- others at work -------------------------------------------------------------------------------
+# --- concurrent writers -------------------------------------------------------------------------
 
 
-def test_reading_waits_for_no_writer(embedded: Database, call: Call) -> None:
+def test_reading_commands_do_not_wait_for_writer(embedded: Database, call: Call) -> None:
     manager = ExecutionManager(SqlExecutionStore(embedded.engine))
     id = manager.create("a").id
     reading = (["list"], ["stats"], ["show", id], ["watch", "--json"])
@@ -298,7 +284,7 @@ def test_reading_waits_for_no_writer(embedded: Database, call: Call) -> None:
 @pytest.mark.parametrize(
     "command", [["list"], ["list", "--with", "payload", "--json"], ["watch", "--json"]]
 )
-def test_what_is_deleted_while_it_is_read(
+def test_list_rows_deleted_meanwhile_are_printed(
     database: Database, plain: ExecutionManager, call: Call, command: list[str]
 ) -> None:
     plain.start(plain.create("a").id)
@@ -318,20 +304,22 @@ def test_what_is_deleted_while_it_is_read(
     assert "running" in out
 
 
-# --- rows written by hand -------------------------------------------------------------------------
+# --- invalid rows from manual SQL ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        "payload = '1e400'",  # to Python an infinity, which is no JSON
+        "payload = '1e400'",  # Python reads infinity, which is not valid JSON
         f"payload = '{'9' * 5000}'",
         "created_at = '2026-02-30T00:00:00.000Z'",
         "created_at = '2026-01-01T24:00:00.000Z'",
         "type = x'6162'",
     ],
 )
-def test_what_python_cannot_read(embedded: Database, call: Call, change: str) -> None:
+def test_reading_commands_invalid_stored_value_exits_1(
+    embedded: Database, call: Call, change: str
+) -> None:
     id = ExecutionManager(SqlExecutionStore(embedded.engine)).create("a").id
     embedded.run(f"UPDATE executions SET {change}")
     for command in (["list", "--json", "--with", "payload"], ["watch", id, "--json"]):
@@ -341,5 +329,5 @@ def test_what_python_cannot_read(embedded: Database, call: Call, change: str) ->
         if code == 0:
             json.loads(out, parse_constant=pytest.fail)
         else:
-            assert "this cannot be read: " in err
+            assert "a stored value is invalid: " in err
     assert call(embedded.url, "list", "--json", "--with", "payload")[0] == 1
