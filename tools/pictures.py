@@ -1,9 +1,9 @@
-"""Make the pictures of the documentation: a terminal with `watch`, and one with `show`.
+"""Draw the pictures of the documentation: a terminal with `watch`, and one with `show`.
 
     python tools/pictures.py [FOLDER]
 
-A real service of a few workers runs over a database of its own; the real command line runs in a
-pseudo-terminal, and what it wrote there becomes docs/watch.svg and docs/show.svg.
+Workers run on a temporary database. The command line runs in a pseudo-terminal, and its output
+becomes docs/watch.svg and docs/show.svg.
 """
 
 import fcntl
@@ -33,9 +33,9 @@ from execution_core import ExecutionManager, connect, migrate
 COLUMNS: Final = 132
 LINES: Final = 50
 PROGRAM: Final = Path(sys.executable).with_name("execution-core")
-# Every frame begins by going back over the one before it.
-REDRAWN: Final = re.compile(r"(?:\r?\x1b\[2K|\x1b\[1A)+")
-# The fonts that rich would have a browser fetch.
+# Each frame starts with the sequences that erase the previous one.
+REDRAW: Final = re.compile(r"(?:\r?\x1b\[2K|\x1b\[1A)+")
+# The web fonts that rich would make a browser load.
 FONTS: Final = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
 
 
@@ -83,7 +83,7 @@ def work(
 
 
 def fail(manager: ExecutionManager) -> str:
-    """Make one that failed twice, with all that `show` has to show."""
+    """Create an execution that failed twice, with everything that `show` prints."""
     job = manager.create(
         "charge-card",
         {"order": 4711, "amount": "129.90", "currency": "EUR"},
@@ -95,12 +95,12 @@ def fail(manager: ExecutionManager) -> str:
     manager.create("send-receipt", {"order": 4711}, parent_id=job.id)
 
     def charge(order: int) -> None:
-        raise ConnectionResetError(f"the bank hung up on order {order}")
+        raise ConnectionResetError(f"the bank closed the connection for order {order}")
 
     for worker in ("worker-1.example", "worker-2.example"):
         try:
             with manager.attempt(job.id, worker=worker, retry_on=OSError) as attempt:
-                attempt.log("asking the bank", data={"order": 4711})
+                attempt.log("requesting the payment", data={"order": 4711})
                 attempt.advance(1, 2, key="authorised", value=True, message="authorised")
                 attempt.log("no answer for 10 seconds", level="warning")
                 charge(4711)
@@ -110,9 +110,9 @@ def fail(manager: ExecutionManager) -> str:
 
 
 def draw(path: Path, url: str, arguments: list[str], seconds: float | None = None) -> None:
-    """Run the command line in a terminal, for some seconds or to its end; draw what is left."""
+    """Run the command line in a terminal, for some seconds or until it ends; draw the screen."""
     screen = record(lambda: [str(PROGRAM), *arguments], url, seconds)
-    last = REDRAWN.split(screen)[-1] if seconds else screen
+    last = REDRAW.split(screen)[-1] if seconds else screen
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ execution-core {' '.join(arguments)}", style="bold"))
     console.print(Text.from_ansi(last.replace("\r\n", "\n").rstrip()))
@@ -123,25 +123,25 @@ def draw(path: Path, url: str, arguments: list[str], seconds: float | None = Non
 
 
 def record(command: Callable[[], list[str]], url: str, seconds: float | None) -> str:
-    """Return all that a program wrote to a terminal."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    """Return everything that a program wrote to a terminal."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     environment = os.environ | {"TERM": "xterm-256color", "EXECUTION_CORE_URL": url}
     running = subprocess.Popen(
-        command(), stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        command(), stdin=terminal, stdout=terminal, stderr=terminal, env=environment
     )
-    os.close(theirs)
+    os.close(terminal)
     if seconds is not None:
         threading.Timer(seconds, lambda: running.send_signal(signal.SIGINT)).start()
     written = b""
     try:
-        while part := os.read(ours, 65536):
+        while part := os.read(controller, 65536):
             written += part
-    except OSError:  # the other end is closed
+    except OSError:  # the terminal is closed
         pass
-    os.close(ours)
+    os.close(controller)
     running.wait()
-    # Where the repository lies is nobody's business.
+    # Remove the path of the repository.
     return written.decode().replace(f"{Path(__file__).parents[1]}/", "")
 
 
