@@ -13,7 +13,7 @@ from ..core import validation
 from ..core.errors import ExecutionProblem, InvalidValue
 from ..sql.driver.engine import create_sync_engine
 from ..sql.driver.url import parse_url, sqlite_file
-from ..sql.recovery.inquiries import is_schema_error
+from ..sql.recovery.verify_commit import is_schema_error
 from ..sql.store import SqlExecutionStore
 from ..tracking.manager import ExecutionManager
 
