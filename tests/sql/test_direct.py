@@ -340,7 +340,7 @@ def test_a_server_that_is_not_there(mode: str, runner: asyncio.Runner) -> None:
 def test_an_interrupted_call_gives_up_its_connection(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("a").id
-        direct: Any = manager._store._bind  # type: ignore[attr-defined]
+        direct: Any = manager._store._bind
         used = []
 
         def interrupted(pooled: Any, *_: Any) -> Any:
@@ -435,14 +435,14 @@ def test_executions_share_nothing(database: Database) -> None:
 
 def test_a_configured_engine_goes_the_fast_way(database: Database) -> None:
     with connect(database.url) as manager:
-        assert not manager._store._bind._must_use_sqlalchemy()  # type: ignore[attr-defined]
+        assert not manager._store._bind._must_use_sqlalchemy()
 
 
 def test_a_cursor_that_is_kept_keeps_no_payload(database: Database) -> None:
     with connect(database.url) as manager:
         small = manager.create("a", "x").id
         large = manager.create("a", "x" * 2**20).id
-        direct: Any = manager._store._bind  # type: ignore[attr-defined]
+        direct: Any = manager._store._bind
         if database.name == "sqlite":
             return
         manager.get(small)
@@ -633,7 +633,7 @@ def test_what_is_imported(statement: str, unwanted: list[str]) -> None:
 def test_a_statement_is_compiled_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(database.url) as manager:
         every_verb(manager)
-        direct: Executor = manager._store._bind  # type: ignore[attr-defined]
+        direct: Executor = manager._store._bind
         known = dict(direct._compiled)
         every_verb(manager)
         assert direct._compiled == known

@@ -589,7 +589,7 @@ def test_a_pooler_in_between_leaves_it_unknown(proxy: Proxy) -> None:
     """Whoever answers is none of the processes that the driver was told of."""
     with connect(proxy.url) as manager:
         id = manager.create("work").id
-        direct: Any = manager._store._bind  # type: ignore[attr-defined]
+        direct: Any = manager._store._bind
         meet, direct._learn_backend = direct._learn_backend, lambda pooled: 1
         proxy.cut(Cut.AFTER)
         with pytest.raises(OperationalError):

@@ -159,7 +159,7 @@ def test_deleting(any_manager: ExecutionManager) -> None:
     m = any_manager
     parent = m.create("batch", idempotency_key="once")
     child = m.create("item", parent_id=parent.id)
-    assert m.delete(parent.id) is None  # type: ignore[func-returns-value]
+    assert m.delete(parent.id) is None
     assert m.get(child.id).parent_id is None
     for missing in (lambda: m.get(parent.id), lambda: m.delete(parent.id)):
         with pytest.raises(ExecutionNotFound) as caught:

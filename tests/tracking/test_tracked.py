@@ -431,7 +431,7 @@ def test_functions_that_cannot_be_tracked(database: Database, function: Any, say
 def test_plain_functions_are_for_the_other_manager(database: Database) -> None:
     asynchronous = connect_async(database.url)
     with pytest.raises(InvalidValue, match="an async function: ExecutionManager tracks"):
-        asynchronous.tracked("a")(len)  # type: ignore[arg-type]
+        asynchronous.tracked("a")(len)
     asyncio.run(asynchronous.close())
 
 

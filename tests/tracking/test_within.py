@@ -306,10 +306,10 @@ def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.R
 def test_a_joined_manager_closes_nothing(database: Database) -> None:
     with connect(database.url) as manager, database.engine.connect() as connection:
         created = manager.create("a")
-        pool = manager._store._bind.engine.pool  # type: ignore[attr-defined]
+        pool = manager._store._bind.engine.pool
         with manager.within(connection) as joined:
             assert joined.get(created.id) == created
-        assert manager._store._bind.engine.pool is pool  # type: ignore[attr-defined]
+        assert manager._store._bind.engine.pool is pool
 
 
 @pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 2}])
@@ -429,7 +429,7 @@ def test_cancelled_tasks_leave_pool_and_database_free(database: Database) -> Non
             with connect(database.url) as other:  # finds no lock that the cancelled left behind
                 other.checkpoint(id, "k", "done")
             assert (await manager.get(id)).checkpoints == {"k": "done"}
-            pool = manager._store._bind.engine.pool  # type: ignore[attr-defined]
+            pool = manager._store._bind.engine.pool
         assert pool.checkedout() == 0
 
     asyncio.run(cancel_many())

@@ -9,25 +9,24 @@ from typing import Any, Self, TypeVar
 
 from ..core.models import LogLevel
 from ..core.shield import finish_despite_cancellation
-from ..core.steps import run_async
+from ..core.steps import Steps, run_async
 from ..core.store import AsyncExecutionStore, AsyncTransaction
-from ..core.transitions import heartbeat
 from .attempt_options import AttemptOptions
-from .attempt_state import AttemptState
+from .attempt_verbs import AttemptVerbs
 from .iteration import CheckpointedIteration
 
 T = TypeVar("T")
 
 
-class AsyncAttempt(AttemptState):
+class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
     """One attempt at an execution: `async with manager.attempt(id) as attempt: ...`.
 
     It writes only while it owns the execution. When the execution was cancelled, timed out, taken
     over or deleted, every write raises `AttemptLost`, and so does the end of a block that has not
     noticed. No write sends or returns the payload.
 
-    A cancelled block first records its failure. Heartbeats are sent by a task: code that blocks
-    the event loop also blocks them.
+    Its verbs are awaited: `await attempt.heartbeat()`. A cancelled block first records its
+    failure. Heartbeats are sent by a task: code that blocks the event loop also blocks them.
     """
 
     def __init__(self, store: AsyncExecutionStore, options: AttemptOptions) -> None:
@@ -57,53 +56,6 @@ class AsyncAttempt(AttemptState):
         self._end_block()
         await self._shield(self._leave(error))
 
-    async def update_progress(
-        self, current: int, total: int, *, message: str | None = None
-    ) -> None:
-        """Replace the progress: `await attempt.update_progress(50, 100, message="half way")`.
-
-        Args:
-            current: how many units are done.
-            total: how many units there are; 0 while that is unknown.
-            message: a text for readers, up to 10,000 characters.
-        """
-        await run_async(self._write_steps(self._progress(current, total, message)))
-
-    async def checkpoint(self, key: str, value: Any) -> None:
-        """Set one checkpoint: `await attempt.checkpoint("last_index", 49)`.
-
-        The key has 1 to 255 characters. The value, any JSON value, replaces the old one.
-        """
-        await run_async(self._write_steps(self._checkpoint(key, value)))
-
-    async def advance(
-        self, current: int, total: int, *, key: str, value: Any, message: str | None = None
-    ) -> None:
-        """Update progress and a checkpoint together: `await attempt.advance(5, 9, key="i", …)`.
-
-        As `update_progress` and `checkpoint` do, with their arguments, in one statement.
-        """
-        await run_async(self._write_steps(self._advance(current, total, key, value, message)))
-
-    async def heartbeat(self) -> None:
-        """Show that the attempt is alive: `await attempt.heartbeat()`."""
-        await run_async(self._write_steps(heartbeat(self.number)))
-
-    async def log(
-        self, message: str, *, level: LogLevel | str = LogLevel.INFO, data: Any = None
-    ) -> None:
-        """Add an entry to the log: `await attempt.log("skipped a row", level="warning")`.
-
-        `ExecutionLogHandler` does this for the records of `logging`.
-
-        Args:
-            message: the text; characters that cannot be stored are replaced, and it is cut after
-                10,000 characters.
-            level: debug, info, warning, error or critical.
-            data: any JSON value.
-        """
-        await run_async(self._log_steps(self._entry(message, level, data)))
-
     def each(
         self,
         items: Iterable[T] | AsyncIterable[T],
@@ -126,21 +78,6 @@ class AsyncAttempt(AttemptState):
             InvalidValue: the checkpoint holds something other than an index.
         """
         return self._each(items, self._iteration(items, checkpoint, every))
-
-    def within(self, transaction: AsyncTransaction) -> Self:
-        """Write in the caller's transaction: `await attempt.within(session).checkpoint("n", 7)`.
-
-        Writes through the returned attempt commit or roll back with the caller's own rows. It has
-        checkpoints of its own. The block itself is unaffected.
-
-        Args:
-            transaction: an SQLAlchemy AsyncConnection or AsyncSession.
-
-        Raises:
-            InvalidValue: it is neither.
-            NotImplementedError: the store cannot join a transaction.
-        """
-        return self._within(transaction)
 
     async def _each(
         self, items: Iterable[T] | AsyncIterable[T], iteration: CheckpointedIteration
@@ -165,6 +102,9 @@ class AsyncAttempt(AttemptState):
         # Not in the caller's transaction: its session may be for one task alone, and the caller
         # rolls back what a cancellation leaves there.
         await (work if self._options.joined else finish_despite_cancellation(work))
+
+    def _run(self, steps: Steps[Any]) -> Any:
+        return run_async(steps)
 
     def _start_heartbeat(self, interval: timedelta) -> None:
         self._heartbeats = HeartbeatTask(self, interval)

@@ -1,32 +1,38 @@
-"""The manager for asyncio: the same verbs as `manager`, each with `await`."""
+"""The manager for asyncio. Its verbs are in `manager_verbs`."""
 
-import builtins
-from collections.abc import Callable, Coroutine, Iterable
-from copy import copy
-from datetime import timedelta
-from typing import Any, ParamSpec, Self, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, TypeVar
 
-from ..core import log_lines, transitions, validation
-from ..core.backoff import Backoff
-from ..core.creation import new_execution
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogEntry, LogLevel
-from ..core.selections import check_batch, check_page, check_prune_request
-from ..core.steps import run_async
-from ..core.store import AsyncExecutionStore, AsyncTransaction, store_within
-from ..core.transitions import Transition
-from . import verbs
+from ..core.models import Execution, LogEntry
+from ..core.steps import Steps, run_async
+from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .async_attempt import AsyncAttempt
 from .async_decorator import track
-from .attempt_options import Exceptions, check_options
 from .decorator import TrackedOptions
+from .manager_verbs import ManagerVerbs
 
-P = ParamSpec("P")
-R = TypeVar("R")
+T = TypeVar("T")
+Awaited = Coroutine[Any, Any, T]
 
 
-class AsyncExecutionManager:
+class AsyncExecutionManager(
+    ManagerVerbs[
+        Awaited[Execution],
+        Awaited[Execution | None],
+        Awaited[list[Execution]],
+        Awaited[LogEntry],
+        Awaited[list[LogEntry]],
+        Awaited[int],
+        Awaited[None],
+        AsyncAttempt,
+        AsyncTransaction,
+    ]
+):
     """Tracks executions in a store: `AsyncExecutionManager(AsyncSqlExecutionStore(engine))`.
+
+    The verbs, their arguments and errors are those of `ExecutionManager`; each is awaited:
+    `execution = await manager.create("mail", {"to": "ada"})`.
 
     It keeps no state: tasks may share one, and every answer comes from the store. A verb that
     changes an execution returns it as it is after the change. A refused verb changes nothing and
@@ -40,481 +46,10 @@ class AsyncExecutionManager:
             of JSON in UTF-8.
     """
 
+    _attempt_class = AsyncAttempt
+
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
-        self._store = store
-        self._max_bytes = validation.integer(
-            "max_json_bytes", max_json_bytes, 1, validation.MAX_INTEGER
-        )
-        self._joined = False
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._store!r})"
-
-    async def create(
-        self,
-        type: str,
-        payload: Any = None,
-        *,
-        max_attempts: int = 1,
-        timeout: timedelta | None = None,
-        idempotency_key: str | None = None,
-        parent_id: str | None = None,
-        metadata: dict[str, Any] | None = None,
-        start_after: timedelta | None = None,
-    ) -> Execution:
-        """Create a pending execution: `await manager.create("mail", {"to": "ada"})`.
-
-        Args:
-            type: the kind of work, 1 to 255 characters.
-            payload: the input of the work, any JSON value; datetime, UUID, Decimal, Enum,
-                dataclasses and pydantic models are stored as pydantic serialises them.
-            max_attempts: the maximum number of attempts.
-            timeout: the maximum run time of one attempt, rounded to milliseconds, at least one.
-            idempotency_key: a unique key that makes the call safe to repeat, 1 to 255 characters.
-            parent_id: the execution that this one belongs to.
-            metadata: a JSON object for the caller's own use.
-            start_after: the delay before `claim` may start it.
-
-        Returns:
-            The new execution; or the existing one that holds the key, in whatever status it is.
-
-        Raises:
-            IdempotencyConflict: the key belongs to an execution of another type or payload.
-            ExecutionNotFound: the parent does not exist.
-            InvalidValue: an argument cannot be stored.
-        """
-        new = new_execution(
-            type,
-            payload,
-            max_attempts=max_attempts,
-            timeout=timeout,
-            idempotency_key=idempotency_key,
-            parent_id=parent_id,
-            metadata=metadata,
-            start_after=start_after,
-            max_bytes=self._max_bytes,
-        )
-        return await run_async(verbs.create(self._store, new))
-
-    async def start(self, id: str, *, worker: str | None = None) -> Execution:
-        """Start the next attempt: `attempt = (await manager.start(id, worker="host-1")).attempts`.
-
-        From pending or retrying; delays are ignored. It counts the attempt and sets its deadline.
-        If several callers try at once, exactly one succeeds. `worker`, a name of 1 to 255
-        characters, replaces the last one. Raises MaxRetriesExceeded if no attempt is left.
-        """
-        return await self._apply(id, transitions.start(worker))
-
-    async def complete(
-        self, id: str, result: Any = None, *, attempt: int | None = None
-    ) -> Execution:
-        """Complete it with a result, any JSON value: `await manager.complete(id, {"sent": 3})`.
-
-        From running; with `attempt`, only if that attempt is running. Raises InvalidValue if the
-        result cannot be stored.
-        """
-        return await self._apply(id, transitions.complete(result, attempt, self._max_bytes))
-
-    async def fail(
-        self,
-        id: str,
-        error: ExecutionFailure | BaseException | str,
-        *,
-        retryable: bool | None = None,
-        retry_after: timedelta | None = None,
-        attempt: int | None = None,
-    ) -> Execution:
-        """Record that the attempt failed: `await manager.fail(id, exc, retryable=True)`.
-
-        From running: it becomes retrying if the error is retryable and an attempt is left, else
-        failed. From retrying: it becomes failed.
-
-        Args:
-            id: the id of the execution.
-            error: an `ExecutionFailure`, an exception or a text, cleaned and cut if necessary.
-            retryable: whether another attempt may help; overrides the error's own answer.
-            retry_after: the delay before `claim` may start the next attempt.
-            attempt: refuse the call unless this attempt is running.
-        """
-        return await self._apply(id, transitions.fail(error, retryable, retry_after, attempt))
-
-    async def timeout(self, id: str, *, attempt: int | None = None) -> Execution:
-        """Record that the attempt took too long: `await manager.timeout(id, attempt=1)`.
-
-        From running, before or after its deadline; with `attempt`, only if that attempt is running.
-        `retry` allows another attempt.
-        """
-        return await self._apply(id, transitions.timeout(attempt))
-
-    async def cancel(self, id: str, reason: str | None = None) -> Execution:
-        """Cancel it: `await manager.cancel(id, "customer withdrew")`.
-
-        From pending or running. The reason, a text, is kept as `metadata["cancellation_reason"]`.
-        """
-        return await self._apply(id, transitions.cancel(reason))
-
-    async def retry(self, id: str) -> Execution:
-        """Allow another attempt: `manager.retry(id)`, then `start` or `claim`.
-
-        From failed or timed_out. A retrying execution is returned unchanged. Raises
-        MaxRetriesExceeded if no attempt is left.
-        """
-        return await self._apply(id, transitions.retry())
-
-    async def replay(self, id: str, *, payload: Any = ...) -> Execution:
-        """Repeat a finished execution as a new one: `(await manager.replay(id)).id`.
-
-        The finished execution stays as it is. The new one is pending and names it in `replay_of`.
-        It has the same type, payload, max_attempts, timeout, parent and metadata (without the
-        reason of a cancellation). It has no idempotency key, result, progress, checkpoints or log.
-
-        Args:
-            id: the id of a completed, failed, timed out or cancelled execution.
-            payload: another payload, any JSON value; by default that of the old execution.
-
-        Returns:
-            The new execution.
-
-        Raises:
-            ExecutionNotFound: there is no such execution.
-            InvalidStateTransition: it is not finished.
-            InvalidValue: the payload cannot be stored.
-        """
-        return await run_async(verbs.replay(self._store, id, payload, self._max_bytes))
-
-    async def log(
-        self,
-        id: str,
-        message: str,
-        *,
-        level: LogLevel | str = LogLevel.INFO,
-        data: Any = None,
-        attempt: int | None = None,
-    ) -> LogEntry:
-        """Add an entry to the log: `await manager.log(id, "skipped a row", level="warning")`.
-
-        In any status; with `attempt`, only if that attempt is running. It is not a heartbeat.
-
-        Args:
-            id: the id of the execution.
-            message: a text; what cannot be stored is replaced; cut after 10,000 characters.
-            level: debug, info, warning, error or critical.
-            data: any JSON value.
-            attempt: the attempt that logs.
-        """
-        max_bytes = self._max_bytes
-        new = log_lines.new_log_entry(
-            id, message, level, data, attempt=attempt, max_bytes=max_bytes
-        )
-        return await run_async(verbs.log(self._store, new))
-
-    async def logs(
-        self, id: str, *, limit: int = 100, before: str | None = None
-    ) -> builtins.list[LogEntry]:
-        """Return the log of an execution, newest first: `(await manager.logs(id))[0].message`.
-
-        Args:
-            id: the id of the execution.
-            limit: the maximum number of entries, 1 to 10,000.
-            before: only entries older than this one: the last id of a page asks for the next page.
-        """
-        return await run_async(verbs.logs(self._store, id, limit, before))
-
-    async def heartbeat(self, id: str, *, attempt: int | None = None) -> Execution:
-        """Show that the attempt is alive: `await manager.heartbeat(id, attempt=1)`.
-
-        From running; with `attempt`, only if that attempt is running. `start`, `update_progress`,
-        `checkpoint` and `advance` do so as well.
-        """
-        return await self._apply(id, transitions.heartbeat(attempt))
-
-    async def update_progress(
-        self,
-        id: str,
-        current: int,
-        total: int,
-        *,
-        message: str | None = None,
-        percent: float | None = None,
-        attempt: int | None = None,
-    ) -> Execution:
-        """Replace the progress: `await manager.update_progress(id, 50, 100, message="half way")`.
-
-        While pending, running or retrying; with `attempt`, only if that attempt is running.
-
-        Args:
-            id: the id of the execution.
-            current: how many units are done.
-            total: how many units there are; 0 while that is unknown.
-            message: a text for readers, up to 10,000 characters.
-            percent: 0 to 100; computed from current and total by default.
-            attempt: the attempt that writes.
-        """
-        return await self._apply(
-            id, transitions.update_progress(current, total, message, percent, attempt)
-        )
-
-    async def checkpoint(
-        self, id: str, key: str, value: Any, *, attempt: int | None = None
-    ) -> Execution:
-        """Set one checkpoint: `await manager.checkpoint(id, "last_index", 49)`.
-
-        While pending, running or retrying; with `attempt`, only if that attempt is running. The
-        key has 1 to 255 characters. The value, any JSON value, replaces the old one. Other keys
-        stay unchanged, also under concurrent writes.
-        """
-        return await self._apply(id, transitions.checkpoint(key, value, attempt, self._max_bytes))
-
-    async def advance(
-        self,
-        id: str,
-        current: int,
-        total: int,
-        *,
-        key: str,
-        value: Any,
-        message: str | None = None,
-        percent: float | None = None,
-        attempt: int | None = None,
-    ) -> Execution:
-        """Update progress and a checkpoint: `await manager.advance(id, 5, 9, key="k", value=4)`.
-
-        As `update_progress` and `checkpoint` do, with their arguments, in one statement: no reader
-        sees one of the two without the other.
-        """
-        progress = transitions.update_progress(current, total, message, percent, attempt)
-        checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
-        return await self._apply(id, transitions.advance(progress, checkpoint))
-
-    async def claim(
-        self, type: str | None = None, *, limit: int = 1, worker: str | None = None
-    ) -> builtins.list[Execution]:
-        """Start waiting executions, the longest due first: `await manager.claim("mail", limit=10)`.
-
-        From pending or retrying, once due. Concurrent callers never get the same execution. On
-        PostgreSQL, rows locked by other transactions are skipped. Claim only what you process
-        concurrently: heartbeats start when the block of `attempt` is entered.
-
-        Args:
-            type: only this type; by default any.
-            limit: the maximum number of executions, 1 to 10,000.
-            worker: the name of the worker, 1 to 255 characters.
-
-        Returns:
-            The started executions, ordered by id, each to be passed to `attempt`; an empty list if
-            none is due.
-
-        Raises:
-            InvalidValue: an argument is invalid.
-        """
-        return await self._store.update_many(check_batch(transitions.claim(worker), type, limit))
-
-    async def sweep(
-        self,
-        *,
-        stalled_after: timedelta | None = None,
-        type: str | None = None,
-        limit: int = 100,
-    ) -> builtins.list[Execution]:
-        """Time out abandoned executions: `await manager.sweep(stalled_after=timedelta(hours=1))`.
-
-        Running ones that are past their deadline (error code `timeout`) or, with `stalled_after`,
-        without a heartbeat for that long (error code `stalled`). A start, a progress update and a
-        checkpoint count as heartbeats.
-
-        Args:
-            stalled_after: several heartbeat intervals.
-            type: only this type; by default any.
-            limit: the maximum number of executions, 1 to 10,000: one statement.
-
-        Returns:
-            The executions that it timed out, ordered by id; `retry` allows another attempt. If
-            there are `limit` of them, there may be more.
-
-        Raises:
-            InvalidValue: an argument is invalid.
-        """
-        return await self._store.update_many(
-            check_batch(transitions.sweep(stalled_after), type, limit)
-        )
-
-    def attempt(
-        self,
-        id: str | Execution,
-        *,
-        worker: str | None = None,
-        retry_on: Exceptions = (),
-        backoff: Backoff | None = None,
-        heartbeat: timedelta | None = None,
-    ) -> AsyncAttempt:
-        """Make an attempt: `async with manager.attempt(id) as attempt: ...`.
-
-        Entering the block starts the execution. Leaving it completes the execution with
-        `attempt.result`. An exception that leaves the block fails it and propagates.
-        KeyboardInterrupt, SystemExit and asyncio.CancelledError are failures with the code
-        `interrupted`, always retryable.
-
-        Args:
-            id: the id of an execution; or an execution that `claim` or `start` returned, which is
-                not started again.
-            worker: the name of the worker, 1 to 255 characters.
-            retry_on: the exceptions after which another attempt may help, as in `except`; an
-                exception group counts if all of its exceptions do.
-            backoff: the delay before `claim` may start the next attempt.
-            heartbeat: the interval at which to send heartbeats in the background. Not available
-                inside a transaction of the caller's, nor with in-memory SQLite.
-
-        Returns:
-            The attempt, for `async with`. Entering its block raises what `start` raises. Its writes
-            raise `AttemptLost` once it no longer owns the execution.
-
-        Raises:
-            InvalidValue: an argument is invalid.
-        """
-        options = check_options(
-            id,
-            worker=worker,
-            retry_on=retry_on,
-            backoff=backoff,
-            heartbeat=heartbeat,
-            joined=self._joined,
-            shares_connection=getattr(self._store, "shares_connection", False),
-            max_bytes=self._max_bytes,
-        )
-        return AsyncAttempt(self._store, options)
-
-    def tracked(
-        self,
-        type: str,
-        *,
-        idempotency_key: Callable[..., str | None] | None = None,
-        payload: Callable[..., Any] | None = None,
-        max_attempts: int = 1,
-        timeout: timedelta | None = None,
-        worker: str | None = None,
-        retry_on: Exceptions = (),
-        backoff: Backoff | None = None,
-        heartbeat: timedelta | None = None,
-    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-        """Make each call of a function an execution: `@manager.tracked("mail", max_attempts=3)`.
-
-        A call creates the execution, makes its attempts one after the other, and returns the
-        result as JSON has it. With a key, a later call returns that result without running; if
-        the execution failed or timed out, it makes the next attempt. A function with a keyword
-        parameter `attempt` gets the attempt (give it a default, for type checkers).
-
-        Args:
-            type: the kind of work, 1 to 255 characters.
-            idempotency_key: computes the key from the function's arguments.
-            payload: computes the payload from the function's arguments.
-            max_attempts: the maximum number of attempts.
-            timeout: the maximum run time of one attempt.
-            worker: the name of the worker, 1 to 255 characters.
-            retry_on: the exceptions after which to try again, as in `except`.
-            backoff: the delay before each further attempt; none by default.
-            heartbeat: the interval at which to send heartbeats in the background.
-
-        Returns:
-            A decorator. The decorated function raises what the function raises, and
-            `AlreadyRunning`, `AttemptLost`, `MaxRetriesExceeded`, or `InvalidStateTransition` if
-            the execution was cancelled.
-
-        Raises:
-            InvalidValue: an argument is invalid, or the function is async and the manager is not,
-                or the reverse.
-        """
-        options = TrackedOptions(
-            type=type,
-            idempotency_key=idempotency_key,
-            payload=payload,
-            max_attempts=max_attempts,
-            timeout=timeout,
-            max_bytes=self._max_bytes,
-        )
-
-        def new_attempt(id: str) -> AsyncAttempt:
-            return self.attempt(
-                id, worker=worker, retry_on=retry_on, backoff=backoff, heartbeat=heartbeat
-            )
-
-        new_attempt(validation.new_id())  # refuses invalid options now, not at the first call
-        return lambda function: track(self, options, new_attempt, function)
-
-    async def get(self, id: str) -> Execution:
-        """Read one execution: `(await manager.get(id)).status`.
-
-        Raises ExecutionNotFound if there is none, also if the id is not a UUID.
-        """
-        return await run_async(verbs.get(self._store, id))
-
-    async def find_by_idempotency_key(self, key: str) -> Execution | None:
-        """Return the holder of a key, or None: `manager.find_by_idempotency_key("ship-7")`."""
-        return await self._store.find_by_idempotency_key(validation.name("key", key))
-
-    async def delete(self, id: str) -> None:
-        """Delete an execution in any status, with its history and log: `await manager.delete(id)`.
-
-        Its children and replays lose the link to it.
-        """
-        await run_async(verbs.delete(self._store, id))
-
-    async def prune(
-        self,
-        older_than: timedelta,
-        *,
-        status: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
-        type: str | None = None,
-        keys_older_than: timedelta | None = None,
-        limit: int = 1000,
-    ) -> int:
-        """Delete executions that finished long ago: `await manager.prune(timedelta(days=30))`.
-
-        With their history and log, the earliest finished first. It never deletes a live execution
-        or the parent of one. It skips rows that other transactions are changing, and rows whose
-        children or replays they are changing: the next call deletes those. An idempotency key is
-        deleted with its execution, and no longer prevents a repeat.
-
-        Args:
-            older_than: the minimum time since the execution finished.
-            status: one or several of completed, failed, timed_out and cancelled; by default all.
-            type: only this type; by default any.
-            keys_older_than: the same as `older_than`, for executions with an idempotency key.
-            limit: the maximum number of executions, 1 to 10,000: one statement.
-
-        Returns:
-            The number of deleted executions. If it is `limit`, there may be more: call again.
-
-        Raises:
-            InvalidValue: an argument is invalid, such as a status that is not final.
-        """
-        return await self._store.prune(
-            check_prune_request(older_than, status, type, keys_older_than, limit)
-        )
-
-    def within(self, transaction: AsyncTransaction) -> Self:
-        """Join the caller's transaction: `await manager.within(session).create("ship")`.
-
-        The returned manager's writes commit or roll back with the caller's own rows. It never
-        commits, and a refusal leaves the transaction usable.
-
-        Args:
-            transaction: an SQLAlchemy AsyncConnection or AsyncSession.
-
-        Raises:
-            InvalidValue: it is neither.
-            NotImplementedError: the store cannot join a transaction.
-        """
-        inside = copy(self)
-        inside._store = store_within(self._store, transaction)  # noqa: SLF001
-        inside._joined = True  # noqa: SLF001
-        return inside
-
-    async def close(self) -> None:
-        """Close the connections of a manager that `connect` returned: `manager.close()`.
-
-        An engine of the caller's own stays open.
-        """
-        await getattr(self._store, "close", _nothing)()
+        super().__init__(store, max_json_bytes=max_json_bytes)
 
     async def __aenter__(self) -> Self:
         return self
@@ -522,36 +57,10 @@ class AsyncExecutionManager:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def list(
-        self,
-        *,
-        status: ExecutionStatus | str | Iterable[ExecutionStatus | str] | None = None,
-        type: str | None = None,
-        parent_id: str | None = None,
-        limit: int = 100,
-        before: str | None = None,
-    ) -> builtins.list[Execution]:
-        """Return executions, newest first: `await manager.list(status="failed", before=last.id)`.
+    def _run(self, steps: Steps[Any]) -> Any:
+        return run_async(steps)
 
-        Args:
-            status: one or several statuses; by default any.
-            type: only this type; by default any.
-            parent_id: only the children of this execution.
-            limit: the maximum number of executions, 1 to 10,000.
-            before: only ids below this one: the last id of a page asks for the next page.
-
-        Returns:
-            At most `limit` executions; an empty list if there are none.
-
-        Raises:
-            ExecutionNotFound: `parent_id` is not a UUID.
-            InvalidValue: `before` is not a UUID, or another argument is invalid.
-        """
-        return await self._store.list(check_page(status, type, parent_id, limit, before))
-
-    async def _apply(self, id: str, transition: Transition) -> Execution:
-        return await run_async(verbs.apply(self._store, id, transition))
-
-
-async def _nothing() -> None:
-    pass
+    def _track(
+        self, options: TrackedOptions, new_attempt: Callable[[str], AsyncAttempt], function: Any
+    ) -> Any:
+        return track(self, options, new_attempt, function)

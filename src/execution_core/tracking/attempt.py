@@ -8,18 +8,17 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..core.models import LogLevel
-from ..core.steps import run
+from ..core.steps import Steps, run
 from ..core.store import ExecutionStore, Transaction
-from ..core.transitions import heartbeat
 from .attempt_options import AttemptOptions
-from .attempt_state import AttemptState
+from .attempt_verbs import AttemptVerbs
 from .iteration import CheckpointedIteration
 from .threads import HeartbeatThread, LogThread
 
 T = TypeVar("T")
 
 
-class Attempt(AttemptState):
+class Attempt(AttemptVerbs[None, Transaction]):
     """One attempt at an execution: `with manager.attempt(id) as attempt: attempt.result = work()`.
 
     It writes only while it owns the execution. When the execution was cancelled, timed out, taken
@@ -60,49 +59,6 @@ class Attempt(AttemptState):
             if self._heartbeats is not None:
                 self._heartbeats.stop()
 
-    def update_progress(self, current: int, total: int, *, message: str | None = None) -> None:
-        """Replace the progress: `attempt.update_progress(50, 100, message="half way")`.
-
-        Args:
-            current: how many units are done.
-            total: how many units there are; 0 while that is unknown.
-            message: a text for readers, up to 10,000 characters.
-        """
-        run(self._write_steps(self._progress(current, total, message)))
-
-    def checkpoint(self, key: str, value: Any) -> None:
-        """Set one checkpoint: `attempt.checkpoint("last_index", 49)`.
-
-        The key has 1 to 255 characters. The value, any JSON value, replaces the old one.
-        """
-        run(self._write_steps(self._checkpoint(key, value)))
-
-    def advance(
-        self, current: int, total: int, *, key: str, value: Any, message: str | None = None
-    ) -> None:
-        """Update progress and a checkpoint together: `attempt.advance(5, 9, key="i", value=4)`.
-
-        As `update_progress` and `checkpoint` do, with their arguments, in one statement.
-        """
-        run(self._write_steps(self._advance(current, total, key, value, message)))
-
-    def heartbeat(self) -> None:
-        """Show that the attempt is alive: `attempt.heartbeat()`."""
-        run(self._write_steps(heartbeat(self.number)))
-
-    def log(self, message: str, *, level: LogLevel | str = LogLevel.INFO, data: Any = None) -> None:
-        """Add an entry to the log: `attempt.log("skipped a row", level="warning")`.
-
-        `ExecutionLogHandler` does this for the records of `logging`.
-
-        Args:
-            message: the text; characters that cannot be stored are replaced, and it is cut after
-                10,000 characters.
-            level: debug, info, warning, error or critical.
-            data: any JSON value.
-        """
-        run(self._log_steps(self._entry(message, level, data)))
-
     def each(
         self, items: Iterable[T], *, checkpoint: str = "last_index", every: int = 1
     ) -> Iterator[T]:
@@ -122,26 +78,14 @@ class Attempt(AttemptState):
         """
         return self._each(items, self._iteration(items, checkpoint, every))
 
-    def within(self, transaction: Transaction) -> Self:
-        """Write in the caller's transaction: `attempt.within(session).checkpoint("done", 7)`.
-
-        Writes through the returned attempt commit or roll back with the caller's own rows. It has
-        checkpoints of its own. The block itself is unaffected.
-
-        Args:
-            transaction: an SQLAlchemy Connection or Session.
-
-        Raises:
-            InvalidValue: it is neither.
-            NotImplementedError: the store cannot join a transaction.
-        """
-        return self._within(transaction)
-
     def _each(self, items: Iterable[T], iteration: CheckpointedIteration) -> Iterator[T]:
         for item in islice(items, iteration.done, None):
             yield item
             run(self._advance_steps(iteration.item_done()))
         run(self._advance_steps(iteration.exhausted()))
+
+    def _run(self, steps: Steps[Any]) -> Any:
+        return run(steps)
 
     def _start_heartbeat(self, interval: timedelta) -> None:
         self._heartbeats = HeartbeatThread(self, interval)

@@ -3,10 +3,9 @@
 import logging
 from collections import deque
 from collections.abc import Mapping
-from copy import copy
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import Any, Final
 from weakref import ref
 
 from ..core import transitions
@@ -16,7 +15,6 @@ from ..core.log_lines import NewLogEntry, new_log_entry
 from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel, replace_unstorable
 from ..core.state_machine import RETRYING
 from ..core.steps import Steps
-from ..core.store import store_within
 from ..core.transitions import Transition
 from .attempt_options import AttemptOptions
 from .iteration import CheckpointedIteration
@@ -78,13 +76,6 @@ class AttemptState:
     def started(self) -> bool:
         """Whether its block has been entered and the execution started."""
         return self._execution is not None
-
-    def _within(self, transaction: Any) -> Self:
-        """Return a copy that writes in a transaction, with checkpoints of its own and no block."""
-        inside = copy(self)
-        own = {"_store": store_within(self._store, transaction), "_entered": True}
-        vars(inside).update(own, _checkpoints=dict(self._checkpoints))
-        return inside
 
     # --- the block ---
 
@@ -233,7 +224,7 @@ class AttemptState:
     def _warn(self, message: str) -> None:
         logger.warning(message, self.number, self._options.id, exc_info=True)
 
-    # --- what the block writes ---
+    # --- the transitions of the block ---
 
     def _progress(self, current: int, total: int, message: str | None) -> Transition:
         return transitions.update_progress(current, total, message, None, self.number)
