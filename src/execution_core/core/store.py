@@ -127,15 +127,15 @@ class AsyncExecutionStore(Protocol):
     ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
         """Compare and set: store `transition.apply(found, now)` and return it.
 
-        With `returning="status"`, return its status alone, so that no payload is read or sent.
-        None when there is no such execution or the transition does not apply; nothing changed.
+        With `returning="status"`, return the status alone, so that no payload is read or sent.
+        Return None if there is no such execution or the transition does not apply.
         """
         ...
 
     async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
 
-        Two callers at once never get the same execution for the same move.
+        Two concurrent callers never get the same execution for the same transition.
         """
         ...
 
@@ -144,7 +144,10 @@ class AsyncExecutionStore(Protocol):
         ...
 
     async def delete(self, id: str) -> bool:
-        """Delete the execution and its log; return False if there is none."""
+        """Delete the execution and its log; return False if there is none.
+
+        Its children lose their `parent_id`, its replays their `replay_of`.
+        """
         ...
 
     async def prune(self, request: PruneRequest) -> int:

@@ -62,7 +62,7 @@ class Attempt(AttemptVerbs[None, Transaction]):
     def each(
         self, items: Iterable[T], *, checkpoint: str = "last_index", every: int = 1
     ) -> Iterator[T]:
-        """Iterate, resuming after the last checkpoint: `for row in attempt.each(rows): load(row)`.
+        """Iterate, resuming after the last checkpoint: `for row in attempt.each(rows): ...`.
 
         An item counts as done when the loop asks for the next one. After every `every` items, and
         at the end, one statement sets the checkpoint to the index of the last item done and

@@ -1,0 +1,165 @@
+"""What the sync and the async store share: every method, with its one signature and docstring.
+
+A method returns what `_ask` makes of its query: the answer, or a coroutine that returns it. The
+type parameters say which.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from datetime import datetime
+from functools import partial
+from operator import attrgetter
+from typing import Any, Generic, Self, TypeVar, cast
+
+from ..core import validation
+from ..core.creation import NewExecution
+from ..core.errors import InvalidValue
+from ..core.log_lines import NewLogEntry
+from ..core.models import Execution, ExecutionStatus, LogEntry
+from ..core.selections import BatchTransition, Page, PruneRequest
+from ..core.store import Returning
+from ..core.transitions import Transition
+from .driver.broken import boot_clock
+from .driver.executor import Executor
+from .recovery import verify_commit
+from .recovery.verify_commit import Rows, Verifier
+from .schema.tables import executions
+from .statements import queries
+from .statements.queries import Query
+from .statements.rows import to_execution, to_log_entry
+
+Clock = Callable[[], datetime]
+
+FoundT = TypeVar("FoundT")
+ManyT = TypeVar("ManyT")
+EntryT = TypeVar("EntryT")
+EntriesT = TypeVar("EntriesT")
+BoolT = TypeVar("BoolT")
+CountT = TypeVar("CountT")
+
+
+class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
+    """The methods of a store. Each is one statement."""
+
+    _bind: Any
+    """An executor, or the caller's connection or session."""
+    _clock: Clock | None
+
+    @property
+    def shares_connection(self) -> bool:
+        """Whether all callers, or all of one thread, share one connection: in-memory SQLite."""
+        return isinstance(self._bind, Executor) and self._bind.shares_connection
+
+    def __repr__(self) -> str:
+        bind = self._bind.engine.url if isinstance(self._bind, Executor) else "a transaction"
+        return f"<{type(self).__name__} in {bind}>"
+
+    def create(self, new: NewExecution) -> FoundT:
+        """Insert an execution; return None if its key is held or its parent missing."""
+        query = queries.create(new, self._now())
+        return cast("FoundT", self._ask(query, _one, partial(verify_commit.verify_create, new=new)))
+
+    def find_by_id(self, id: str) -> FoundT:
+        """Select the execution with this id, or return None."""
+        return cast("FoundT", self._ask(queries.find(executions.c.id, id), _one))
+
+    def find_by_idempotency_key(self, key: str) -> FoundT:
+        """Select the execution that holds this key, or return None."""
+        query = queries.find(executions.c.idempotency_key, key)
+        return cast("FoundT", self._ask(query, _one))
+
+    def update(
+        self, id: str, transition: Transition, *, returning: Returning = "execution"
+    ) -> Any:  # Execution | ExecutionStatus | None
+        """Apply a transition in one conditional UPDATE; return None if it does not apply."""
+        token, whole = self._token(), returning == "execution"
+        query = queries.update(id, transition, token, self._now(), whole=whole)
+        verify = partial(
+            verify_commit.verify_update,
+            id=id,
+            transition=transition,
+            token=token,
+            whole=whole,
+            began=boot_clock(),
+        )
+        return self._ask(query, _one if whole else _status, verify)
+
+    def update_many(self, batch: BatchTransition) -> ManyT:
+        """Apply a transition to many executions in one conditional UPDATE."""
+        token = self._token()
+        query = queries.update_many(batch, token, self._now())
+        verify = partial(verify_commit.verify_batch, token=token)
+        return cast("ManyT", self._ask(query, _by_id, verify))
+
+    def delete(self, id: str) -> BoolT:
+        """Delete an execution; return whether it existed."""
+        verify = partial(verify_commit.verify_delete, id=id)
+        return cast("BoolT", self._ask(queries.delete(id), bool, verify))
+
+    def prune(self, request: PruneRequest) -> CountT:
+        """Delete finished executions in one statement; return how many."""
+        query = queries.prune(request, self._now())
+        return cast("CountT", self._ask(query, len, verify_commit.verify_prune))
+
+    def log(self, new: NewLogEntry) -> EntryT:
+        """Insert a log entry; return None if it may not be added."""
+        query = queries.log(new, self._now())
+        verify = partial(verify_commit.verify_log, new=new)
+        return cast("EntryT", self._ask(query, _entry, verify))
+
+    def logs(self, id: str, limit: int, before: str | None) -> EntriesT:
+        """Select log entries, newest id first."""
+        return cast("EntriesT", self._ask(queries.logs(id, limit, before), _entries))
+
+    def list(self, page: Page) -> ManyT:
+        """Select the executions of a page, newest id first."""
+        return cast("ManyT", self._ask(queries.page(page), _many))
+
+    def _within(self, transaction: Any) -> Self:
+        store = copy(self)
+        store._bind = transaction  # noqa: SLF001 - of this class
+        return store
+
+    def _ask(
+        self,
+        query: Query,
+        convert: Callable[[Any], Any],
+        verify: Verifier = verify_commit.verify_read,
+    ) -> Any:
+        """Execute a query and convert its rows; `verify` decides after a broken connection."""
+        raise NotImplementedError
+
+    def _token(self) -> str:
+        """Return the token of one write, which no other write has."""
+        return validation.new_id()
+
+    def _now(self) -> datetime | None:
+        """Return the time of an injected clock, or None if there is none."""
+        now = self._clock and self._clock()
+        if now is not None and now.tzinfo is None:
+            raise InvalidValue("clock", "must return aware datetimes, such as datetime.now(UTC)")
+        return now
+
+
+def _one(rows: Rows) -> Execution | None:
+    return to_execution(rows[0]) if rows else None
+
+
+def _status(rows: Rows) -> ExecutionStatus | None:
+    return ExecutionStatus(rows[0][0]) if rows else None
+
+
+def _many(rows: Rows) -> list[Execution]:
+    return [to_execution(row) for row in rows]
+
+
+def _by_id(rows: Rows) -> list[Execution]:
+    return sorted(_many(rows), key=attrgetter("id"))
+
+
+def _entry(rows: Rows) -> LogEntry | None:
+    return to_log_entry(rows[0]) if rows else None
+
+
+def _entries(rows: Rows) -> list[LogEntry]:
+    return [to_log_entry(row) for row in rows]
