@@ -152,8 +152,8 @@ def test_redis_keeps_nothing_of_what_is_gone(space: tuple[str, str]) -> None:
 SUITE = """
 import pytest
 from execution_core.testing import AsyncStoreContract, StoreContract
-from tests import broken_stores
-from tests.memory import AsyncMemoryStore, memory_store
+from tests.support import broken_stores
+from tests.support.memory import AsyncMemoryStore, memory_store
 
 class TestStore({contract}):
     @pytest.fixture
