@@ -63,7 +63,7 @@ ARROWS: Final = {(None, "pending")} | {
     if source != target
 }
 TIMEOUT: Final = ("timeout", "Execution timed out")
-STALLED: Final = ("stalled", "Execution stalled: its worker gave no sign of life")
+STALLED: Final = ("stalled", "Execution stalled: no heartbeat from its worker")
 
 
 def freeze(value: Any) -> Frozen:

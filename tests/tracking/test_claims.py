@@ -276,7 +276,7 @@ def test_what_gives_no_sign_of_life(clocked: tuple[ExecutionManager, list[dateti
     assert swept.id == silent.id
     assert swept.error is not None
     assert swept.error.model_dump(exclude_none=True) == {
-        "message": "Execution stalled: its worker gave no sign of life",
+        "message": "Execution stalled: no heartbeat from its worker",
         "code": "stalled",
         "retryable": True,
     }

@@ -90,7 +90,7 @@ class Rule:
 
 TIMEOUT_ERROR = ExecutionFailure(message="Execution timed out", code="timeout", retryable=True)
 STALLED_ERROR = ExecutionFailure(
-    message="Execution stalled: its worker gave no sign of life", code="stalled", retryable=True
+    message="Execution stalled: no heartbeat from its worker", code="stalled", retryable=True
 )
 
 

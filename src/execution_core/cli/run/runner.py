@@ -208,7 +208,7 @@ def _describe_running(execution: Execution) -> str:
     silent = timedelta(seconds=max(0, round((datetime.now(UTC) - seen).total_seconds())))
     problem = AlreadyRunning(execution)
     return (
-        f"{problem.code}: {problem}. Its last heartbeat was {silent} ago."
+        f"{problem.code}: {problem} Its last heartbeat was {silent} ago."
         " If that process is dead, run this command with --stalled-after"
     )
 
