@@ -1,1 +1,1 @@
-"""How fast is it, beside what else there is? `make bench`."""
+"""Speed of execution-core compared with alternatives: `make bench`."""

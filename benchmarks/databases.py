@@ -1,4 +1,4 @@
-"""Databases to measure on: a durable PostgreSQL, and SQLite files on the same disk."""
+"""Databases to measure on: a durable PostgreSQL and SQLite files on the same disk."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.support import postgres
 
 
 class Databases:
-    """Gives out empty databases, and looks into them from outside."""
+    """Creates and drops databases, and runs single statements in them."""
 
     def __init__(self, server: postgres.Server, folder: Path) -> None:
         self.server = server
@@ -22,7 +22,7 @@ class Databases:
         self._numbers = count()
 
     def postgresql(self, *, durable: bool = True) -> str:
-        """Make a PostgreSQL database and return its URL."""
+        """Create an empty PostgreSQL database and return its URL."""
         name = f"bench_{os.getpid()}_{next(self._numbers)}"
         self.query(self.server.url, f"CREATE DATABASE {name}")
         if not durable:
@@ -30,11 +30,11 @@ class Databases:
         return make_url(self.server.url).set(database=name).render_as_string(hide_password=False)
 
     def sqlite(self) -> str:
-        """Return the URL of a SQLite file that is not there yet."""
+        """Return the URL of a SQLite file that does not exist yet."""
         return f"sqlite:///{self._folder / f'{next(self._numbers)}.db'}"
 
     def drop(self, url: str) -> None:
-        """Give the space back."""
+        """Drop the database or delete its files."""
         at = make_url(url)
         if at.get_backend_name() == "postgresql":
             self.query(self.server.url, f"DROP DATABASE {at.database} WITH (FORCE)")
@@ -44,7 +44,7 @@ class Databases:
 
     @staticmethod
     def query(url: str, statement: str, **parameters: Any) -> Any:
-        """Run a statement by itself, and return the first value of what it returns, if anything."""
+        """Run one statement on its own connection; return the first value of its result, if any."""
         autocommit = "AUTOCOMMIT" if url.startswith("postgresql") else None
         engine = create_engine(url, poolclass=NullPool, isolation_level=autocommit)
         with engine.begin() as connection:
@@ -54,17 +54,17 @@ class Databases:
 
 @contextmanager
 def databases() -> Iterator[Databases]:
-    """Start a PostgreSQL whose commits are durable.
+    """Start a PostgreSQL server with durable commits.
 
     Raises:
-        RuntimeError: the server that TEST_POSTGRES_URL names acknowledges before the disk does.
+        RuntimeError: The server of TEST_POSTGRES_URL confirms commits before they are on disk.
     """
     folder = Path(tempfile.mkdtemp(prefix="execution-core-bench-"))
     try:
         with postgres.server(durable=True) as server:
             for setting in ("fsync", "synchronous_commit", "full_page_writes"):
                 if (value := Databases.query(server.url, f"SHOW {setting}")) != "on":
-                    raise RuntimeError(f"the server has {setting} = {value}; it is to be on")
+                    raise RuntimeError(f"the server has {setting} = {value}; set it to on")
             yield Databases(server, folder)
     finally:
         shutil.rmtree(folder)

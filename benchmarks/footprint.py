@@ -1,4 +1,4 @@
-"""What it takes besides the database: time to import, and memory."""
+"""Measure the time of imports and the memory of a process."""
 
 import subprocess
 import sys
@@ -24,22 +24,24 @@ IMPORTS = (
 
 
 def imports(*, rounds: int) -> Iterator[dict[str, Any]]:
-    """Time imports in fresh interpreters, in turns, beside the first, which is also the control."""
+    """Time imports in fresh interpreters, alternating; the first is also the last, as control."""
     order = (*IMPORTS, BASE)
-    taken: list[list[float]] = [[] for _ in order]
+    seconds: list[list[float]] = [[] for _ in order]
     for _ in range(rounds):
         for n, statement in enumerate(order):
-            taken[n].append(import_seconds(statement))
+            seconds[n].append(import_seconds(statement))
     for n, statement in enumerate(order):
         yield {
             "statement": statement + (" (again)" if n == len(IMPORTS) else ""),
-            "milliseconds": round(1000 * median(taken[n]), 1),
-            "ratio": round(median(s / base for s, base in zip(taken[n], taken[0], strict=True)), 3),
+            "milliseconds": round(1000 * median(seconds[n]), 1),
+            "ratio": round(
+                median(s / base for s, base in zip(seconds[n], seconds[0], strict=True)), 3
+            ),
         }
 
 
 def import_seconds(statement: str) -> float:
-    """Return how long an import takes in an interpreter of its own."""
+    """Return the seconds that an import takes in a new interpreter."""
     timed = (
         f"import time; begun = time.perf_counter()\n{statement}\nprint(time.perf_counter() - begun)"
     )
@@ -48,7 +50,7 @@ def import_seconds(statement: str) -> float:
 
 
 def memory(databases: Databases, *, minutes: float) -> dict[str, Any]:
-    """Watch the memory of processes that use a manager, on both databases at the same time."""
+    """Measure the memory of a process with a manager, on both databases at the same time."""
     urls = {"postgresql": databases.postgresql(), "sqlite": databases.sqlite()}
     processes = {
         kind: subprocess.Popen(
@@ -59,10 +61,10 @@ def memory(databases: Databases, *, minutes: float) -> dict[str, Any]:
     }  # fmt: skip
     figures: dict[str, Any] = {"minutes": minutes}
     for kind, process in processes.items():
-        said, _ = process.communicate()
+        output, _ = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"the load on {kind} failed")
-        calls, *samples = map(int, said.split())
+            raise RuntimeError(f"the load process on {kind} failed")
+        calls, *samples = map(int, output.split())
         lists, load = samples[: len(samples) // 2], samples[len(samples) // 2 :]
         figures[kind] = {
             "calls": calls,
@@ -76,19 +78,19 @@ def memory(databases: Databases, *, minutes: float) -> dict[str, Any]:
 
 
 def growth(samples: list[int]) -> float:
-    """Compare the last quarter with the second; the first one is for warming up."""
+    """Return the ratio of the last quarter to the second; the first quarter is the warm-up."""
     quarter = len(samples) // 4
     return round(median(samples[-quarter:]) / median(samples[quarter : 2 * quarter]), 3)
 
 
 def resident() -> int:
-    """Return the KiB of memory that this process occupies, as Linux counts them."""
+    """Return the resident memory of this process in KiB, as Linux reports it."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
 
 def use(url: str, seconds: float, samples: int = 40) -> None:
-    """List 1,000 executions over and over, then put every verb to use; print KiB as it goes on."""
+    """List 1,000 executions repeatedly, then call the verbs; print the resident KiB in between."""
     migrate.upgrade(url)
     with connect(url) as manager:
         for n in range(1000):

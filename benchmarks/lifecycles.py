@@ -1,4 +1,4 @@
-"""Lifecycles per second, beside what else there is."""
+"""Measure lifecycles per second of execution-core and of alternatives."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -7,14 +7,14 @@ from statistics import median
 from typing import Any
 
 from .databases import Databases
-from .turns import Contender, Runner, ratio, run_alternating, running
+from .interleaving import Contender, Runner, ratio, run_alternating, running
 
 
 @dataclass(frozen=True)
 class Group:
-    """Contenders at the same work; the first is what the others are measured by, and so is again.
+    """Contenders that do the same work. The first is the base of all ratios.
 
-    The second, the same as the first, is the control: how far it is from 1 is noise.
+    The second is the same as the first: how far its ratio is from 1 shows the noise.
     """
 
     title: str
@@ -23,8 +23,8 @@ class Group:
     durable: bool = True
 
 
-def by_hand(module: str, **options: Any) -> list[Contender]:
-    """What is measured by, and the control."""
+def plain_sql(module: str, **options: Any) -> list[Contender]:
+    """Return the base of the ratios and its control."""
     return [Contender(name, module, options) for name in ("plain SQL", "plain SQL, again")]
 
 
@@ -33,7 +33,7 @@ GROUPS = (
         "PostgreSQL, one caller",
         "postgresql",
         [
-            *by_hand("by_hand_psycopg"),
+            *plain_sql("plain_sql_psycopg"),
             Contender("execution-core, connect", "library", {"own": True}),
             Contender("execution-core, the host's engine", "library"),
             Contender("pgbench, the same statements", "pgbench"),
@@ -48,7 +48,7 @@ GROUPS = (
         "PostgreSQL, one caller, synchronous_commit = off: without waiting for the disk",
         "postgresql",
         [
-            *by_hand("by_hand_psycopg"),
+            *plain_sql("plain_sql_psycopg"),
             Contender("execution-core, connect", "library", {"own": True}),
             Contender("execution-core, the host's engine", "library"),
             Contender("pgbench, the same statements", "pgbench"),
@@ -62,7 +62,7 @@ GROUPS = (
         "PostgreSQL, asyncio, one task",
         "postgresql",
         [
-            *by_hand("by_hand_asyncio"),
+            *plain_sql("plain_sql_asyncio"),
             Contender("execution-core, connect_async", "library_asyncio", {"own": True}),
             Contender("execution-core, the host's engine", "library_asyncio"),
         ],
@@ -71,7 +71,7 @@ GROUPS = (
         "PostgreSQL, asyncio, 8 tasks",
         "postgresql",
         [
-            *by_hand("by_hand_asyncio", tasks=8),
+            *plain_sql("plain_sql_asyncio", tasks=8),
             Contender(
                 "execution-core, connect_async", "library_asyncio", {"own": True, "tasks": 8}
             ),
@@ -82,7 +82,7 @@ GROUPS = (
         "SQLite, WAL, synchronous = NORMAL",
         "sqlite",
         [
-            *by_hand("by_hand_sqlite", synchronous="NORMAL"),
+            *plain_sql("plain_sql_sqlite", synchronous="NORMAL"),
             Contender("execution-core", "library", {"synchronous": "NORMAL"}),
         ],
     ),
@@ -90,7 +90,7 @@ GROUPS = (
         "SQLite, WAL, synchronous = FULL",
         "sqlite",
         [
-            *by_hand("by_hand_sqlite"),
+            *plain_sql("plain_sql_sqlite"),
             Contender("execution-core", "library"),
             Contender("DBOS", "dbos_transact"),
         ],
@@ -99,9 +99,9 @@ GROUPS = (
 
 
 def measure(databases: Databases, *, count: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure one group after the other."""
+    """Measure one group after another."""
     for group in GROUPS:
-        made = [
+        urls = [
             databases.postgresql(durable=group.durable)
             if group.database == "postgresql"
             else databases.sqlite()
@@ -110,29 +110,31 @@ def measure(databases: Databases, *, count: int, rounds: int) -> Iterator[dict[s
         with ExitStack() as stack:
             runners = [
                 stack.enter_context(running(contender, url))
-                for contender, url in zip(group.contenders, made, strict=True)
+                for contender, url in zip(group.contenders, urls, strict=True)
             ]
-            taken = run_alternating(runners, count=count, rounds=rounds)
+            seconds_of = run_alternating(runners, count=count, rounds=rounds)
             rows = [
                 {
                     "name": contender.name,
                     "version": contender.version,
                     "per_second": round(count / median(seconds), 1),
-                    "ratio": round(ratio(taken[0], seconds), 3),
+                    "ratio": round(ratio(seconds_of[0], seconds), 3),
                     "ratios": sorted(
-                        round(b / s, 3) for b, s in zip(taken[0], seconds, strict=True)
+                        round(b / s, 3) for b, s in zip(seconds_of[0], seconds, strict=True)
                     ),
-                    **(written(databases, runner) if group.database == "postgresql" else {}),
+                    **(server_cost(databases, runner) if group.database == "postgresql" else {}),
                 }
-                for contender, seconds, runner in zip(group.contenders, taken, runners, strict=True)
+                for contender, seconds, runner in zip(
+                    group.contenders, seconds_of, runners, strict=True
+                )
             ]
-        for url in made:
+        for url in urls:
             databases.drop(url)
         yield {"title": group.title, "count": count, "rounds": rounds, "rows": rows}
 
 
-def written(databases: Databases, runner: Runner, count: int = 200) -> dict[str, float]:
-    """Tell what a lifecycle of a contender's costs the server: transactions, and bytes of WAL."""
+def server_cost(databases: Databases, runner: Runner, count: int = 200) -> dict[str, float]:
+    """Return the transactions and the bytes of WAL of one lifecycle."""
     url = databases.server.url
     state = "SELECT pg_current_xact_id()::text || ' ' || (pg_current_wal_insert_lsn() - '0/0')"
     before = [int(number) for number in databases.query(url, state).split()]

@@ -1,7 +1,7 @@
-"""What people run by hand, beside a million finished executions: `python -m benchmarks.operations`.
+"""Measure queries and commands on a million executions: `python -m benchmarks.operations`.
 
-The questions of docs/sql.md and the commands of the command line: how long each takes, and what the
-database reads for it. `--quick` only sees that everything runs, and writes nothing.
+Measures the queries of docs/sql.md and the commands of the CLI: how long each takes and which
+indexes it reads. `--quick` only checks that everything runs, and writes nothing.
 """
 
 import argparse
@@ -29,14 +29,14 @@ END = "<!-- end of figures -->"
 HOUR = timedelta(hours=1)
 EVER = "2020-01-01T00:00:00.000Z"
 TABLES = "executions|execution_history|execution_logs|began|ended|last|e|h|l"
-"""The tables, and what the views and queries call them."""
+"""The tables and the aliases that the views and queries give them."""
 
-# Of the last day each attempt took up to a minute; `fill` gives all of one the same time.
+# Attempts of the last day take up to a minute; `fill` gives all events of a row the same time.
 SPREAD = """
 UPDATE executions SET completed_at = {later}
  WHERE completed_at >= (SELECT {day_before} FROM executions)
 """
-SPREAD_MOVES = """
+SPREAD_HISTORY = """
 UPDATE execution_history
    SET occurred_at = (SELECT completed_at FROM executions WHERE id = execution_id)
  WHERE seq = 3
@@ -47,7 +47,7 @@ INSERT INTO execution_logs (execution_id, id, attempt, logged_at, level, message
 SELECT id, id, 1, completed_at, 'warning', 'the card was declined'
   FROM executions WHERE status = 'failed'
 """
-WORDS = {
+DIALECT_SQL = {
     "postgresql": {
         "later": "started_at + random() * interval '1 minute'",
         "day_before": "max(completed_at) - interval '1 day'",
@@ -61,7 +61,7 @@ WORDS = {
 
 
 class Seeded(NamedTuple):
-    """A database, and what is asked for in it."""
+    """A filled database and the values of the query parameters."""
 
     url: str
     since: str
@@ -70,30 +70,30 @@ class Seeded(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """How long something took, and what was read for it."""
+    """How long a call took and what the database read for it."""
 
     milliseconds: float
     plan: str
 
 
 def seed(url: str, rows: int) -> Seeded:
-    """Fill a database: finished executions, one each second, and a thousand that are live."""
+    """Fill a database with finished executions, one per second, and about a thousand live ones."""
     migrate.upgrade(url)
     fill(url, rows)
     kind = "postgresql" if url.startswith("postgresql") else "sqlite"
-    for statement in (SPREAD, SPREAD_MOVES, WARNINGS):
-        Databases.query(url, statement.format(**WORDS[kind]))
+    for statement in (SPREAD, SPREAD_HISTORY, WARNINGS):
+        Databases.query(url, statement.format(**DIALECT_SQL[kind]))
     since = Databases.query(
-        url, f"SELECT CAST({WORDS[kind]['day_before']} AS text) FROM executions"
+        url, f"SELECT CAST({DIALECT_SQL[kind]['day_before']} AS text) FROM executions"
     )
     workflow, failed = live(url)
-    # Whoever uses SQLite has hardly ever called ANALYZE.
+    # Most SQLite databases were never analyzed, so drop the statistics.
     Databases.query(url, "VACUUM ANALYZE" if kind == "postgresql" else "DELETE FROM sqlite_stat1")
     return Seeded(url, since, workflow, failed)
 
 
 def live(url: str) -> tuple[str, str]:
-    """Add 20 workflows of 50 steps each in all situations; return one, and a step that failed."""
+    """Add 20 workflows of 50 steps in all states; return a workflow and a failed step."""
     with connect(url) as manager:
         for n in range(20):
             workflow = manager.create("workflow", timeout=HOUR)
@@ -122,7 +122,7 @@ def live(url: str) -> tuple[str, str]:
 
 
 def questions(seeded: Seeded) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Give every question of the page, and a call that asks it."""
+    """Yield every question of the page and a call that runs its query."""
     engine = create_engine(seeded.url)
     values = {"since": seeded.since, "id": seeded.workflow, "key": "step-3-7", "type": "type-3"}
     of = {
@@ -142,7 +142,7 @@ def questions(seeded: Seeded) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def commands(seeded: Seeded) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Give every command, and a call that runs all of it but the start of Python."""
+    """Yield every command and a call that runs it in this process."""
     for command in (
         "list",
         "list --status failed --status timed_out",
@@ -164,27 +164,27 @@ def commands(seeded: Seeded) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def run(arguments: list[str]) -> None:
-    """Run a command."""
+    """Run a command of the CLI without output."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         if code := cli.main(arguments):
-            raise RuntimeError(f"{arguments} ended with {code}")
+            raise RuntimeError(f"{arguments} returned exit code {code}")
 
 
 def measure(call: Callable[[], Any]) -> Figure:
-    """Time a call, warm: the median of 5 after the one that tells what it reads."""
+    """Return the median time of 5 calls, after one call that records the query plans."""
     with explained() as plan:
         call()
-    taken = []
+    seconds = []
     for _ in range(5):
         begun = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - begun)
-    return Figure(1000 * median(taken), ", ".join(dict.fromkeys(plan)))
+        seconds.append(time.perf_counter() - begun)
+    return Figure(1000 * median(seconds), ", ".join(dict.fromkeys(plan)))
 
 
 @contextmanager
 def explained() -> Iterator[list[str]]:
-    """Have every statement explained before it is run; give what all of them read."""
+    """Explain every statement before it runs; yield the list of what the plans read."""
     read: list[str] = []
 
     def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -204,7 +204,7 @@ def explained() -> Iterator[list[str]]:
 
 
 def scans_of_postgresql(plan: dict[str, Any]) -> Iterator[str]:
-    """Name the indexes that a plan searches, and what it scans."""
+    """Yield the indexes that a PostgreSQL plan searches, and what it scans."""
     for part in plan.get("Plans", ()):
         yield from scans_of_postgresql(part)
     match plan["Node Type"]:
@@ -215,7 +215,7 @@ def scans_of_postgresql(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def scans_of_sqlite(lines: Iterable[str]) -> Iterator[str]:
-    """The same, of the lines that tell a plan."""
+    """Yield the same for the lines of a SQLite query plan."""
     for line in lines:
         if found := re.match(r"(SCAN|SEARCH) \w+ USING (?:COVERING )?INDEX (\w+)", line):
             name = re.sub(r"sqlite_autoindex_(\w+)_1", r"pk_\1", found[2])
@@ -227,35 +227,35 @@ def scans_of_sqlite(lines: Iterable[str]) -> Iterator[str]:
 
 def table(title: str, figures: dict[str, dict[str, Figure]]) -> str:
     """Return the figures of both databases as a Markdown table."""
-    heads = [title, "PostgreSQL, ms", "SQLite, ms", "what PostgreSQL reads", "what SQLite reads"]
-    lines = [heads, ["---", "---:", "---:", "---", "---"]]
+    headings = [title, "PostgreSQL, ms", "SQLite, ms", "what PostgreSQL reads", "what SQLite reads"]
+    lines = [headings, ["---", "---:", "---:", "---", "---"]]
     for name, of in figures.items():
-        times = [f"{of[kind].milliseconds:,.2f}" for kind in WORDS]
-        lines.append([name, *times, *(of[kind].plan for kind in WORDS)])
+        times = [f"{of[kind].milliseconds:,.2f}" for kind in DIALECT_SQL]
+        lines.append([name, *times, *(of[kind].plan for kind in DIALECT_SQL)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    """Measure on both databases, print it, and write it into the page."""
+    """Measure on both databases, print the tables and write them into docs/sql.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="10,000 rows, and nothing is written")
+    parser.add_argument("--quick", action="store_true", help="10,000 rows; nothing is written")
     quick = parser.parse_args().quick
     rows = 10_000 if quick else 1_000_000
     figures: dict[str, dict[str, dict[str, Figure]]] = {"question": {}, "command": {}}
-    with databases() as made:
-        on = machine(made)
-        for kind in WORDS:
-            seeded = seed(getattr(made, kind)(), rows)
+    with databases() as available:
+        environment = machine(available)
+        for kind in DIALECT_SQL:
+            seeded = seed(getattr(available, kind)(), rows)
             for title, calls in (("question", questions(seeded)), ("command", commands(seeded))):
                 for name, call in calls:
                     figures[title].setdefault(name, {})[kind] = measure(call)
-            made.drop(seeded.url)
+            available.drop(seeded.url)
     tables = "\n\n".join(table(title, each) for title, each in figures.items())
-    said = f"{rows:,} finished executions. {on}.\n\n{tables}"
-    print(said)
+    output = f"{rows:,} finished executions. {environment}.\n\n{tables}"
+    print(output)
     if not quick:
         between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-        block = f"{BEGIN}\n\n{said}\n\n{END}"
+        block = f"{BEGIN}\n\n{output}\n\n{END}"
         PAGE.write_text(between.sub(lambda _: block, PAGE.read_text()))
 
 

@@ -1,4 +1,4 @@
-"""The figures as a table for people, and as a plot."""
+"""Format the figures as Markdown tables and as a plot."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ END = "<!-- end of figures -->"
 
 
 class Target(NamedTuple):
-    """What a figure is to reach, and what it is."""
+    """A figure, its target and its measured value."""
 
     figure: str
     wanted: str
@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
 
 def targets(figures: Figures) -> Iterator[Target]:
-    """Compare what was measured with what was aimed at."""
+    """Yield the measured value of each target."""
 
     def at_least(figure: str, wanted: float, measured: float) -> Target:
         return Target(figure, f"≥ {wanted:.2f}", measured, measured >= wanted)
@@ -43,9 +43,9 @@ def targets(figures: Figures) -> Iterator[Target]:
     ):
         yield at_least(f"{title}: against plain SQL", wanted, ratios[title, name])
     caller = "PostgreSQL, one caller"
-    ours = ratios[caller, "execution-core, connect"]
+    library = ratios[caller, "execution-core, connect"]
     for peer in ("DBOS", "Procrastinate"):
-        yield at_least(f"{caller}: against {peer}", 2.0, round(ours / ratios[caller, peer], 3))
+        yield at_least(f"{caller}: against {peer}", 2.0, round(library / ratios[caller, peer], 3))
     for each in figures["many_finished"]:
         yield at_least(
             f"{each['database']}: {each['rows']:,} finished rows against none", 0.90, each["ratio"]
@@ -73,17 +73,20 @@ def targets(figures: Figures) -> Iterator[Target]:
 
 def markdown(figures: Figures) -> str:
     """Return all figures as Markdown tables."""
-    return "\n\n".join(table(title, heads, rows) for title, heads, rows in tables(figures)) + "\n"
+    return (
+        "\n\n".join(table(title, headings, rows) for title, headings, rows in tables(figures))
+        + "\n"
+    )
 
 
-def table(title: str, heads: list[str], rows: list[list[str]]) -> str:
-    """Return one table, its first column left and the others right."""
-    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
+def table(title: str, headings: list[str], rows: list[list[str]]) -> str:
+    """Return one table: the first column aligned left, the others right."""
+    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
     return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Give the title, the heads and the rows of each table."""
+    """Yield the title, the headings and the rows of each table."""
     yield (
         f"Targets. {figures['machine']}",
         ["figure", "target", "measured", ""],
@@ -100,7 +103,7 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
             + (["commits each", "WAL each"] if server else []),
             [
                 [
-                    row["name"] if ours(row) else f"{row['name']} ({row['version']})",
+                    row["name"] if is_ours(row) else f"{row['name']} ({row['version']})",
                     f"{row['per_second']:,.0f}",
                     f"{row['ratio']:.2f}",
                     "{:.2f} to {:.2f}".format(*middle_half(row["ratios"])),
@@ -183,25 +186,25 @@ def tables(figures: Figures) -> Iterator[tuple[str, list[str], list[list[str]]]]
     )
 
 
-def ours(row: dict[str, Any]) -> bool:
-    """Tell whether a row is this library's; its version is the page's."""
+def is_ours(row: dict[str, Any]) -> bool:
+    """Return whether a row is this library, whose version needs no mention."""
     return str(row["name"]).startswith("execution-core")
 
 
 def middle_half(ratios: list[float]) -> tuple[float, float]:
-    """Return the quartiles."""
+    """Return the first and the third quartile."""
     return ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
 
 
 def update(page: Path, figures: Figures) -> None:
-    """Put the tables into their place on a page of the documentation."""
+    """Replace the tables on a page of the documentation."""
     between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
     block = f"{BEGIN}\n\n{markdown(figures)}\n{END}"
     page.write_text(between.sub(lambda _: block, page.read_text()))
 
 
 def plot(path: Path, figures: Figures) -> None:
-    """Draw the lifecycles: each group's contenders, relative to plain SQL."""
+    """Draw the lifecycles of each group, relative to plain SQL."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -241,7 +244,7 @@ def plot(path: Path, figures: Figures) -> None:
 
 
 def color(row: dict[str, Any]) -> str:
-    """Tell whose bar it is."""
-    if ours(row):
+    """Return the color of a bar: this library, plain SQL and pgbench, or another project."""
+    if is_ours(row):
         return "#2f6f9f"
     return "#b0b7bd" if row["name"].startswith(("plain SQL", "pgbench")) else "#d9a05b"

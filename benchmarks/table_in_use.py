@@ -1,4 +1,4 @@
-"""What a table costs once it is in use: many finished rows, many updates, large payloads."""
+"""Measure a table in use: many finished rows, many updates, large payloads."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from execution_core import (
 
 from .contenders import PAYLOAD
 from .databases import Databases
-from .turns import Contender, ratio, run_alternating, running
+from .interleaving import Contender, ratio, run_alternating, running
 
 FINISHED = """
 INSERT INTO executions (id, type, status, payload, result, error, attempts, max_attempts,
@@ -36,7 +36,7 @@ SELECT {id}, 'type-' || (n % 10), CASE WHEN n % 10 = 0 THEN 'failed' ELSE 'compl
        1, 3, {time}, {time}, {time}, {time}
   FROM {numbers}
 """
-MOVES = """
+HISTORY = """
 INSERT INTO execution_history (execution_id, seq, from_status, to_status, attempt, occurred_at)
 SELECT e.id, m.seq, m.was, CASE m.seq WHEN 2 THEN 'running' ELSE e.status END, 1, e.created_at
   FROM executions AS e, (SELECT 2 AS seq, 'pending' AS was UNION ALL SELECT 3, 'running') AS m
@@ -44,9 +44,9 @@ SELECT e.id, m.seq, m.was, CASE m.seq WHEN 2 THEN 'running' ELSE e.status END, 1
 
 
 def fill(url: str, count: int) -> None:
-    """Add finished executions, older than any other, with the history of each."""
+    """Add finished executions, older than all others, with their history."""
     if url.startswith("postgresql"):
-        words = {
+        dialect_sql = {
             "id": "(lpad(to_hex(1600000000000 + n), 12, '0') || '70008000'"
             " || lpad(to_hex(n), 12, '0'))::uuid",
             "json": "'{\"shipped\": true}'::jsonb",
@@ -55,7 +55,7 @@ def fill(url: str, count: int) -> None:
             "numbers": "generate_series(1, :count) AS n",
         }
     else:
-        words = {
+        dialect_sql = {
             "id": "printf('%08x-%04x-7000-8000-%012x', (1600000000000 + n) >> 16,"
             " (1600000000000 + n) & 65535, n)",
             "json": "'{\"shipped\": true}'",
@@ -64,15 +64,15 @@ def fill(url: str, count: int) -> None:
             "numbers": "(WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL"
             " SELECT n + 1 FROM numbers WHERE n < :count) SELECT n FROM numbers)",
         }
-    Databases.query(url, FINISHED.format(**words), count=count)
-    Databases.query(url, MOVES)
+    Databases.query(url, FINISHED.format(**dialect_sql), count=count)
+    Databases.query(url, HISTORY)
     Databases.query(url, "VACUUM ANALYZE" if url.startswith("postgresql") else "ANALYZE")
 
 
 def many_finished(
     databases: Databases, *, rows: int, count: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """Compare the speed beside many finished rows with that of an empty table."""
+    """Compare the speed on a table with many finished rows with that on an empty table."""
     for kind in ("postgresql", "sqlite"):
         urls = [getattr(databases, kind)() for _ in range(3)]
         for url in urls:
@@ -81,16 +81,16 @@ def many_finished(
         contender = Contender("execution-core", "library", {"own": kind == "postgresql"})
         with ExitStack() as stack:
             runners = [stack.enter_context(running(contender, url)) for url in urls]
-            taken = run_alternating(runners, count=count, rounds=rounds)
+            seconds_of = run_alternating(runners, count=count, rounds=rounds)
         yield {
             "database": kind,
             "rows": rows,
-            "empty_per_second": round(3 * count / median(taken[0]), 1),
-            "control": round(ratio(taken[0], taken[1]), 3),
-            "ratio": round(ratio(taken[0], taken[2]), 3),
+            "empty_per_second": round(3 * count / median(seconds_of[0]), 1),
+            "control": round(ratio(seconds_of[0], seconds_of[1]), 3),
+            "ratio": round(ratio(seconds_of[0], seconds_of[2]), 3),
             "calls_ms": {
-                name: [round(1000 * seconds, 2) for seconds in taken]
-                for name, taken in calls_of(urls[0], urls[2]).items()
+                name: [round(1000 * seconds, 2) for seconds in medians]
+                for name, medians in calls_of(urls[0], urls[2]).items()
             },
         }
         for url in urls:
@@ -117,11 +117,11 @@ CALLS: dict[str, Callable[[ExecutionManager], Any]] = {
 
 
 def calls_of(*urls: str) -> dict[str, list[float]]:
-    """Return the median seconds that each call takes in each of the databases.
+    """Return the median seconds of each call in each of the databases.
 
-    With 1,000 executions due, 1,000 that have to wait, and what the claims have left running.
+    There are 1,000 executions due, 1,000 delayed, and those that the claims started.
     """
-    taken: dict[str, list[float]] = {name: [] for name in CALLS}
+    medians: dict[str, list[float]] = {name: [] for name in CALLS}
     for url in urls:
         with connect(url) as manager:
             for n in range(1000):
@@ -133,35 +133,35 @@ def calls_of(*urls: str) -> dict[str, list[float]]:
                     begun = time.perf_counter()
                     call(manager)
                     times.append(time.perf_counter() - begun)
-                taken[name].append(median(times))
-    return taken
+                medians[name].append(median(times))
+    return medians
 
 
 def hot_updates(
     databases: Databases, *, fillfactors: tuple[int, ...], updates: int = 40
 ) -> Iterator[dict[str, Any]]:
-    """Tell how many progress and checkpoint updates stay on their page, at each fillfactor."""
+    """Measure the share of HOT updates (no index is written) at each fillfactor."""
     for fillfactor in fillfactors:
         url = databases.postgresql()
         migrate.upgrade(url)
         databases.query(url, f"ALTER TABLE executions SET (fillfactor = {fillfactor})")
         begun = time.perf_counter()
         asyncio.run(progress_of_many(url, updates))
-        taken = time.perf_counter() - begun
+        elapsed = time.perf_counter() - begun
         total, hot = updates_of(databases, url, 8 * 64 * (updates + 1))
         yield {
             "fillfactor": fillfactor,
             "updates": total,
-            # Each execution was started by one update, which is not meant: it moves in an index.
+            # The update that starts an execution changes an index, so it is not counted.
             "hot_share": round(hot / (total - 8 * 64), 4),
-            "per_second": round(total / taken),
+            "per_second": round(total / elapsed),
             "megabytes": round(size(databases, url) / 2**20, 2),
         }
         databases.drop(url)
 
 
 async def progress_of_many(url: str, updates: int) -> None:
-    """Let 8 tasks write the progress and the checkpoints of 64 executions each."""
+    """Write progress and checkpoints of 64 executions in each of 8 tasks."""
 
     async def work() -> None:
         ids = [(await manager.create("import", PAYLOAD)).id for _ in range(64)]
@@ -180,7 +180,7 @@ async def progress_of_many(url: str, updates: int) -> None:
 
 
 def updates_of(databases: Databases, url: str, expected: int) -> tuple[int, int]:
-    """Return the numbers of all updates and of the HOT ones, once the server has counted them."""
+    """Return the numbers of all updates and of HOT updates, once the server has counted them."""
     limit = time.monotonic() + 30
     while True:
         found = databases.query(
@@ -192,7 +192,7 @@ def updates_of(databases: Databases, url: str, expected: int) -> tuple[int, int]
         if total >= expected:
             return total, hot
         if time.monotonic() > limit:
-            raise RuntimeError(f"the server counts {total} updates of {expected}")
+            raise RuntimeError(f"the server has counted {total} of {expected} updates")
         time.sleep(0.2)
 
 
@@ -202,7 +202,7 @@ def size(databases: Databases, url: str) -> int:
 
 
 def vacuum(databases: Databases, *, updates: int = 20_000) -> dict[str, Any]:
-    """Tell how the table grows while a transaction stays open, and what VACUUM gives back."""
+    """Measure how the table grows while a transaction stays open, and what VACUUM frees."""
     url = databases.postgresql()
     migrate.upgrade(url)
     databases.query(url, "ALTER TABLE executions SET (autovacuum_enabled = off)")
@@ -232,13 +232,13 @@ def vacuum(databases: Databases, *, updates: int = 20_000) -> dict[str, Any]:
 
 
 def payloads(databases: Databases, *, sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Tell what is written for each move of an execution, by the size of its payload."""
+    """Measure the bytes logged per write of an execution, by the size of its payload."""
     for kind, count in (("postgresql", 200), ("sqlite", 100)):
         for payload_size in sizes:
             url = getattr(databases, kind)()
             migrate.upgrade(url)
             with measured_manager(url) as (manager, log_size):
-                # Base64 of random bytes, which cannot be compressed away.
+                # Base64 of random bytes, which compresses little.
                 ids = [
                     manager.create(
                         "import", base64.b64encode(os.urandom(payload_size * 3 // 4)).decode()
@@ -251,20 +251,20 @@ def payloads(databases: Databases, *, sizes: tuple[int, ...]) -> Iterator[dict[s
                     manager.update_progress(id, 1, 2)
                     manager.checkpoint(id, "last_index", 1)
                     manager.complete(id, {"done": True})
-                taken = time.perf_counter() - begun
-                written = log_size() - before
+                elapsed = time.perf_counter() - begun
+                logged = log_size() - before
             yield {
                 "database": kind,
                 "payload_bytes": payload_size,
-                "log_bytes_per_move": round(written / count / 4),
-                "microseconds_per_move": round(1e6 * taken / count / 4),
+                "log_bytes_per_move": round(logged / count / 4),
+                "microseconds_per_move": round(1e6 * elapsed / count / 4),
             }
             databases.drop(url)
 
 
 @contextmanager
 def measured_manager(url: str) -> Iterator[tuple[ExecutionManager, Callable[[], int]]]:
-    """Give a manager, and a function that tells how much its database has logged."""
+    """Yield a manager and a function that returns the bytes its database has logged."""
     if url.startswith("postgresql"):
         with connect(url) as manager:
             yield (
@@ -277,7 +277,7 @@ def measured_manager(url: str) -> Iterator[tuple[ExecutionManager, Callable[[], 
     @event.listens_for(engine, "connect")
     def keep_log(connection: Any, record: Any) -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")  # the log is then all that was written
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # so the log keeps all that was written
 
     log = Path(f"{make_url(url).database}-wal")
     yield ExecutionManager(SqlExecutionStore(engine)), lambda: log.stat().st_size

@@ -1,9 +1,9 @@
-"""Those who are compared: each module runs lifecycles its own way, in a process of its own.
+"""The contenders: each module runs lifecycles with one library, in its own process.
 
-A lifecycle is one thing with a payload of 1 KB that is created, started and completed, each step
-durable before the next begins. A module has `lifecycles(url)`, a context manager over an empty
-database of its own, which gives a function that runs a number of lifecycles and returns the seconds
-they took; some take options. And it has `version()`.
+A lifecycle is one execution with a payload of 1 KB that is created, started and completed; each
+step is durable before the next begins. A module has `version()` and `lifecycles(url)`: a context
+manager on an empty database, which yields a function that runs a number of lifecycles and returns
+the seconds they took. Some take options.
 """
 
 import json

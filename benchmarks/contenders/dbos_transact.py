@@ -1,9 +1,9 @@
 """DBOS Transact: a workflow without steps, called directly.
 
-The direct call is its fastest way: `start_workflow` adds a thread and queues add polling. It makes
-two durable commits: the workflow's row and its inputs, already running, then its outcome. Logs
-but errors, tracing and the Conductor are off; arguments go through the default serializer, since
-one of JSON is no faster.
+The direct call is the fastest: `start_workflow` adds a thread, and queues add polling. It makes two
+durable commits: first the row of the workflow with its inputs, already running, then its outcome.
+Only errors are logged; tracing and the Conductor are off. Arguments use the default serializer,
+because a JSON serializer is not faster.
 """
 
 import sqlite3
@@ -21,7 +21,7 @@ from .recorded import require
 
 
 def version() -> str:
-    """Name it as the figures do."""
+    """Return the name and version that the figures show."""
     return f"DBOS Transact {metadata.version('dbos')}"
 
 
@@ -37,7 +37,7 @@ def lifecycles(url: str) -> Iterator[Callable[[int], float]]:
     at = make_url(url)
     if at.get_backend_name() == "sqlite":
         succeeded = "SELECT count(*) FROM workflow_status WHERE status = 'SUCCESS'"
-        # DBOS keeps the mode that it finds in the file; as its own tests do, and twice as fast.
+        # DBOS keeps the journal mode of the file. WAL is twice as fast; its own tests use it.
         with closing(sqlite3.connect(at.database or "")) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
     else:
@@ -46,9 +46,9 @@ def lifecycles(url: str) -> Iterator[Callable[[int], float]]:
         config={
             "name": "benchmark",
             "system_database_url": url,
-            # Its default asks the server before each use whether the connection still lives.
+            # By default SQLAlchemy would send a query before each use to test the connection.
             "db_engine_kwargs": {"pool_pre_ping": False},
-            "use_listen_notify": False,  # nobody waits for a message
+            "use_listen_notify": False,  # nothing here waits for messages
             "log_level": "ERROR",
         }
     )
@@ -60,10 +60,10 @@ def lifecycles(url: str) -> Iterator[Callable[[int], float]]:
         begun = time.perf_counter()
         for _ in range(count):
             ship_order(PAYLOAD)
-        taken = time.perf_counter() - begun
+        elapsed = time.perf_counter() - begun
         total += count
         require(url, total, succeeded)
-        return taken
+        return elapsed
 
     try:
         yield run

@@ -1,4 +1,4 @@
-"""execution-core: over an engine of the host's own, or of its own (`connect`)."""
+"""execution-core on the engine of the host, or on its own (`connect`)."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from . import PAYLOAD, RESULT
 
 
 def version() -> str:
-    """Name it as the figures do."""
+    """Return the name and version that the figures show."""
     return f"execution-core {metadata.version('execution-core')}"
 
 
@@ -29,7 +29,7 @@ def lifecycles(
         configure_sqlite(engine)
 
         @event.listens_for(engine, "connect")
-        def settle(connection: Any, record: Any) -> None:
+        def set_synchronous(connection: Any, record: Any) -> None:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
 
     with connect(url) if own else ExecutionManager(SqlExecutionStore(engine)) as manager:

@@ -1,4 +1,4 @@
-"""execution-core for asyncio: over an engine of the host's own, or of its own (`connect_async`)."""
+"""execution-core for asyncio on the engine of the host, or on its own (`connect_async`)."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from execution_core import AsyncExecutionManager, AsyncSqlExecutionStore, connect_async, migrate
 
 from . import PAYLOAD, RESULT
-from .by_hand_asyncio import spread
 from .library import version
+from .plain_sql_asyncio import spread
 
 __all__ = ["lifecycles", "version"]
 

@@ -1,9 +1,9 @@
 """PgQueuer: jobs are enqueued one by one, then a worker drains the queue.
 
-With asyncpg and uvloop, as its documentation and its command line recommend, on tables that are
-durable (its default) and have its autovacuum settings. By default it batches: a worker takes 10
-jobs with one statement and deletes up to 10 finished ones with another, so that a job costs 1.2
-commits. What it keeps of a job is its log, without payload or result.
+With asyncpg and uvloop, as its documentation and its command line recommend, on durable tables (its
+default) with its autovacuum settings. By default it works in batches: a worker takes 10 jobs with
+one statement and deletes up to 10 finished jobs with another, so a job costs 1.2 commits. It keeps
+a log of each finished job, without payload or result.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ SUCCESSFUL = "SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'"
 
 
 def version() -> str:
-    """Name it as the figures do."""
+    """Return the name and version that the figures show."""
     return f"PgQueuer {metadata.version('pgqueuer')}"
 
 
@@ -55,17 +55,17 @@ def lifecycles(url: str, *, batch: int = 10) -> Iterator[Callable[[int], float]]
         async def ship_order(job: Job) -> None:
             json.loads(job.payload or b"")
 
-        # Draining afterwards is a little faster than a worker beside the caller.
+        # Draining the queue afterwards is slightly faster than a worker that runs at the same time.
         await manager.run(mode=QueueExecutionMode.drain, batch_size=batch)
 
     def run(count: int) -> float:
         nonlocal total
         begun = time.perf_counter()
         runner.run(enqueue_and_run(count))
-        taken = time.perf_counter() - begun
+        elapsed = time.perf_counter() - begun
         total += count
         require(url, total, SUCCESSFUL)
-        return taken
+        return elapsed
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         connection, queries = runner.run(set_up())

@@ -1,9 +1,9 @@
 """Procrastinate: jobs are deferred one by one, and a worker of concurrency 1 runs them.
 
-Either afterwards, as its own benchmarks do: one thing at a time, as for all the others. Or beside
-the caller in one event loop, as in its documentation's FastAPI example; two connections then work
-at the same time. Its documentation names no event loop; uvloop is some 8 % faster. It keeps
-finished jobs, as is its default, but stores no results.
+The worker runs afterwards, as in the benchmarks of the project: one step at a time, as for all
+other contenders. Or, with `beside`, it runs in the same event loop as the caller, as in the FastAPI
+example of its documentation; then two connections work at the same time. Its documentation names no
+event loop; uvloop is about 8 % faster. It keeps finished jobs (its default) but stores no results.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ SUCCEEDED = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"
 
 
 def version() -> str:
-    """Name it as the figures do."""
+    """Return the name and version that the figures show."""
     return f"Procrastinate {metadata.version('procrastinate')}"
 
 
@@ -35,8 +35,8 @@ def lifecycles(url: str, *, beside: bool = False) -> Iterator[Callable[[int], fl
     """Yield a function that runs a number of lifecycles and returns the seconds they took."""
     dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     app = App(connector=PsycopgConnector())
-    # A pool of the host's own, which the documentation allows, need not ask the server before each
-    # use whether the connection still lives; and what is one statement needs no BEGIN and COMMIT.
+    # The documentation allows a pool of the host. This one tests no connection before each use and
+    # sends single statements without BEGIN and COMMIT.
     pool = AsyncConnectionPool(dsn, min_size=2, max_size=4, open=False, configure=_autocommit)
     ran = asyncio.Semaphore(0)
     total = 0
@@ -63,16 +63,16 @@ def lifecycles(url: str, *, beside: bool = False) -> Iterator[Callable[[int], fl
                 await ship_order.defer_async(payload=PAYLOAD)
             for _ in range(count):
                 await ran.acquire()
-            worker.cancel()  # it first records the job that it is at
+            worker.cancel()  # it still records the running job
 
     def run(count: int) -> float:
         nonlocal total
         begun = time.perf_counter()
         runner.run(defer_and_run(count) if beside else defer_then_run(count))
-        taken = time.perf_counter() - begun
+        elapsed = time.perf_counter() - begun
         total += count
         require(url, total, SUCCEEDED)
-        return taken
+        return elapsed
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(set_up())

@@ -1,12 +1,12 @@
-"""What a contender's own tables say it did: one that loses work must not win."""
+"""Check in the tables of a contender that no work was lost."""
 
 from sqlalchemy import NullPool, create_engine, text
 
 
 def require(url: str, expected: int, query: str) -> None:
-    """Fail unless a count over the tables is what it should be."""
+    """Raise RuntimeError unless the query returns the expected count."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         found = connection.scalar(text(query))
     if found != expected:
-        raise RuntimeError(f"{found} are recorded as complete, not {expected}")
+        raise RuntimeError(f"{found} of {expected} lifecycles are recorded as complete")

@@ -1,4 +1,4 @@
-"""The benchmarks still measure what they say they do."""
+"""The contenders of the benchmarks do the same work, and the page shows the stored figures."""
 
 import importlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from benchmarks import report
-from benchmarks.contenders.by_hand import COLUMNS
+from benchmarks.contenders.plain_sql import COLUMNS
 
 from execution_core.sql.statements.rows import ROW
 
@@ -20,9 +20,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize(
     ("kind", "module", "options"),
     [
-        ("postgresql", "by_hand_psycopg", {}),
-        ("postgresql", "by_hand_asyncio", {"tasks": 2}),
-        ("sqlite", "by_hand_sqlite", {"synchronous": "NORMAL"}),
+        ("postgresql", "plain_sql_psycopg", {}),
+        ("postgresql", "plain_sql_asyncio", {"tasks": 2}),
+        ("sqlite", "plain_sql_sqlite", {"synchronous": "NORMAL"}),
         ("postgresql", "library", {}),
         ("postgresql", "library", {"own": True}),
         ("sqlite", "library", {"synchronous": "NORMAL"}),
@@ -30,7 +30,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("postgresql", "library_asyncio", {"tasks": 2, "own": True}),
     ],
 )
-def test_contenders_do_the_same_work(
+def test_contender_runs_four_lifecycles_records_them(
     request: pytest.FixtureRequest, kind: str, module: str, options: dict[str, Any]
 ) -> None:
     from ..conftest import open_database
@@ -39,24 +39,22 @@ def test_contenders_do_the_same_work(
         contender = importlib.import_module(f"benchmarks.contenders.{module}")
         with contender.lifecycles(database.url, **options) as run:
             assert run(4) > 0
-        assert (
-            work_of(database)
-            == [{"status": "completed", "attempts": 1, "worker": "host-1", "moves": 3}] * 4
-        )
+        expected = {"status": "completed", "attempts": 1, "worker": "host-1", "transitions": 3}
+        assert recorded_work(database) == [expected] * 4
 
 
-def work_of(database: Database) -> list[dict[str, Any]]:
+def recorded_work(database: Database) -> list[dict[str, Any]]:
     return database.rows(
         "SELECT status, attempts, worker, (SELECT count(*) FROM execution_history"
-        " WHERE execution_id = id) AS moves FROM executions"
+        " WHERE execution_id = id) AS transitions FROM executions"
     )
 
 
-def test_by_hand_reads_what_the_library_reads() -> None:
+def test_plain_sql_columns_equal_those_of_the_library() -> None:
     assert set(COLUMNS.split(", ")) == {column.name for column in ROW}
 
 
-def test_the_page_shows_the_figures() -> None:
+def test_performance_page_shows_the_stored_figures() -> None:
     figures = json.loads((DOCS / "performance.json").read_text())
     shown = re.search(
         f"{re.escape(report.BEGIN)}\n\n(.*)\n{re.escape(report.END)}",

@@ -1,4 +1,4 @@
-"""From the built wheel, in an environment of its own, away from the checkout."""
+"""The built wheel, installed in a new environment, outside the checkout."""
 
 import os
 import subprocess
@@ -45,12 +45,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """The programs of an environment with nothing but the wheel, its extras and what they need."""
+    """The bin folder of an environment with the wheel, its extras and their dependencies."""
     folder = tmp_path_factory.mktemp("installed")
-    return environment(folder, f"{wheel}[postgresql,asyncio]").parent
+    return create_environment(folder, f"{wheel}[postgresql,asyncio]").parent
 
 
-def environment(folder: Path, *packages: str) -> Path:
+def create_environment(folder: Path, *packages: str) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", *packages)
@@ -69,15 +69,19 @@ def run(*command: object, **options: object) -> str:
     return str(done.stdout)
 
 
-def test_migrate_and_run(installed: Path, database: Database, tmp_path: Path) -> None:
+def test_wheel_migrates_and_runs_sync_and_async(
+    installed: Path, database: Database, tmp_path: Path
+) -> None:
     migrated = run(installed / "execution-core", "migrate", "--url", database.url, cwd=tmp_path)
     assert "execution_core_0006" in migrated
     ran = run(installed / "python", "-W", "error", "-c", SCRIPT, database.url, ROOT, cwd=tmp_path)
     assert ran == "done\n"
 
 
-def test_the_bare_wheel_knows_sqlite(tmp_path: Path, wheel: Path) -> None:
-    python = environment(tmp_path / "venv", str(wheel))
+def test_wheel_without_extras_runs_on_sqlite_and_names_missing_extras(
+    tmp_path: Path, wheel: Path
+) -> None:
+    python = create_environment(tmp_path / "venv", str(wheel))
     url = f"sqlite:///{tmp_path}/bare.db"
     assert "migrate" in run(python.with_name("execution-core"), "--help")
     run(python.with_name("execution-core"), "migrate", "--url", url)
@@ -92,7 +96,9 @@ def test_the_bare_wheel_knows_sqlite(tmp_path: Path, wheel: Path) -> None:
         assert f"pip install 'execution-core[{extra}]'" in run(python, "-c", missing, bad)
 
 
-def test_alembic_itself_finds_what_the_wheel_brings(installed: Path, tmp_path: Path) -> None:
+def test_wheel_contains_alembic_ini_migrations_and_py_typed(
+    installed: Path, tmp_path: Path
+) -> None:
     folder = run(
         installed / "python", "-c", "import execution_core as e; print(e.__path__[0])"
     ).strip()

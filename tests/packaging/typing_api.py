@@ -1,4 +1,4 @@
-"""How the public names are typed. Checked by mypy, never run."""
+"""Types of the public names. mypy checks this file; nothing runs it."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -94,7 +94,7 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     manager.fail(execution.id, 7)  # type: ignore[arg-type]
 
 
-async def awaited(manager: AsyncExecutionManager, session: AsyncSession) -> None:
+async def async_verbs(manager: AsyncExecutionManager, session: AsyncSession) -> None:
     assert_type(await manager.create("type"), Execution)
     assert_type(await manager.list(), list[Execution])
     assert_type(await manager.find_by_idempotency_key("key"), Execution | None)
@@ -135,7 +135,7 @@ def attempts(manager: ExecutionManager, session: Session) -> None:
     work("seven")  # type: ignore[arg-type]
 
 
-async def attempts_awaited(manager: AsyncExecutionManager, session: AsyncSession) -> None:
+async def async_attempts(manager: AsyncExecutionManager, session: AsyncSession) -> None:
     async with manager.attempt("id") as attempt:
         assert_type(attempt, AsyncAttempt)
         async for item in attempt.each(["a"]):

@@ -1,4 +1,4 @@
-"""By hand over psycopg: one connection, autocommit, prepared."""
+"""Plain SQL over psycopg: one connection, autocommit, prepared."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ from sqlalchemy import make_url
 
 from execution_core import migrate
 
-from . import by_hand
-from .by_hand import POSTGRESQL, Row
+from . import plain_sql
+from .plain_sql import POSTGRESQL, Row
 
 
 def version() -> str:
-    """Name it as the figures do."""
+    """Return the name and version that the figures show."""
     return f"psycopg {psycopg.__version__}"
 
 
@@ -30,13 +30,13 @@ def lifecycles(url: str) -> Iterator[Callable[[int], float]]:
         def execute(statement: str, parameters: tuple[Any, ...]) -> Row:
             found = cursor.execute(statement, parameters, prepare=True).fetchone()
             if found is None:
-                raise RuntimeError("a contender that fails must not win")
+                raise RuntimeError("a statement matched no row")
             return Row(*found)
 
         def run(count: int) -> float:
             begun = time.perf_counter()
             for _ in range(count):
-                by_hand.lifecycle(execute, POSTGRESQL)
+                plain_sql.lifecycle(execute, POSTGRESQL)
             return time.perf_counter() - begun
 
         yield run

@@ -1,8 +1,8 @@
-"""Who runs when: contenders in processes of their own, one after the other, round after round.
+"""Run contenders alternately, each in its own process, round after round.
 
-`python -m benchmarks.turns MODULE URL OPTIONS` is such a process: for each number that it reads it
-runs as many lifecycles, and writes the seconds they took. Those whose turn it is not are stopped,
-so that their threads and their polling cost nobody anything.
+`python -m benchmarks.interleaving MODULE URL OPTIONS` is such a process: it reads numbers from
+standard input, runs that many lifecycles and prints the seconds they took. All processes but one
+are stopped, so that the threads and the polling of the others use no CPU.
 """
 
 import importlib
@@ -22,7 +22,7 @@ TIME_LIMIT = 300
 
 @dataclass(frozen=True)
 class Contender:
-    """A name for the table, the module that runs it, and the module's options."""
+    """A name for the table, the module that runs the lifecycles, and its options."""
 
     name: str
     module: str
@@ -30,19 +30,19 @@ class Contender:
 
     @property
     def version(self) -> str:
-        """What the module says it is."""
+        """The name and version that the module reports."""
         return str(importlib.import_module(f"benchmarks.contenders.{self.module}").version())
 
 
 class Runner:
-    """A contender's process, stopped but for its turns."""
+    """The process of a contender, stopped outside its turns."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self._read()  # it is ready
+        self._read()  # wait until it is ready
 
     def run(self, count: int) -> float:
-        """Let it run a number of lifecycles, and return the seconds they took."""
+        """Run a number of lifecycles and return the seconds they took."""
         os.kill(self._process.pid, signal.SIGCONT)
         assert self._process.stdin is not None
         self._process.stdin.write(f"{count}\n")
@@ -55,16 +55,16 @@ class Runner:
         line = self._process.stdout.readline()
         signal.alarm(0)
         if not line:
-            raise RuntimeError(f"a contender ended: {self._process.args!r}")
+            raise RuntimeError(f"a contender exited early: {self._process.args!r}")
         os.kill(self._process.pid, signal.SIGSTOP)
         return float(line)
 
 
 @contextmanager
 def running(contender: Contender, url: str) -> Iterator[Runner]:
-    """Start a contender over an empty database of its own."""
+    """Start a contender on its own empty database."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.turns", contender.module, url,
+        [sys.executable, "-m", "benchmarks.interleaving", contender.module, url,
          json.dumps(contender.options)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -81,24 +81,24 @@ def running(contender: Contender, url: str) -> Iterator[Runner]:
 
 
 def run_alternating(runners: Sequence[Runner], *, count: int, rounds: int) -> list[list[float]]:
-    """Return the seconds that each contender took in each round; a round before is not counted."""
-    taken: list[list[float]] = [[] for _ in runners]
+    """Return the seconds of each contender in each round; a warm-up round is not counted."""
+    seconds: list[list[float]] = [[] for _ in runners]
     for turn in range(-1, rounds):
         order = range(len(runners))
         for n in order if turn % 2 else reversed(order):
-            seconds = runners[n].run(count)
+            elapsed = runners[n].run(count)
             if turn >= 0:
-                taken[n].append(seconds)
-    return taken
+                seconds[n].append(elapsed)
+    return seconds
 
 
 def ratio(base: Sequence[float], other: Sequence[float]) -> float:
-    """How fast the other one is beside the base: the median over the rounds."""
+    """Return the speed of the other relative to the base: the median over the rounds."""
     return statistics.median(b / o for b, o in zip(base, other, strict=True))
 
 
 def main() -> None:
-    """Run lifecycles as standard input says."""
+    """Run as many lifecycles as each line of standard input asks for."""
     module, url, options = sys.argv[1:]
     contender = importlib.import_module(f"benchmarks.contenders.{module}")
     with contender.lifecycles(url, **json.loads(options)) as run:

@@ -1,4 +1,4 @@
-"""By hand over sqlite3: one connection, autocommit, its own cache of prepared statements."""
+"""Plain SQL over sqlite3: one connection, autocommit, the cache of prepared statements."""
 
 import json
 import sqlite3
@@ -12,15 +12,15 @@ from sqlalchemy import make_url
 
 from execution_core import migrate
 
-from . import by_hand
-from .by_hand import SQLITE, Row
+from . import plain_sql
+from .plain_sql import SQLITE, Row
 
 JSON: Final = ("payload", "result", "error", "metadata", "checkpoints")
 TIMES: Final = ("created_at", "updated_at", "started_at", "completed_at", "deadline_at")
 
 
 def version() -> str:
-    """Name it as the figures do."""
+    """Return the name and version that the figures show."""
     return f"sqlite3 {sqlite3.sqlite_version}"
 
 
@@ -36,7 +36,7 @@ def lifecycles(url: str, *, synchronous: str = "FULL") -> Iterator[Callable[[int
     def execute(statement: str, parameters: tuple[Any, ...]) -> Row:
         found = connection.execute(statement, parameters).fetchall()
         if not found:
-            raise RuntimeError("a contender that fails must not win")
+            raise RuntimeError("a statement matched no row")
         row = Row(*found[0])
         for name in JSON:
             if (text := getattr(row, name)) is not None:
@@ -49,7 +49,7 @@ def lifecycles(url: str, *, synchronous: str = "FULL") -> Iterator[Callable[[int
     def run(count: int) -> float:
         begun = time.perf_counter()
         for _ in range(count):
-            by_hand.lifecycle(execute, SQLITE)
+            plain_sql.lifecycle(execute, SQLITE)
         return time.perf_counter() - begun
 
     yield run

@@ -1,7 +1,7 @@
-"""What forty lines of one's own would be: the statements, the row, and nothing else.
+"""Forty lines of SQL in place of the library: the statements and the row, nothing else.
 
-The same tables, trigger included, and the same statements as the library's; what it does not do is
-check arguments, explain refusals, or know more than one dialect.
+The tables, the trigger and the statements are those of the library. It checks no arguments,
+explains no refusals and supports one dialect at a time.
 """
 
 import json
@@ -57,7 +57,7 @@ class Row:
 
 
 def sql(parameter: str, now: str, not_before: str, deadline: str) -> tuple[str, str, str]:
-    """Spell create, start and complete for one database."""
+    """Return the statements of create, start and complete for one database."""
     create = (
         "INSERT INTO executions (id, type, payload, max_attempts, created_at, updated_at)"
         f" VALUES ({', '.join([parameter] * 4)}, {now}, {now})"
@@ -97,7 +97,7 @@ Execute = Callable[[str, tuple[Any, ...]], Row]
 
 
 def lifecycle(execute: Execute, statements: tuple[str, str, str]) -> None:
-    """Create, start and complete."""
+    """Create, start and complete an execution."""
     create, start, complete = statements
     created = execute(create, (str(uuid7()), "ship-order", json.dumps(PAYLOAD), 3))
     execute(start, ("host-1", created.id))

@@ -1,4 +1,4 @@
-"""By hand over psycopg for asyncio: one connection for each task, autocommit, prepared."""
+"""Plain SQL over psycopg for asyncio: one connection per task, autocommit, prepared."""
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ from uuid_utils.compat import uuid7
 from execution_core import migrate
 
 from . import PAYLOAD, RESULT
-from .by_hand import POSTGRESQL, Row
-from .by_hand_psycopg import version
+from .plain_sql import POSTGRESQL, Row
+from .plain_sql_psycopg import version
 
 __all__ = ["lifecycles", "version"]
 
@@ -23,7 +23,7 @@ CREATE, START, COMPLETE = POSTGRESQL
 
 
 async def spread(lifecycle: Callable[[int], Awaitable[None]], count: int, tasks: int) -> float:
-    """Run lifecycles in a number of tasks and return the seconds they took together."""
+    """Run lifecycles in a number of tasks and return the elapsed seconds."""
 
     async def share(task: int) -> None:
         for _ in range(count // tasks):
@@ -58,7 +58,7 @@ def lifecycles(url: str, *, tasks: int = 1) -> Iterator[Callable[[int], float]]:
             await cursor.execute(statement, parameters, prepare=True)
             found = await cursor.fetchone()
             if found is None:
-                raise RuntimeError("a contender that fails must not win")
+                raise RuntimeError("a statement matched no row")
             return Row(*found)
 
         async def lifecycle(task: int) -> None:
