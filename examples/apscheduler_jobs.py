@@ -1,12 +1,12 @@
-"""APScheduler starts a report on time; execution-core lets one of several schedulers make it.
+"""APScheduler starts a report on time; execution-core runs it once, on one of several schedulers.
 
     pip install 'apscheduler<4' 'execution-core[postgresql]'
     export EXECUTION_CORE_URL=postgresql+psycopg://localhost/mine
-    python apscheduler_jobs.py      # on two hosts, so that one of them may fail
+    python apscheduler_jobs.py      # on two hosts, so that one of them can fail
 
-The time for which a report is scheduled is the idempotency key of its execution. Both schedulers
-start the job at that time: one makes the report, the other finds it made, or being made. What a
-scheduler leaves behind when it dies, the other one takes over.
+The scheduled time is the idempotency key of the execution. Both schedulers start the job at that
+time: one makes the report, the other finds it running or completed. If a scheduler dies during a
+report, the other one makes the next attempt.
 """
 
 import logging
@@ -33,7 +33,7 @@ from execution_core import (
 STALLED_AFTER: Final = timedelta(seconds=float(os.environ.get("STALLED_AFTER", "60")))
 EVERY_MINUTE: Final = CronTrigger(second=os.environ.get("SECOND", "0"), timezone=UTC)
 GRACE: Final = 1
-"""How many seconds late a report may start: less than there are between two of them."""
+"""Seconds that a report may start late: fewer than the seconds between two reports."""
 
 engine = create_engine(os.environ.get("EXECUTION_CORE_URL", "sqlite:///reports.db"))
 if engine.dialect.name == "sqlite":
@@ -42,10 +42,10 @@ manager = ExecutionManager(SqlExecutionStore(engine))
 
 
 def start_report() -> None:
-    # APScheduler 3 does not tell a job for when it was scheduled. Its trigger does.
+    # APScheduler 3 does not pass the scheduled time to the job, so ask the trigger.
     earliest = datetime.now(UTC) - timedelta(seconds=GRACE)
     scheduled = EVERY_MINUTE.get_next_fire_time(None, earliest)
-    with suppress(AlreadyRunning):  # by the other scheduler
+    with suppress(AlreadyRunning):  # on the other scheduler
         make_report(scheduled.isoformat())
 
 
@@ -59,7 +59,7 @@ def start_report() -> None:
 )
 def make_report(scheduled: str, *, attempt: Any = None) -> None:
     for part in attempt.each(range(10)):
-        time.sleep(0.05)  # a query that takes its time
+        time.sleep(0.05)  # stands for a slow query
         with engine.begin() as connection:
             connection.execute(
                 text("INSERT INTO report_parts VALUES (:scheduled, :part, :attempt)"),
@@ -67,13 +67,13 @@ def make_report(scheduled: str, *, attempt: Any = None) -> None:
             )
 
 
-def take_over() -> None:
-    """Go on with what a scheduler left behind when it died."""
+def retry_stalled() -> None:
+    """Retry the reports of a scheduler that died."""
     manager.sweep(stalled_after=STALLED_AFTER, type="report")
-    for lost in manager.list(type="report", status="timed_out"):
-        if lost.attempts < lost.max_attempts:
+    for report in manager.list(type="report", status="timed_out"):
+        if report.attempts < report.max_attempts:
             with suppress(AlreadyRunning):
-                make_report(lost.payload["scheduled"])
+                make_report(report.payload["scheduled"])
 
 
 def main() -> None:
@@ -85,8 +85,8 @@ def main() -> None:
         )
     scheduler = BlockingScheduler(timezone=UTC)
     scheduler.add_job(start_report, EVERY_MINUTE, misfire_grace_time=GRACE)
-    scheduler.add_job(take_over, "interval", seconds=STALLED_AFTER.total_seconds() / 3)
-    signal.signal(signal.SIGTERM, lambda *_: scheduler.shutdown())  # ends what it is at
+    scheduler.add_job(retry_stalled, "interval", seconds=STALLED_AFTER.total_seconds() / 3)
+    signal.signal(signal.SIGTERM, lambda *_: scheduler.shutdown())  # waits for running jobs
     scheduler.start()
 
 

@@ -1,4 +1,4 @@
-"""Celery delivers and retries; execution-core records, and keeps a repeat from doing work twice.
+"""Celery delivers and retries; execution-core records and prevents duplicate work.
 
     pip install celery 'execution-core[postgresql]'
     export EXECUTION_CORE_URL=postgresql+psycopg://localhost/mine CELERY_BROKER_URL=amqp://localhost
@@ -6,9 +6,9 @@
     celery --app celery_tasks call celery_tasks.bill --args '["2026-02", ["ada", "grace"]]'
 
 The id of a task is the idempotency key of its execution. With `acks_late` Celery delivers a task
-again when its worker is lost, and a broker may deliver one twice for reasons of its own. All
-deliveries have the same id: a later one goes on where an earlier one ended, waits while that one is
-at it, and does nothing once it is done.
+again when its worker is lost, and a broker can deliver a task twice. All deliveries have the same
+id: a later one resumes at the checkpoint of an earlier one, comes back later while that one is
+running, and does nothing if it has completed.
 """
 
 import os
@@ -37,10 +37,10 @@ app = Celery("celery_tasks", broker=os.environ.get("CELERY_BROKER_URL", "filesys
 app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
-    task_ignore_result=True,  # a result is its execution's
+    task_ignore_result=True,  # the execution stores the result
     beat_schedule={"sweep": {"task": "celery_tasks.sweep", "schedule": STALLED_AFTER / 3}},
 )
-if app.conf.broker_url == "filesystem://":  # a folder, which needs no server: to try it out
+if app.conf.broker_url == "filesystem://":  # to try it without a server: a folder
     folders = dict.fromkeys(("data_folder_in", "data_folder_out", "control_folder"), "celery-queue")
     app.conf.broker_transport_options = folders
     Path("celery-queue").mkdir(exist_ok=True)
@@ -58,14 +58,14 @@ def prepare(**_: Any) -> None:
         connection.execute(
             text("CREATE TABLE IF NOT EXISTS invoices (month TEXT, customer TEXT, attempt INTEGER)")
         )
-    engine.dispose()  # the processes that Celery forks after this share no connection
+    engine.dispose()  # Celery forks after this; the processes must not share a connection
 
 
 @app.task(
     bind=True, autoretry_for=(OSError, OperationalError), retry_backoff=True, max_retries=None
 )
 def bill(self: Task, month: str, customers: list[str]) -> None:
-    """Celery says when to try again; how often is for `max_attempts` to say."""
+    """Celery decides when to retry; `max_attempts` decides how often."""
     tracked = executions.tracked(
         "bill",
         idempotency_key=lambda *_: self.request.id,
@@ -77,16 +77,16 @@ def bill(self: Task, month: str, customers: list[str]) -> None:
     try:
         tracked(make_invoices)(month, customers)
     except (AlreadyRunning, AttemptLost) as problem:
-        # Another delivery is at it, or was when its worker died: then a sweep will find it.
+        # Another delivery is running it, or its worker died: then a sweep ends that attempt.
         raise self.retry(exc=problem, countdown=STALLED_AFTER.total_seconds()) from problem
 
 
 def make_invoices(month: str, customers: list[str], *, attempt: Any = None) -> dict[str, int]:
     done = attempt.checkpoints.get("invoices", 0)
     for number, customer in enumerate(customers[done:], done + 1):
-        time.sleep(0.05)  # a call to somewhere
+        time.sleep(0.05)  # stands for a remote call
         invoice = {"month": month, "customer": customer, "attempt": attempt.number}
-        with engine.begin() as connection:  # no crash comes between the two
+        with engine.begin() as connection:  # the row and the checkpoint commit together
             connection.execute(
                 text("INSERT INTO invoices VALUES (:month, :customer, :attempt)"), invoice
             )
@@ -96,5 +96,5 @@ def make_invoices(month: str, customers: list[str], *, attempt: Any = None) -> d
 
 @app.task
 def sweep() -> None:
-    """Find what died; the next delivery makes the next attempt."""
+    """End the attempts of dead workers; the next delivery starts the next attempt."""
     executions.sweep(stalled_after=STALLED_AFTER, type="bill")

@@ -1,11 +1,11 @@
-"""A batch over thousands of real files, killed half way with SIGKILL, and resumed without a loss.
+"""A batch over thousands of files: killed halfway with SIGKILL and resumed without loss.
 
     python examples/demo.py [--url URL] [--files N]
 
-One process watches: it creates the execution, starts a worker, kills it, sweeps until it finds the
-execution without a sign of life, allows another attempt, starts a second worker, and shows what the
-database then says. The worker parses Python's own library, file by file. Each of its transactions
-holds the results of some files *and* the checkpoint behind them: no kill can come between the two.
+The main process creates the execution, starts a worker and kills it. It sweeps until the sweep
+finds the execution without heartbeats, retries it, starts a second worker and shows what the
+database contains. A worker parses the files of Python's standard library. Each of its transactions
+contains the results of some files *and* the checkpoint after them, so no kill can separate the two.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from execution_core import Execution, ExecutionManager, SqlExecutionStore, confi
 
 BATCH: Final = 20
 HEARTBEAT: Final = timedelta(seconds=0.2)
-STALLED_AFTER: Final = timedelta(seconds=1)  # some heartbeats
+STALLED_AFTER: Final = timedelta(seconds=1)  # several heartbeat intervals
 
-# The host's own table, in the same database.
+# A table of the application, in the same database.
 parsed_files = Table(
     "demo_parsed_files",
     MetaData(),
@@ -45,13 +45,13 @@ parsed_files = Table(
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description="Track a batch that is killed half way.")
+    options = argparse.ArgumentParser(description="Track a batch that is killed halfway.")
     options.add_argument(
         "--url",
         default="sqlite:///.demo/executions.db",
-        help="the database; its table demo_parsed_files is made anew",
+        help="the database; its table demo_parsed_files is replaced",
     )
-    options.add_argument("--files", type=int, default=4000, help="how many files at most")
+    options.add_argument("--files", type=int, default=4000, help="maximum number of files")
     options.add_argument("--work", metavar="ID", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     engine = create_engine(chosen.url)
@@ -61,7 +61,7 @@ def main() -> int:
     if chosen.work:
         work(engine, manager, chosen.work)
         return 0
-    return watch(engine, manager, chosen.url, chosen.files)
+    return run(engine, manager, chosen.url, chosen.files)
 
 
 # --- the worker -------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def work(engine: Engine, manager: ExecutionManager, id: str) -> None:
 
 def source_files(payload: dict[str, Any]) -> list[Path]:
     found = {path for folder in payload["folders"] for path in Path(folder).rglob("*.py")}
-    return sorted(found)[: payload["most"]]
+    return sorted(found)[: payload["limit"]]
 
 
 def parse(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def parse(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):
             nodes = ast.walk(ast.parse(source))
         functions = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in nodes)
-    except (SyntaxError, ValueError):  # some of Python's own test data is broken on purpose
+    except (SyntaxError, ValueError):  # Python's test data contains invalid files
         functions = None
     return {
         "path": str(path),
@@ -105,34 +105,32 @@ def parse(path: Path) -> dict[str, Any]:
     }
 
 
-# --- the watcher ------------------------------------------------------------------------------
+# --- the main process -------------------------------------------------------------------------
 
 
-def watch(engine: Engine, manager: ExecutionManager, url: str, most: int) -> int:
+def run(engine: Engine, manager: ExecutionManager, url: str, limit: int) -> int:
     console = Console()
     prepare(engine)
     folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")]
-    created = manager.create("parse-sources", {"folders": folders, "most": most}, max_attempts=3)
+    created = manager.create("parse-sources", {"folders": folders, "limit": limit}, max_attempts=3)
     console.print(f"[bold]1.[/] Created execution {created.id} in {engine.url!r}")
 
-    console.print("[bold]2.[/] A worker runs it, until it is killed half way:")
+    console.print("[bold]2.[/] A worker runs it until it is killed halfway:")
     worker = spawn(url, created.id)
     follow(manager, created.id, worker, until=50)
     worker.send_signal(signal.SIGKILL)
     code = worker.wait()
-    left = manager.get(created.id)
+    killed = manager.get(created.id)
     console.print(
-        f"[bold]3.[/] The worker ended by {signal.Signals(-code).name}. The execution still says"
-        f" [yellow]{left.status}[/], attempt {left.attempts},"
-        f" with {left.checkpoints['files_done']} files behind its checkpoint."
+        f"[bold]3.[/] The worker was ended by {signal.Signals(-code).name}. The execution is still"
+        f" [yellow]{killed.status}[/], attempt {killed.attempts},"
+        f" with a checkpoint after {killed.checkpoints['files_done']} files."
     )
 
-    lost = sweep(engine, manager, created.id)
-    reason = lost.error.message if lost.error else ""
-    console.print(f"[bold]4.[/] A sweep found it: [yellow]{lost.status}[/], “{reason}”.")
-    console.print(
-        f"   It may run again: [yellow]{manager.get(lost.id).status}[/]. A second worker:"
-    )
+    swept = sweep(engine, manager, created.id)
+    reason = swept.error.message if swept.error else ""
+    console.print(f"[bold]4.[/] A sweep found it: [yellow]{swept.status}[/], “{reason}”.")
+    console.print(f"   After a retry: [yellow]{manager.get(swept.id).status}[/]. A second worker:")
     worker = spawn(url, created.id)
     follow(manager, created.id, worker)
     if worker.wait() != 0:
@@ -145,7 +143,7 @@ def watch(engine: Engine, manager: ExecutionManager, url: str, most: int) -> int
 
 
 def prepare(engine: Engine) -> None:
-    """Start afresh, in a schema that the migrations have made."""
+    """Migrate the schema and create an empty table for the results."""
     if engine.url.database and engine.dialect.name == "sqlite":
         Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
     migrate.upgrade(engine)
@@ -160,7 +158,7 @@ def spawn(url: str, id: str) -> subprocess.Popen[bytes]:
 def follow(
     manager: ExecutionManager, id: str, worker: subprocess.Popen[bytes], until: float = 100
 ) -> Execution:
-    """Show the progress that the database tells, until it is far enough or the worker has ended."""
+    """Show the progress in the database until it reaches `until` percent or the worker exits."""
     columns = (
         BarColumn(40),
         MofNCompleteColumn(),
@@ -170,7 +168,7 @@ def follow(
     with Progress(TextColumn("  "), *columns) as bar:
         task = bar.add_task("", total=None)
         while True:
-            ended = worker.poll() is not None
+            exited = worker.poll() is not None
             execution = manager.get(id)
             if (progress := execution.progress) is not None:
                 bar.update(
@@ -179,29 +177,29 @@ def follow(
                     total=progress.total,
                     description=progress.message or "",
                 )
-                if progress.percent >= until and not ended and until < 100:
+                if progress.percent >= until and not exited and until < 100:
                     return execution
-            if ended:
+            if exited:
                 return execution
             time.sleep(0.05)
 
 
 def sweep(engine: Engine, manager: ExecutionManager, id: str) -> Execution:
-    """Do what a service does every few seconds, until it has found what the dead left behind."""
+    """Sweep and retry, as a service does every few seconds, until the execution is found."""
     found = {}
     while id not in found:
         time.sleep(0.1)
-        with engine.begin() as connection:  # no crash leaves one timed out without its retry
-            tracked = manager.within(connection)
-            for lost in tracked.sweep(stalled_after=STALLED_AFTER, type="parse-sources"):
-                found[lost.id] = lost
-                if lost.attempts < lost.max_attempts:
-                    tracked.retry(lost.id)
+        with engine.begin() as connection:  # the sweep and the retry commit together
+            inside = manager.within(connection)
+            for swept in inside.sweep(stalled_after=STALLED_AFTER, type="parse-sources"):
+                found[swept.id] = swept
+                if swept.attempts < swept.max_attempts:
+                    inside.retry(swept.id)
     return found[id]
 
 
 def show(engine: Engine, console: Console, id: str) -> None:
-    """Print what two of the views say: nothing here needs the library."""
+    """Print two views; plain SQL, without the library."""
     for view, columns, order in (
         (
             "execution_timeline",
@@ -224,17 +222,17 @@ def show(engine: Engine, console: Console, id: str) -> None:
 
 
 def check(engine: Engine, console: Console, done: Execution) -> int:
-    """Prove from the results themselves that no file was done twice and none was left out."""
+    """Check in the results that each file was parsed exactly once."""
     with engine.connect() as connection:
         query = "SELECT count(*) AS rows, count(DISTINCT path) AS files FROM demo_parsed_files"
         rows, files = connection.execute(text(query)).one()
         share = "SELECT attempt, count(*) FROM demo_parsed_files GROUP BY attempt ORDER BY attempt"
         parts = ", ".join(f"{n} in attempt {a}" for a, n in connection.execute(text(share)))
     total = len(source_files(done.payload))
-    right = rows == files == total
-    verdict = "[green]each exactly once[/]" if right else "[red]NOT each exactly once[/]"
+    complete = rows == files == total
+    verdict = "[green]each exactly once[/]" if complete else "[red]NOT each exactly once[/]"
     console.print(f"[bold]6.[/] {rows} results for {total} files, {verdict}: {parts}.")
-    return 0 if right else 1
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

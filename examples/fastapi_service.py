@@ -5,9 +5,9 @@
     curl localhost:8000/orders -H 'Idempotency-Key: 7f3a' --json '{"item": "lamp", "parcels": 3}'
     curl localhost:8000/orders/1
 
-An order and the execution that ships it are one transaction, and a repeated request is answered
-with the order that the first one placed. Any number of these processes may run: each of them claims
-what is due, and finds what another one left behind when it died.
+One transaction creates an order and the execution that ships it. A repeated request gets the order
+of the first request. Any number of these processes can run: each claims due executions and retries
+the executions of a process that died.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ WORKER: Final = f"{socket.gethostname()}:{os.getpid()}"
 Sessions = async_sessionmaker[AsyncSession]
 
 
-# --- the service's own tables -----------------------------------------------------------------
+# --- the tables of the service ----------------------------------------------------------------
 
 
 class Base(DeclarativeBase):
@@ -69,7 +69,7 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     item: Mapped[str]
     parcels: Mapped[int]
-    # As executions.id is stored, so that SQL can join the two.
+    # The type of executions.id, so that SQL can join the two tables.
     execution_id: Mapped[str] = mapped_column(
         String(36).with_variant(UUID(as_uuid=False), "postgresql"), unique=True
     )
@@ -82,7 +82,7 @@ class Parcel(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
 
 
-# --- what runs as long as the service does ----------------------------------------------------
+# --- background tasks -------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -90,9 +90,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine = create_async_engine(URL)
     if engine.dialect.name == "sqlite":
         configure_sqlite(engine)
-    async with engine.begin() as connection:  # several processes wait here for each other
+    async with engine.begin() as connection:  # processes that start together wait here
         await connection.run_sync(migrate.upgrade)
-        await connection.run_sync(Base.metadata.create_all)  # what your own migrations do
+        await connection.run_sync(Base.metadata.create_all)  # your own migrations
     app.state.sessions = sessions = async_sessionmaker(engine, expire_on_commit=False)
     app.state.executions = executions = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
     tasks = [
@@ -101,19 +101,19 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     ]
     yield
     for task in tasks:
-        task.cancel()  # its attempt is recorded as interrupted, and may be claimed at once
+        task.cancel()  # its attempt fails as interrupted and is due at once
     await asyncio.gather(*tasks, return_exceptions=True)
     await engine.dispose()
 
 
 async def repeat(step: Callable[[], Awaitable[bool]], pause: timedelta) -> None:
-    """Do a step for ever: again at once while it finds something to do, else after a pause."""
+    """Repeat a step: at once while it finds work, otherwise after a pause."""
     while True:
         found = False
         try:
             found = await step()
-        except Exception:  # a database that is down for a while, or a job that failed
-            logging.exception("Goes on after a pause")
+        except Exception:  # the database is unavailable, or a job failed
+            logging.exception("The step failed; it runs again after a pause")
         if not found:
             await asyncio.sleep(pause.total_seconds())
 
@@ -121,7 +121,7 @@ async def repeat(step: Callable[[], Awaitable[bool]], pause: timedelta) -> None:
 async def work(executions: AsyncExecutionManager, sessions: Sessions) -> bool:
     claimed = await executions.claim("ship", worker=WORKER)
     for job in claimed:
-        with suppress(AttemptLost):  # it was cancelled, or a sweep took it for dead
+        with suppress(AttemptLost):  # it was cancelled, or a sweep ended it
             async with executions.attempt(
                 job,
                 retry_on=OSError,
@@ -138,8 +138,8 @@ async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
         order = (await session.scalars(query)).one()
     shipped = attempt.checkpoints.get("shipped", 0)
     for number in range(shipped + 1, order.parcels + 1):
-        await asyncio.sleep(0.05)  # the carrier prints a label
-        async with sessions.begin() as session:  # no crash comes between the two
+        await asyncio.sleep(0.05)  # stands for a call to the carrier
+        async with sessions.begin() as session:  # the row and the checkpoint commit together
             session.add(Parcel(order_id=order.id, number=number))
             await attempt.within(session).advance(
                 number, order.parcels, key="shipped", value=number
@@ -148,16 +148,16 @@ async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
 
 
 async def sweep(executions: AsyncExecutionManager, engine: AsyncEngine) -> bool:
-    async with engine.begin() as connection:  # nothing is swept without its retry
+    async with engine.begin() as connection:  # the sweep and the retry commit together
         inside = executions.within(connection)
-        lost = await inside.sweep(stalled_after=STALLED_AFTER, type="ship")
-        for each in lost:
-            if each.attempts < each.max_attempts:
-                await inside.retry(each.id)
-    return bool(lost)
+        swept = await inside.sweep(stalled_after=STALLED_AFTER, type="ship")
+        for execution in swept:
+            if execution.attempts < execution.max_attempts:
+                await inside.retry(execution.id)
+    return bool(swept)
 
 
-# --- what it answers --------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------
 
 app = FastAPI(lifespan=lifespan)
 
@@ -178,20 +178,20 @@ class OrderState(BaseModel):
 
 @app.post("/orders", status_code=202)
 async def place(
-    wanted: NewOrder,
+    new: NewOrder,
     idempotency_key: Annotated[str, Header(min_length=1, max_length=200)],
     request: Request,
 ) -> OrderState:
     sessions, executions = request.app.state.sessions, request.app.state.executions
     async with sessions.begin() as session:
-        # The payload is what the client asked for: by it, a repeat is told from a clash.
+        # The payload is the request: with it, `create` distinguishes a repeat from a conflict.
         execution = await executions.within(session).create(
-            "ship", wanted, idempotency_key=f"order-{idempotency_key}", max_attempts=5
+            "ship", new, idempotency_key=f"order-{idempotency_key}", max_attempts=5
         )
         query = select(Order).where(Order.execution_id == execution.id)
         order = await session.scalar(query)
-        if order is None:  # else it was placed along with the execution
-            order = Order(execution_id=execution.id, **wanted.model_dump())
+        if order is None:  # otherwise an earlier request created it with the execution
+            order = Order(execution_id=execution.id, **new.model_dump())
             session.add(order)
     return state(order, execution)
 

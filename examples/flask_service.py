@@ -1,14 +1,14 @@
-"""A Flask service whose reports are made by processes of their own.
+"""A Flask service with separate worker processes that make reports.
 
     pip install flask 'execution-core[postgresql]'
     export EXECUTION_CORE_URL=postgresql+psycopg://localhost/mine
-    flask --app flask_service run       # takes requests
-    flask --app flask_service work      # makes reports; as many of these as you like
+    flask --app flask_service run       # handles requests
+    flask --app flask_service work      # makes reports; run any number of these
     curl -X PUT localhost:5000/reports/2026-02 --json '{"title": "February"}'
     curl localhost:5000/reports/2026-02
 
-A month has one report, however often it is asked for. Cancelling it stops its worker; a worker that
-is told to stop leaves the rest to the next one, and so does one that dies.
+A month has one report: a repeated request gets the same one. Cancelling it stops the block of its
+worker. If a worker is stopped or dies, the next worker resumes the report.
 """
 
 import logging
@@ -70,10 +70,10 @@ class ReportLine(Base):
 
 
 def create_app() -> Flask:
-    with engine.begin() as connection:  # several processes wait here for each other
+    with engine.begin() as connection:  # processes that start together wait here
         migrate.upgrade(connection)
-        Base.metadata.create_all(connection)  # what your own migrations do
-    engine.dispose()  # a server that forks after this shares no connection
+        Base.metadata.create_all(connection)  # your own migrations
+    engine.dispose()  # a server may fork after this; processes must not share a connection
     app = Flask(__name__)
     app.register_blueprint(reports)
     app.register_error_handler(ExecutionProblem, refuse)
@@ -81,11 +81,11 @@ def create_app() -> Flask:
     return app
 
 
-# --- what it answers --------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------
 
 
 @reports.put("/reports/<month>")
-def ask(month: str) -> Answer:
+def create(month: str) -> Answer:
     first, title = first_day(month), str(request.get_json()["title"])
     with sessions.begin():
         execution = executions.within(sessions).create(
@@ -105,7 +105,7 @@ def read(month: str) -> Answer:
 
 @reports.delete("/reports/<month>")
 def cancel(month: str) -> Answer:
-    return state(executions.cancel(find(month).id, "not wanted any more")), 200
+    return state(executions.cancel(find(month).id, "no longer wanted")), 200
 
 
 def first_day(month: str) -> date:
@@ -133,8 +133,8 @@ def refuse(problem: ExecutionProblem) -> Answer:
 
 @reports.cli.command("work")
 def work() -> None:
-    """Make reports until told to stop, which leaves the rest to the next worker."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an interruption, as Ctrl-C is
+    """Make reports until SIGTERM; the next worker resumes an unfinished report."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an interruption, like Ctrl-C
     while True:
         sweep()
         claimed = executions.claim("report", worker=WORKER)
@@ -142,10 +142,10 @@ def work() -> None:
             try:
                 with executions.attempt(job, retry_on=OSError, heartbeat=HEARTBEAT) as attempt:
                     attempt.result = make(attempt)
-            except AttemptLost as lost:  # it was cancelled, or a sweep took it for dead
+            except AttemptLost as lost:  # it was cancelled, or a sweep ended it
                 logging.warning("%s", lost)
             except Exception:
-                logging.exception("Report %s failed", job.id)  # and its execution says so, too
+                logging.exception("Report %s failed", job.id)  # the execution stores the error
         if not claimed:
             time.sleep(1)
 
@@ -154,16 +154,16 @@ def make(attempt: Attempt) -> dict[str, int]:
     first = date.fromisoformat(attempt.execution.payload["first_day"])
     days = [first.replace(day=n + 1) for n in range(monthrange(first.year, first.month)[1])]
     for day in attempt.each(days):
-        time.sleep(0.05)  # a query that takes its time
+        time.sleep(0.05)  # stands for a slow query
         with sessions.begin():
-            # After a crash the last day may be done again, and is the same then.
+            # After a crash the last day may be computed again: so replace, do not add.
             sessions.merge(ReportLine(day=day, attempt=attempt.number))
     return {"days": len(days)}
 
 
 def sweep() -> None:
-    with sessions.begin():  # nothing is swept without its retry
+    with sessions.begin():  # the sweep and the retry commit together
         inside = executions.within(sessions)
-        for lost in inside.sweep(stalled_after=STALLED_AFTER, type="report"):
-            if lost.attempts < lost.max_attempts:
-                inside.retry(lost.id)
+        for swept in inside.sweep(stalled_after=STALLED_AFTER, type="report"):
+            if swept.attempts < swept.max_attempts:
+                inside.retry(swept.id)

@@ -1,12 +1,12 @@
-"""A script for cron: imports a file of prices once, however often it is started.
+"""A script for cron that imports a file of prices once, however often it runs.
 
     pip install 'execution-core[postgresql]'
     export EXECUTION_CORE_URL=postgresql+psycopg://localhost/mine
     python plain_script.py prices.csv      # lines of: article,price
 
-A run that finds the file imported says so; one that finds another run at it leaves it alone; one
-that finds what a run left behind when it died goes on from there. A file of the same name with
-other contents is refused.
+If the file has been imported, a run prints the stored result. If another run is importing it, the
+run exits with code 75. If an earlier run died, the run resumes after its checkpoint. A file with
+the same name and different contents is refused.
 """
 
 import csv
@@ -58,7 +58,7 @@ def import_prices(path: Path, *, attempt: Any = None) -> dict[str, int]:
     lines, imported = list(csv.reader(path.open(newline=""))), 0
     for article, price in attempt.each(lines, every=20):
         with engine.begin() as connection:
-            # After a crash up to 20 lines are done again, and come out the same.
+            # After a crash up to 20 lines are imported again, with the same result.
             connection.execute(text(SET_PRICE), {"article": article, "price": price})
         imported += 1
     return {"lines": len(lines), "in_the_last_attempt": imported}
@@ -76,7 +76,7 @@ def main() -> int:
         print(import_prices(Path(sys.argv[1])))
     except AlreadyRunning as problem:
         print(problem)
-        return 75  # EX_TEMPFAIL: start it again later
+        return 75  # EX_TEMPFAIL: run it again later
     except (ExecutionProblem, OSError) as problem:
         print(problem, file=sys.stderr)
         return 1

@@ -1,13 +1,12 @@
-# ruff: noqa: D102 - what a store's methods do, its protocol says
-"""Executions in Redis: a whole store of one's own, for threads and for asyncio.
+# ruff: noqa: D102 - the protocol describes the methods of a store
+"""A complete store in Redis, for threads and for asyncio.
 
     manager = ExecutionManager(RedisStore("redis://localhost"))
     manager = AsyncExecutionManager(AsyncRedisStore("redis://localhost"))
 
-What to ask Redis for, and what to make of its answers, stands once in `Plans`: generators that
-yield commands and are sent their answers. The two stores at the end only carry them there and back.
-A plan writes by compare and set: one script, which changes nothing unless all that the plan relies
-on is as it was read. Where it is not, the plan begins again.
+The logic is in `Plans`: generators that yield commands and are sent their answers. The two stores
+at the end only send the commands. A plan writes by compare and set: one script that changes nothing
+unless everything that the plan has read is unchanged. If it has changed, the plan starts again.
 """
 
 import builtins
@@ -44,11 +43,12 @@ MICROSECOND = timedelta(microseconds=1)
 CHUNK = 100
 ID_LENGTH = 36
 LINKS = ("parent_id", "replay_of")
-WAITING, RUNNING, OVER = GROUPS = ("waiting", "running", "over")
+WAITING, RUNNING, FINISHED = GROUPS = ("waiting", "running", "finished")
 GROUP_OF = {"pending": WAITING, "retrying": WAITING, "running": RUNNING}
 
-# How many conditions; each: how many words, a command, what it has to answer. Then the commands
-# that are run if all conditions hold, each with the number of its words before it.
+# Arguments: the number of conditions; each condition as the number of its words, a command and the
+# expected answer; then the commands to run if all conditions hold, each after the number of its
+# words.
 COMPARE_AND_SET = """
 local at = 2
 local function words()
@@ -72,19 +72,20 @@ return 1
 
 
 class Row(NamedTuple):
-    """An execution, and the text that stood for it when it was read."""
+    """An execution and the JSON text from which it was read."""
 
     execution: Execution
     text: str
 
 
 class Plans:
-    """What a store does, in commands of Redis.
+    """The methods of a store as generators of Redis commands.
 
-    `execution:ID` is a hash: the execution as JSON in `data`, and beside it what it names, so that
-    what is named can be deleted. `links:ID` is the set of those who name it, `key:KEY` the id of
-    who holds a key, `log:ID` its lines. Every execution is in the sorted set `ids`, and in one of
-    `waiting`, `running` and `over`, by the time since when it is there.
+    `execution:ID` is a hash: the execution as JSON in `data`, and `parent_id` and `replay_of`
+    beside it, so that `delete` can remove them. `links:ID` is the set of its children and replays,
+    `key:KEY` the id of the execution with an idempotency key, `log:ID` its log entries. Every
+    execution is in the sorted set `ids`, and in one of `waiting`, `running` and `finished`, sorted
+    by its due time, start or end.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -93,10 +94,10 @@ class Plans:
     def create(self, creation: NewExecution) -> Plan[Execution | None]:
         now, _ = yield from self._rows([])
         new = creation.apply(now)
-        named = {link: id for link in LINKS if (id := getattr(new, link))}
-        conditions: list[Command] = [("EXISTS", self._row(id), 1) for id in named.values()]
-        commands: list[Command] = [*self._stored(new), ("ZADD", self._at("ids"), 0, new.id)]
-        for link, id in named.items():
+        linked = {link: id for link in LINKS if (id := getattr(new, link))}
+        conditions: list[Command] = [("EXISTS", self._row(id), 1) for id in linked.values()]
+        commands: list[Command] = [*self._store(new), ("ZADD", self._at("ids"), 0, new.id)]
+        for link, id in linked.items():
             commands.append(("HSET", self._row(new.id), link, id))
             commands.append(("SADD", self._at("links", id), new.id))
         if new.idempotency_key:
@@ -121,7 +122,7 @@ class Plans:
             moved = transition.apply(rows[0].execution, now) if rows else None
             if not moved:
                 return None
-            if (yield from self._replaced(rows[0], moved)):
+            if (yield from self._replace(rows[0], moved)):
                 return moved if returning == "execution" else moved.status
 
     def update_many(self, batch: BatchTransition) -> Plan[builtins.list[Execution]]:
@@ -139,7 +140,7 @@ class Plans:
                     allowed = batch.apply([row.execution], now)[: batch.limit - len(moved)]
                     if not allowed:
                         stay += 1
-                    elif (yield from self._replaced(row, allowed[0])):
+                    elif (yield from self._replace(row, allowed[0])):
                         moved += allowed
                         stay += _group_of(allowed[0].status) == group
         return sorted(moved, key=lambda each: each.id)
@@ -149,9 +150,9 @@ class Plans:
             _, rows = yield from self._rows([id])
             if not rows:
                 return False
-            these, naming = yield from self._naming(id)
-            there = ("EXISTS", self._row(id), 1)
-            if (yield from self._removed(rows[0], naming, [these, there])):
+            same_links, linking = yield from self._linking(id)
+            exists = ("EXISTS", self._row(id), 1)
+            if (yield from self._remove(rows[0], linking, [same_links, exists])):
                 return True
 
     def prune(self, pruning: PruneRequest) -> Plan[int]:
@@ -159,11 +160,11 @@ class Plans:
         now, _ = yield from self._rows([])
         until = now - min(pruning.older_than, pruning.keys_older_than)
         while count < pruning.limit:
-            now, rows = yield from self._group(OVER, until, stay)
+            now, rows = yield from self._group(FINISHED, until, stay)
             if not rows:
                 break
             for row in rows:
-                if count < pruning.limit and (yield from self._pruned(row, pruning, now)):
+                if count < pruning.limit and (yield from self._prune(row, pruning, now)):
                     count += 1
                 else:
                     stay += 1
@@ -189,7 +190,7 @@ class Plans:
                 return None
             member = entry.id + entry.model_dump_json()
             append = ("ZADD", self._at("log", line.execution_id), 0, member)
-            if (yield from self._set([self._is(rows[0])], [append])):
+            if (yield from self._set([self._unchanged(rows[0])], [append])):
                 return entry
 
     def logs(self, id: str, limit: int, before: str | None) -> Plan[builtins.list[LogEntry]]:
@@ -197,7 +198,7 @@ class Plans:
         return [LogEntry.model_validate(json.loads(member[ID_LENGTH:])) for member in members]
 
     def _rows(self, ids: Iterable[str]) -> Plan[tuple[datetime, builtins.list[Row]]]:
-        """Return the server's time, and those of the executions that are there."""
+        """Return the time of the server and those of the executions that exist."""
         hashes = [("HMGET", self._row(id), "data", *LINKS) for id in ids]
         (seconds, microseconds), *answers = yield [("TIME",), *hashes]
         rows = [
@@ -211,32 +212,32 @@ class Plans:
     def _group(
         self, group: str, until: datetime | None, skip: int
     ) -> Plan[tuple[datetime, builtins.list[Row]]]:
-        """Return the time, and some of a group, those first that are in it for the longest."""
+        """Return the time and some executions of a group, the oldest in it first."""
         highest = "+inf" if until is None else _score(until)
         by_score = ("ZRANGE", self._at(group), "-inf", highest, "BYSCORE", "LIMIT", skip, CHUNK)
         (ids,) = yield [by_score]
         return (yield from self._rows(ids))
 
-    def _naming(self, id: str) -> Plan[tuple[Command, builtins.list[Row]]]:
-        """Return the children and the replays of an execution; first, that there are no others."""
+    def _linking(self, id: str) -> Plan[tuple[Command, builtins.list[Row]]]:
+        """Return a condition that the links are unchanged, and the children and replays."""
         links = self._at("links", id)
         (ids,) = yield [("SMEMBERS", links)]
         _, rows = yield from self._rows(ids)
         return ("SMEMBERS", links, " ".join(sorted(ids))), rows
 
-    def _pruned(self, row: Row, pruning: PruneRequest, now: datetime) -> Plan[bool]:
+    def _prune(self, row: Row, pruning: PruneRequest, now: datetime) -> Plan[bool]:
         if not pruning.apply([row.execution], now):
             return False
-        these, naming = yield from self._naming(row.execution.id)
-        family = [row, *naming]
+        same_links, linking = yield from self._linking(row.execution.id)
+        family = [row, *linking]
         gone = replace(pruning, limit=len(family)).apply((each.execution for each in family), now)
         if row.execution not in gone:
             return False
-        unchanged = [self._is(each) for each in family]
-        return (yield from self._removed(row, naming, [these, *unchanged]))
+        unchanged = [self._unchanged(each) for each in family]
+        return (yield from self._remove(row, linking, [same_links, *unchanged]))
 
-    def _removed(
-        self, row: Row, naming: builtins.list[Row], conditions: builtins.list[Command]
+    def _remove(
+        self, row: Row, linking: builtins.list[Row], conditions: builtins.list[Command]
     ) -> Plan[bool]:
         gone = row.execution
         commands: list[Command] = [
@@ -246,29 +247,29 @@ class Plans:
         if gone.idempotency_key:
             commands.append(("DEL", self._at("key", gone.idempotency_key)))
         for link in LINKS:
-            if named := getattr(gone, link):
-                commands.append(("SREM", self._at("links", named), gone.id))
+            if target := getattr(gone, link):
+                commands.append(("SREM", self._at("links", target), gone.id))
             commands += [
                 ("HDEL", self._row(each.execution.id), link)
-                for each in naming
+                for each in linking
                 if getattr(each.execution, link) == gone.id
             ]
         return (yield from self._set(conditions, commands))
 
-    def _replaced(self, row: Row, execution: Execution) -> Plan[bool]:
-        return (yield from self._set([self._is(row)], self._stored(execution)))
+    def _replace(self, row: Row, execution: Execution) -> Plan[bool]:
+        return (yield from self._set([self._unchanged(row)], self._store(execution)))
 
-    def _is(self, row: Row) -> Command:
-        """Return the condition that an execution is as it was read."""
+    def _unchanged(self, row: Row) -> Command:
+        """Return the condition that an execution has not changed since it was read."""
         return ("HGET", self._row(row.execution.id), "data", row.text)
 
-    def _stored(self, execution: Execution) -> builtins.list[Command]:
+    def _store(self, execution: Execution) -> builtins.list[Command]:
         text = execution.model_dump_json(exclude={*LINKS})
         group = _group_of(execution.status)
         since = {
             WAITING: execution.due_at,
             RUNNING: execution.started_at,
-            OVER: execution.completed_at,
+            FINISHED: execution.completed_at,
         }[group]
         return [
             ("HSET", self._row(execution.id), "data", text),
@@ -293,47 +294,47 @@ class Plans:
 
 
 def _group_of(status: ExecutionStatus) -> str:
-    return GROUP_OF.get(status, OVER)
+    return GROUP_OF.get(status, FINISHED)
 
 
 def _score(time: datetime) -> int:
     return (time - EPOCH) // MICROSECOND
 
 
-# A command that is sent again after a cut connection would take its own work for somebody else's.
-ONCE = (NoBackoff(), 0)
+# A command repeated after a lost connection would take its own write for that of another caller.
+NO_RETRIES = (NoBackoff(), 0)
 
 
-def carried(plan: Callable[Concatenate[Plans, P], Any]) -> Callable[Concatenate[Any, P], Any]:
+def method_of(plan: Callable[Concatenate[Plans, P], Any]) -> Callable[Concatenate[Any, P], Any]:
     def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        return self.carry(plan(self.plans, *args, **kwargs))
+        return self.run(plan(self.plans, *args, **kwargs))
 
     return method
 
 
-class Carried:
-    """The methods of a store, each a plan that `carry` runs to its end."""
+class PlannedStore:
+    """The methods of a store; `run` sends the commands of each plan."""
 
-    create = carried(Plans.create)
-    find_by_id = carried(Plans.find_by_id)
-    find_by_idempotency_key = carried(Plans.find_by_idempotency_key)
-    update = carried(Plans.update)
-    update_many = carried(Plans.update_many)
-    list = carried(Plans.list)
-    delete = carried(Plans.delete)
-    prune = carried(Plans.prune)
-    log = carried(Plans.log)
-    logs = carried(Plans.logs)
+    create = method_of(Plans.create)
+    find_by_id = method_of(Plans.find_by_id)
+    find_by_idempotency_key = method_of(Plans.find_by_idempotency_key)
+    update = method_of(Plans.update)
+    update_many = method_of(Plans.update_many)
+    list = method_of(Plans.list)
+    delete = method_of(Plans.delete)
+    prune = method_of(Plans.prune)
+    log = method_of(Plans.log)
+    logs = method_of(Plans.logs)
 
 
-class RedisStore(Carried):
+class RedisStore(PlannedStore):
     """An `ExecutionStore` in Redis 6.2 or newer: `ExecutionManager(RedisStore(url))`."""
 
     def __init__(self, url: str, prefix: str = "executions") -> None:
         self.plans = Plans(prefix)
-        self.redis: Any = redis.Redis.from_url(url, decode_responses=True, retry=Retry(*ONCE))
+        self.redis: Any = redis.Redis.from_url(url, decode_responses=True, retry=Retry(*NO_RETRIES))
 
-    def carry(self, plan: Plan[T]) -> T:
+    def run(self, plan: Plan[T]) -> T:
         try:
             commands = next(plan)
             while True:
@@ -350,16 +351,16 @@ class RedisStore(Carried):
         self.redis.close()
 
 
-class AsyncRedisStore(Carried):
-    """The same for asyncio: `AsyncExecutionManager(AsyncRedisStore(url))`."""
+class AsyncRedisStore(PlannedStore):
+    """An `AsyncExecutionStore` in Redis: `AsyncExecutionManager(AsyncRedisStore(url))`."""
 
     def __init__(self, url: str, prefix: str = "executions") -> None:
         self.plans = Plans(prefix)
         self.redis: Any = redis.asyncio.Redis.from_url(
-            url, decode_responses=True, retry=AsyncRetry(*ONCE)
+            url, decode_responses=True, retry=AsyncRetry(*NO_RETRIES)
         )
 
-    async def carry(self, plan: Plan[T]) -> T:
+    async def run(self, plan: Plan[T]) -> T:
         try:
             commands = next(plan)
             while True:

@@ -1,4 +1,4 @@
-"""The host's own env.py: all that it does for execution-core is `include_name`."""
+"""The env.py of the host: `include_name` is the only addition for execution-core."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, create_engine
 
 
 def include_name(name: str | None, kind: str, _: Any) -> bool:
-    """Leave execution-core's tables to its own migrations: autogenerate would drop them."""
+    """Ignore the tables of execution-core; autogenerate would drop them."""
     return kind != "table" or not str(name).startswith(("executions", "execution_"))
 
 

@@ -1,4 +1,4 @@
-"""The host's own tables."""
+"""The tables of the host."""
 
 from sqlalchemy import String
 from sqlalchemy.dialects.postgresql import UUID
@@ -14,7 +14,7 @@ class Order(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     item: Mapped[str]
-    # As executions.id is stored, so that SQL can join the two.
+    # The type of executions.id, so that SQL can join the two tables.
     execution_id: Mapped[str | None] = mapped_column(
         String(36).with_variant(UUID(as_uuid=False), "postgresql")
     )

@@ -1,8 +1,8 @@
-"""What a deployment runs: both schemas are brought up to date in one transaction, or neither.
+"""Upgrade both schemas in one transaction; run it in each deployment.
 
     python upgrade.py
 
-Several at once wait for each other: execution-core's part comes first, and locks.
+Several runs at once wait for each other: execution-core upgrades first and takes a lock.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The demo, on fewer files."""
+"""The demo, with fewer files."""
 
 import re
 import subprocess
@@ -10,27 +10,27 @@ from ..conftest import Database
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
-def test_the_demo(database: Database) -> None:
+def test_demo_worker_killed_parses_each_file_once(database: Database) -> None:
     ran = subprocess.run(
         [sys.executable, DEMO, "--url", database.url, "--files", "600"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    said = " ".join(ran.stdout.split())
-    assert "ended by SIGKILL. The execution still says running, attempt 1" in said
-    assert "600 results for 600 files, each exactly once" in said
+    output = " ".join(ran.stdout.split())
+    assert "ended by SIGKILL. The execution is still running, attempt 1" in output
+    assert "600 results for 600 files, each exactly once" in output
     (row,) = database.rows("SELECT * FROM executions")
     assert (row["status"], row["attempts"]) == ("completed", 2)
-    moves = [to for _, to in database.history(str(row["id"]))]
-    assert moves == ["pending", "running", "timed_out", "retrying", "running", "completed"]
-    (lost,) = database.rows(
+    transitions = [to for _, to in database.history(str(row["id"]))]
+    assert transitions == ["pending", "running", "timed_out", "retrying", "running", "completed"]
+    (killed,) = database.rows(
         "SELECT error ->> 'code' AS code FROM execution_attempts WHERE attempt = 1"
     )
-    assert lost["code"] == "stalled"
+    assert killed["code"] == "stalled"
     shares = database.rows(
         "SELECT attempt, count(*) AS n FROM demo_parsed_files GROUP BY attempt ORDER BY attempt"
     )
     assert [share["attempt"] for share in shares] == [1, 2]
-    found = re.search(rf"{shares[0]['n']} in attempt 1, {shares[1]['n']} in attempt 2", said)
-    assert found, said
+    found = re.search(rf"{shares[0]['n']} in attempt 1, {shares[1]['n']} in attempt 2", output)
+    assert found, output
     database.run("DROP TABLE demo_parsed_files")
