@@ -1,4 +1,4 @@
-"""The pages say what is so: their examples run, their links lead somewhere, their tests exist."""
+"""The pages are correct: their examples run, their links and the tests they name exist."""
 
 import re
 import shutil
@@ -30,13 +30,13 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of the headings of a page, as GitHub creates them."""
     headings = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_link_leads_somewhere(name: str) -> None:
+def test_links_of_page_targets_exist(name: str) -> None:
     page = PAGES[name]
     links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
     for link in links:
@@ -49,16 +49,16 @@ def test_every_link_leads_somewhere(name: str) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_the_links_are_found() -> None:
+def test_links_of_index_name_every_page() -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", prose(PAGES["index.md"]))
     assert {link for link in links if "/" not in link} == {*PAGES} - {"index.md", "README.md"}
 
 
-def test_every_test_that_is_named_exists() -> None:
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGES["reliability.md"].read_text())
-    assert len(named) > 40
-    assert "test_" not in prose(PAGES["reliability.md"])  # none is named in any other way
-    for file, test in named:
+def test_reliability_page_named_tests_exist() -> None:
+    names = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGES["reliability.md"].read_text())
+    assert len(names) > 40
+    assert "test_" not in prose(PAGES["reliability.md"])  # so the pattern finds all of them
+    for file, test in names:
         (path,) = (ROOT / "tests").rglob(file)
         source = path.read_text()
         assert re.search(rf"^def {test}\(", source, re.MULTILINE), f"{file}::{test}"
@@ -75,7 +75,7 @@ def run(folder: Path, *code: str) -> str:
     return ran.stdout
 
 
-def test_embedding(tmp_path: Path) -> None:
+def test_embedding_page_examples_run(tmp_path: Path) -> None:
     assert run(tmp_path, *blocks("embedding.md")) == "409: IDEMPOTENCY_CONFLICT\n"
     engine = create_engine(f"sqlite:///{tmp_path}/service.db")
     with engine.connect() as connection:
@@ -91,7 +91,7 @@ def test_embedding(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_migrations(
+def test_migrations_page_examples_run(
     tmp_path: Path, empty_postgres: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EXECUTION_CORE_URL", raising=False)
@@ -101,14 +101,14 @@ def test_migrations(
     assert shown in code
     run(tmp_path, code.replace(shown, postgres))
     assert migrate.check(f"sqlite:///{tmp_path}/mine.db")
-    listed = f"sqlite:///{tmp_path}/host.db"
-    engine = create_engine(listed)
+    host = f"sqlite:///{tmp_path}/host.db"
+    engine = create_engine(host)
     with engine.connect() as connection:
         versions = {*connection.scalars(text("SELECT version_num FROM alembic_version"))}
     assert len(versions) == 2
     assert versions > {"0001"}
     assert {"orders", "executions"} <= {*inspect(engine).get_table_names()}
-    assert not migrate.check(listed)  # as the page says: it looks at the other table
+    assert not migrate.check(host)  # as the page says: it reads another version table
     engine.dispose()
     engine = create_engine(postgres)
     assert inspect(engine).get_table_names() == []
@@ -116,8 +116,8 @@ def test_migrations(
     engine.dispose()
 
 
-def test_a_wide_search_path_is_a_trap(postgres_database: Database) -> None:
-    """What the page warns of: *public* passes for the tenant's own schema."""
+def test_search_path_with_public_finds_the_tables_of_public(postgres_database: Database) -> None:
+    """The page warns of it: the tables of *public* are taken for those of the tenant."""
     wide = {"options": "-c search_path=tenant_1,public"}
     engine = create_engine(postgres_database.url, connect_args=wide)
     with engine.begin() as connection:
@@ -129,8 +129,10 @@ def test_a_wide_search_path_is_a_trap(postgres_database: Database) -> None:
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_stricter_transaction_is_told(postgres_database: Database, level: str) -> None:
-    """What the page on reliability does not promise; and a call outside knows nothing of it."""
+def test_transaction_stricter_isolation_raises_concurrent_update(
+    postgres_database: Database, level: str
+) -> None:
+    """The reliability page promises nothing here. A call outside the transaction succeeds."""
     engine = create_engine(postgres_database.url, isolation_level=level)
     manager = ExecutionManager(SqlExecutionStore(engine))
     id = manager.create("a").id
@@ -144,11 +146,11 @@ def test_a_stricter_transaction_is_told(postgres_database: Database, level: str)
     engine.dispose()
 
 
-def test_stores(tmp_path: Path) -> None:
+def test_stores_page_examples_run(tmp_path: Path) -> None:
     run(tmp_path, *blocks("stores.md"))
 
 
-def test_concepts(tmp_path: Path) -> None:
+def test_concepts_page_examples_run(tmp_path: Path) -> None:
     run(tmp_path, *blocks("concepts.md"))
     engine = create_engine(f"sqlite:///{tmp_path}/concepts.db")
     (query,) = (c for lang, c in FENCED.findall(PAGES["concepts.md"].read_text()) if lang == "sql")

@@ -1,4 +1,4 @@
-"""The examples, each run for real: their own processes, real requests, real kills."""
+"""Each example runs in its own processes, with real requests and real kills."""
 
 import json
 import os
@@ -38,7 +38,7 @@ numbers = iter(range(10**9))
 
 @dataclass
 class Host:
-    """A database that nobody has migrated yet, and the processes of the host that use it."""
+    """A database that is not migrated yet, and the processes that use it."""
 
     database: Database
     folder: Path
@@ -50,7 +50,7 @@ class Host:
         return os.environ | ours | {"PYTHONPATH": str(EXAMPLES), "PYTHONUNBUFFERED": "1"} | more
 
     def start(self, *command: object, **environment: str) -> "subprocess.Popen[bytes]":
-        """Start a process, which ends with the test, as does whatever it has started."""
+        """Start a process; it is killed at the end of the test, with its children."""
         self.logs.append(self.folder / f"{len(self.logs)}.log")
         with self.logs[-1].open("wb") as log:
             process = subprocess.Popen(
@@ -58,11 +58,11 @@ class Host:
                 cwd=self.folder, env=self.environment(**environment), start_new_session=True,
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        self.processes.callback(end, process)
+        self.processes.callback(kill, process)
         return process
 
     def run(self, *command: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """Run a process to its end."""
+        """Run a process and wait until it exits."""
         return subprocess.run(
             [BIN / str(command[0]), *map(str, command[1:])],
             cwd=self.folder, env=self.environment(**environment), timeout=PATIENCE,
@@ -70,15 +70,15 @@ class Host:
         )  # fmt: skip
 
     def until(self, condition: Callable[[], T | None]) -> T:
-        """Wait for a condition, and return what it found."""
+        """Wait until a condition returns a true value, and return that."""
         limit = time.monotonic() + PATIENCE
         while not (found := condition()):
             assert time.monotonic() < limit, "\n".join(log.read_text() for log in self.logs)
             time.sleep(0.02)
         return found
 
-    def half_way(self, items: int = 3) -> dict[str, Any]:
-        """Wait until something runs that has done some of its items, but not half of them."""
+    def wait_for_progress(self, items: int = 3) -> dict[str, Any]:
+        """Wait until an execution runs with some of its items done, but not half of them."""
         query = (
             "SELECT * FROM executions WHERE status = 'running'"
             f" AND progress_current BETWEEN {items} AND progress_total / 2"
@@ -86,7 +86,7 @@ class Host:
         return self.until(lambda: self.database.rows(query))[0]
 
     def outcomes(self, id: object) -> list[tuple[str, str | None]]:
-        """What came of each attempt: its outcome, and the code of its error."""
+        """Return the outcome and the error code of each attempt."""
         rows = self.database.rows(
             "SELECT outcome, error ->> 'code' AS code FROM execution_attempts"
             " WHERE execution_id = :id ORDER BY attempt",
@@ -99,8 +99,8 @@ class Host:
         return str(row["status"])
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
-    with suppress(ProcessLookupError):  # what it has started may outlive it
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):  # its children may outlive it
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -111,7 +111,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
         url = f"sqlite:///{tmp_path}/host.db"
     else:
         url = request.getfixturevalue("empty_postgres")(f"host_{next(numbers)}")
-    # Who only looks on must not wait for SQLite's one writer.
+    # Reads must not wait for the single writer of SQLite.
     engine = create_sync_engine(url).execution_options(sqlite_begin="DEFERRED")
     with ExitStack() as processes:
         yield Host(Database(request.param, url, engine), tmp_path, processes)
@@ -134,7 +134,7 @@ def call(method: str, url: str, body: object = None, **headers: str) -> tuple[in
             return error.code, json.loads(text) if shown == "application/json" else text
 
 
-def answers(url: str) -> bool:
+def is_up(url: str) -> bool:
     try:
         call("GET", url)
     except OSError:
@@ -151,7 +151,7 @@ FORBID = {
 }
 
 
-def test_fastapi(host: Host) -> None:
+def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None:
     """Two processes: the one that ships is killed, and the other ships the rest."""
     url = host.database.url.replace("sqlite:", "sqlite+aiosqlite:")
     servers, ports = {}, [free_port(), free_port()]
@@ -162,7 +162,7 @@ def test_fastapi(host: Host) -> None:
         servers[process.pid] = process
     bases = [f"http://127.0.0.1:{port}" for port in ports]
     for base in bases:
-        host.until(lambda: answers(f"{base}/openapi.json"))  # noqa: B023
+        host.until(lambda: is_up(f"{base}/openapi.json"))  # noqa: B023
 
     def place(n: int, item: str = "lamp", key: str = "k") -> tuple[int, Any]:
         body = {"item": item, "parcels": 20}
@@ -184,12 +184,12 @@ def test_fastapi(host: Host) -> None:
     assert place(0, "forbidden", "other")[0] == 500
     assert len(host.database.rows("SELECT * FROM executions")) == 1
 
-    running = host.half_way()
+    running = host.wait_for_progress()
     killed = servers.pop(int(running["worker"].rpartition(":")[2]))
     killed.kill()
     killed.wait()
     ((survivor, server),) = servers.items()
-    n = 0 if answers(f"{bases[0]}/openapi.json") else 1
+    n = 0 if is_up(f"{bases[0]}/openapi.json") else 1
     base = bases[n]
     state = call("GET", f"{base}/orders/1")[1]
     assert state["progress"]["total"] == 20
@@ -202,7 +202,7 @@ def test_fastapi(host: Host) -> None:
     assert done["worker"].endswith(f":{survivor}")
 
     assert place(n, key="stopped")[0] == 202
-    running = host.half_way()
+    running = host.wait_for_progress()
     server.terminate()
     server.wait(PATIENCE)
     assert host.outcomes(running["id"]) == [("failed", "interrupted")]
@@ -212,8 +212,8 @@ def test_fastapi(host: Host) -> None:
 # --- Flask ------------------------------------------------------------------------------------
 
 
-def test_flask(host: Host) -> None:
-    """Two workers: the one at work is told to stop, and the other makes the rest."""
+def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
+    """Two workers: the working one gets SIGTERM, and the other makes the rest."""
     port = free_port()
     host.start("flask", "--app", "flask_service", "run", "--port", port)
     workers = {}
@@ -221,7 +221,7 @@ def test_flask(host: Host) -> None:
         process = host.start("flask", "--app", "flask_service", "work", STALLED_AFTER="60")
         workers[process.pid] = process
     reports = f"http://127.0.0.1:{port}/reports"
-    host.until(lambda: answers(f"{reports}/2026-02"))
+    host.until(lambda: is_up(f"{reports}/2026-02"))
     february = {"title": "February"}
     assert {call("PUT", f"{reports}/2026-02", february)[0] for _ in range(2)} == {202}
     code, refused = call("PUT", f"{reports}/2026-02", {"title": "Other"})
@@ -229,7 +229,7 @@ def test_flask(host: Host) -> None:
     assert [r["title"] for r in host.database.rows("SELECT title FROM reports")] == ["February"]
     assert call("PUT", f"{reports}/2026-13", february)[0] == 404
 
-    running = host.half_way()
+    running = host.wait_for_progress()
     stopped = workers.pop(int(running["worker"].rpartition(":")[2]))
     stopped.terminate()
     assert stopped.wait(PATIENCE) == 0
@@ -241,7 +241,7 @@ def test_flask(host: Host) -> None:
     assert sum(line["n"] for line in lines) == 28
 
     assert call("PUT", f"{reports}/2026-03", {"title": "March"})[0] == 202
-    running = host.half_way()
+    running = host.wait_for_progress()
     assert call("DELETE", f"{reports}/2026-03")[1]["status"] == "cancelled"
     assert call("DELETE", f"{reports}/2026-03")[0] == 409
     host.until(lambda: "no longer owns" in "".join(log.read_text() for log in host.logs))
@@ -253,18 +253,18 @@ def test_flask(host: Host) -> None:
 # --- a plain script ---------------------------------------------------------------------------
 
 
-def test_plain_script(host: Host) -> None:
+def test_example_script_killed_next_run_imports_the_rest(host: Host) -> None:
     prices, total = host.folder / "prices.csv", 800
     prices.write_text("".join(f"article-{n},{n}.50\n" for n in range(total)))
     killed = host.start("python", EXAMPLES / "plain_script.py", prices)
     host.until(lambda: inspect(host.database.engine).has_table("executions"))
-    running = host.half_way(items=40)
+    running = host.wait_for_progress(items=40)
     killed.kill()
     killed.wait()
-    (left,) = host.database.rows("SELECT checkpoints ->> 'last_index' AS last FROM executions")
+    (stored,) = host.database.rows("SELECT checkpoints ->> 'last_index' AS last FROM executions")
 
-    ran = host.until(lambda: cron(host, prices))  # every few moments
-    imported = total - int(left["last"]) - 1
+    ran = host.until(lambda: run_as_cron(host, prices))
+    imported = total - int(stored["last"]) - 1
     assert ran.stdout == f"{{'lines': {total}, 'in_the_last_attempt': {imported}}}\n"
     assert host.outcomes(running["id"]) == [("timed_out", "stalled"), ("completed", None)]
     rows = host.database.rows("SELECT price FROM prices WHERE article = 'article-7'")
@@ -281,7 +281,7 @@ def test_plain_script(host: Host) -> None:
     assert len(host.database.rows("SELECT * FROM execution_attempts")) == 2
 
 
-def cron(host: Host, prices: Path) -> "subprocess.CompletedProcess[str] | None":
+def run_as_cron(host: Host, prices: Path) -> "subprocess.CompletedProcess[str] | None":
     ran = host.run("python", EXAMPLES / "plain_script.py", prices)
     assert ran.returncode in (0, 75), ran.stdout
     if ran.returncode == 75:
@@ -302,15 +302,15 @@ for id in sys.argv[1:]:
 """
 
 
-def test_celery(host: Host) -> None:
-    """A task that is delivered twice, and a worker process that is killed at its work."""
+def test_example_celery_duplicate_delivery_and_killed_worker_work_once(host: Host) -> None:
+    """A task is delivered twice, and a worker process is killed during a task."""
     worker = "celery --app celery_tasks worker --beat --concurrency 2 --loglevel INFO"
-    quick = "--without-mingle --without-gossip -- worker.lost_wait=0.5"  # 10 seconds by default
-    host.start(*worker.split(), *quick.split())
+    options = "--without-mingle --without-gossip -- worker.lost_wait=0.5"  # 10 seconds by default
+    host.start(*worker.split(), *options.split())
     sent = host.run("python", "-c", SEND, "once", "twice", "twice")
     assert sent.returncode == 0, sent.stdout
     host.until(lambda: inspect(host.database.engine).has_table("executions"))
-    running = host.half_way()
+    running = host.wait_for_progress()
     os.kill(int(running["worker"].rpartition(":")[2]), signal.SIGKILL)
 
     done = re.compile(r"Task celery_tasks\.bill\[(\w+)\] succeeded")
@@ -331,8 +331,8 @@ def test_celery(host: Host) -> None:
 # --- APScheduler ------------------------------------------------------------------------------
 
 
-def test_apscheduler(host: Host) -> None:
-    """Two schedulers start each report, one makes it; the one that dies leaves it to the other."""
+def test_example_apscheduler_killed_other_scheduler_completes_the_report(host: Host) -> None:
+    """Two schedulers start each report, one makes it; if that one dies, the other completes it."""
     schedulers = {}
     for _ in range(2):
         process = host.start("python", EXAMPLES / "apscheduler_jobs.py", SECOND="*/2")
@@ -343,7 +343,7 @@ def test_apscheduler(host: Host) -> None:
         return set.intersection(*times)
 
     host.until(started_by_both)
-    running = host.half_way()
+    running = host.wait_for_progress()
     schedulers.pop(int(running["worker"].rpartition(":")[2])).kill()
     host.until(lambda: host.status(running["id"]) == "completed")
     ((_, survivor),) = schedulers.items()
@@ -356,31 +356,31 @@ def test_apscheduler(host: Host) -> None:
         (row["scheduled"], row["part"]) for row in host.database.rows("SELECT * FROM report_parts")
     )
     for row in rows:
-        *lost, last = host.outcomes(row["id"])
+        *earlier, last = host.outcomes(row["id"])
         assert last == ("completed", None)
-        assert set(lost) <= {("timed_out", "stalled")}
-        assert lost or row["id"] != running["id"]
+        assert set(earlier) <= {("timed_out", "stalled")}
+        assert earlier or row["id"] != running["id"]
         times = [parts[row["idempotency_key"].removeprefix("report-"), n] for n in range(10)]
         assert min(times) == 1
-        assert sum(times) <= 10 + len(lost)
+        assert sum(times) <= 10 + len(earlier)
     both = {time.replace(" UTC", "+00:00").replace(" ", "T") for time in started_by_both()}
     assert both & {row["idempotency_key"].removeprefix("report-") for row in rows}
 
 
-# --- a host with migrations of its own --------------------------------------------------------
+# --- a host with its own migrations -----------------------------------------------------------
 
 
-def test_host_alembic(host: Host) -> None:
+def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
     project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
     env, alembic = project / "env.py", ("alembic", "-c", project / "alembic.ini")
     engine = host.database.engine
 
-    def done(*command: object) -> str:
+    def output_of(*command: object) -> str:
         ran = host.run(*command)
         assert ran.returncode == 0, ran.stdout
         return ran.stdout
 
-    done("python", project / "upgrade.py")
+    output_of("python", project / "upgrade.py")
     assert migrate.check(engine)
     with connect(host.database.url) as manager:
         id = manager.create("ship").id
@@ -388,19 +388,21 @@ def test_host_alembic(host: Host) -> None:
     joined = "SELECT e.status FROM orders AS o JOIN executions AS e ON e.id = o.execution_id"
     assert host.database.rows(joined) == [{"status": "pending"}]
 
-    assert "No new upgrade operations detected" in done(*alembic, "check")
+    assert "No new upgrade operations detected" in output_of(*alembic, "check")
     env.write_text(env.read_text().replace("        include_name=include_name,\n", ""))
-    told = host.run(*alembic, "check").stdout
+    output = host.run(*alembic, "check").stdout
     for table in ("executions", "execution_history", "execution_core_version"):
-        assert f"('remove_table', Table('{table}'" in told  # without it, all is to be dropped
+        assert (
+            f"('remove_table', Table('{table}'" in output
+        )  # without include_name they would be dropped
 
-    done(*alembic, "downgrade", "base")
+    output_of(*alembic, "downgrade", "base")
     assert not inspect(engine).has_table("orders")
     assert migrate.check(engine)
     assert host.status(id) == "pending"
 
 
-def test_a_host_migrates_whole_or_not_at_all(host: Host) -> None:
+def test_example_host_alembic_failed_migration_changes_nothing(host: Host) -> None:
     project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
     revision = project / "versions" / "0001_orders.py"
     broken = "def upgrade() -> None:\n    op.execute('CREATE TABLE half (id INTEGER)')\n    1 / 0\n"

@@ -1,4 +1,4 @@
-"""The README does what it says: its examples run, its chart and its SQL are the code's own."""
+"""The README is correct: its examples run, its chart and its SQL are those of the code."""
 
 import re
 import subprocess
@@ -21,23 +21,23 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_the_python_examples_run_in_order(tmp_path: Path) -> None:
+def test_readme_python_examples_run_in_order(tmp_path: Path) -> None:
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks("python")))
     command = [sys.executable, "-W", "error", str(script)]
     url = f"sqlite:///{tmp_path}/executions.db"
-    printed = r"Cannot complete execution [0-9a-f-]{36}: its status is completed, not running\.\n"
-    for _ in range(2):  # a reader runs them again, and a worker has died in between
+    expected = r"Cannot complete execution [0-9a-f-]{36}: its status is completed, not running\.\n"
+    for _ in range(2):  # the second run, after a worker died in the first
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
-        assert re.fullmatch(printed, ran.stdout)
+        assert re.fullmatch(expected, ran.stdout)
         with connect(url) as manager:
-            lost = manager.create("lost", max_attempts=2, timeout=timedelta(milliseconds=1))
-            manager.start(lost.id)
+            overdue = manager.create("lost", max_attempts=2, timeout=timedelta(milliseconds=1))
+            manager.start(overdue.id)
     engine = create_engine(url)
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT type, status FROM executions ORDER BY id")).all()
-        # The second run claims the order that the first one placed, and leaves its own two.
+        # The second run claims the orders of the first run and leaves its own two.
         done = [(type, "completed") for type in ("resize", "resize", "import")]
         first = [*done, ("ship", "completed"), ("ship", "completed"), ("payment", "completed")]
         second = [*done, ("ship", "pending"), ("ship", "pending"), ("payment", "completed")]
@@ -48,7 +48,7 @@ def test_the_python_examples_run_in_order(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_the_sql_of_complete_is_what_is_sent() -> None:
+def test_readme_sql_of_complete_equals_the_statement() -> None:
     statement = builders.update_statement(
         state_machine.COMPLETE, fenced=True, clocked=False, whole=True
     )
@@ -56,15 +56,15 @@ def test_the_sql_of_complete_is_what_is_sent() -> None:
     sent = str(statement.compile(dialect=dialect))
     sent = re.sub(r"RETURNING .*", "RETURNING *", sent)
     sent = re.sub(r"%\((?:new|old)_(\w+)\)s(::\w+)?", r":\1", sent).replace("executions.", "")
-    assert squeezed(sent) == squeezed(blocks("sql")[0])
+    assert normalized(sent) == normalized(blocks("sql")[0])
 
 
-def squeezed(sql: str) -> str:
+def normalized(sql: str) -> str:
     return re.sub(r" ?= ?", "=", " ".join(sql.split()))
 
 
 def chart() -> str:
-    """Draw the state machine from its rules."""
+    """Return the state chart of the rules as Mermaid source."""
     verbs: dict[tuple[str, str], list[str]] = {}
     for rule in state_machine.RULES:
         for move in rule.moves:
@@ -80,7 +80,7 @@ def chart() -> str:
     return "\n".join(["stateDiagram-v2", "    [*] --> pending: create", *arrows, *ends, ""])
 
 
-def test_the_state_chart_is_the_rules() -> None:
+def test_readme_state_chart_equals_the_rules() -> None:
     begin, end = "<!-- state chart: begin -->\n", "<!-- state chart: end -->"
     shown = README.read_text().split(begin)[1].split(end)[0]
     drawn = f"```mermaid\n{chart()}```\n"
@@ -88,7 +88,7 @@ def test_the_state_chart_is_the_rules() -> None:
 
 
 @pytest.mark.parametrize("path", ["demo", "test"])
-def test_the_commands_exist(path: str) -> None:
+def test_readme_make_targets_exist(path: str) -> None:
     makefile = README.with_name("Makefile").read_text()
     assert f"\n{path}: " in makefile
     assert f"make {path} " in README.read_text()

@@ -1,4 +1,4 @@
-"""docs/sql.md answers what it asks: each query, on both databases, about a story that was told."""
+"""Each query of docs/sql.md returns the expected rows on both databases, on a fixed history."""
 
 import re
 import shutil
@@ -19,18 +19,18 @@ from ..support.cookbook import PAGE, ask, blocks, cookbook, settings
 
 
 class Clock:
-    """Stands at some seconds before the story is told."""
+    """A clock that is set to some seconds before the story was recorded."""
 
     def __init__(self) -> None:
-        self.told_at = datetime.now(UTC).replace(microsecond=0)
+        self.recorded_at = datetime.now(UTC).replace(microsecond=0)
         self.ago = 0.0
 
     def __call__(self) -> datetime:
-        return self.told_at - timedelta(seconds=self.ago)
+        return self.recorded_at - timedelta(seconds=self.ago)
 
 
 class Story:
-    """What has happened in the last two hours."""
+    """A fixed history of executions over the last two hours."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -50,7 +50,7 @@ class Story:
         self.ids[name] = self.at(ago).replay(self.ids[of]).id
         return self.ids[name]
 
-    def tell(self) -> None:
+    def record(self) -> None:
         at = self.at
         id = self.create("old", 7200, "mail")
         at(7100).start(id, worker="w1")
@@ -101,7 +101,7 @@ class Story:
         at(200).cancel(id, "ada: customer withdrew")
 
     def names(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows with names for ids, floats for numbers, and seconds ago for times."""
+        """Return rows with names for ids, floats for numbers and seconds ago for times."""
         named = {id: name for name, id in self.ids.items()}
 
         def plain(column: str, value: Any) -> Any:
@@ -109,14 +109,14 @@ class Story:
                 return float(value)
             if value is not None and column.endswith("_at"):
                 time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-                return (self.clock.told_at - time).total_seconds()
+                return (self.clock.recorded_at - time).total_seconds()
             return named.get(str(value), value)
 
         return [{column: plain(column, value) for column, value in row.items()} for row in rows]
 
     def since(self, seconds: float) -> Any:
-        """So many seconds when the story was told, and those that have passed meanwhile."""
-        passed = (datetime.now(UTC) - self.clock.told_at).total_seconds()
+        """Return the given seconds plus those that passed since the story was recorded."""
+        passed = (datetime.now(UTC) - self.clock.recorded_at).total_seconds()
         return pytest.approx(seconds + passed / 2, abs=passed / 2 + 1)
 
 
@@ -133,7 +133,7 @@ def story(
         migrate.upgrade(url)
     engine = create_sync_engine(url)
     story = Story(Database(request.param, url, engine))
-    story.tell()
+    story.record()
     yield story
     engine.dispose()
 
@@ -146,11 +146,11 @@ def rows(columns: str, *values: tuple[Any, ...]) -> Rows:
 
 
 def finished_by(story: Story, characters: int, named: str) -> Rows:
-    """How much came to rest in each minute or day of the last hour, the newest first."""
+    """Return how many executions finished per minute or day, newest first."""
     between = "T" if story.database.name == "sqlite" else " "
     mails = [1800 - seconds for seconds in range(1, 21)]
     ended = [*mails, 1400, 1378.5, 1285, 1249, 350, 200]
-    times = [story.clock.told_at - timedelta(seconds=ago) for ago in ended]
+    times = [story.clock.recorded_at - timedelta(seconds=ago) for ago in ended]
     counted = Counter(time.isoformat(between)[:characters] for time in times)
     return rows(f"{named} finished", *sorted(counted.items(), reverse=True))
 
@@ -326,7 +326,7 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         "finished oldest_completed_at", (1, 7000)
     ),
 }
-OF = {  # whose id is asked for
+EXECUTION_OF = {  # the execution whose id is the parameter
     "What happened in each attempt of an execution?": "broken",
     "Which executions belong to a workflow?": "flow",
     "How far is a workflow?": "flow",
@@ -336,25 +336,25 @@ OF = {  # whose id is asked for
 }
 
 
-def test_every_question_has_its_answer_here() -> None:
+def test_cookbook_questions_all_have_expected_answers() -> None:
     assert list(cookbook()) == list(ANSWERS)
-    assert len(blocks("sql")) == len(ANSWERS)  # none outside, none twice
+    assert len(blocks("sql")) == len(ANSWERS)  # so no block is outside a question
     used = set(re.findall(r":(\w+)", "".join(blocks("sql"))))
     assert set(settings("postgresql")) == set(settings("sqlite")) == used
 
 
-def test_every_question_was_measured() -> None:
+def test_cookbook_questions_all_have_times_under_one_second() -> None:
     figures = dict(re.findall(r"^\| ([^|]+\?) \| ([\d.,]+ \| [\d.,]+) \|", PAGE.read_text(), re.M))
     assert list(figures) == list(ANSWERS)
-    taken = re.findall(r"^\| [^|]+ \| ([\d.,]+) \| ([\d.,]+) \|", PAGE.read_text(), re.M)
-    assert len(taken) > len(figures), "the view and the commands as well"
-    for both in taken:
+    times = re.findall(r"^\| [^|]+ \| ([\d.,]+) \| ([\d.,]+) \|", PAGE.read_text(), re.M)
+    assert len(times) > len(figures), "the page also measures the view and the commands"
+    for both in times:
         assert all(float(each.replace(",", "")) < 1000 for each in both), "milliseconds"
 
 
 @pytest.mark.parametrize("question", ANSWERS)
-def test_the_answer_is_right(story: Story, question: str) -> None:
-    values = {"type": "mail", "id": story.ids[OF.get(question, "old")]}
+def test_cookbook_query_returns_the_expected_rows(story: Story, question: str) -> None:
+    values = {"type": "mail", "id": story.ids[EXECUTION_OF.get(question, "old")]}
     with story.database.engine.connect() as connection:
         if story.database.name == "postgresql":
             connection.exec_driver_sql("SET TIME ZONE 'UTC'")
@@ -365,8 +365,8 @@ def test_the_answer_is_right(story: Story, question: str) -> None:
 
 
 @pytest.mark.parametrize("story", ["sqlite"], indirect=True)
-def test_what_happened_since_is_found_by_index(story: Story) -> None:
-    """Not on PostgreSQL: of so few rows it rightly reads all."""
+def test_cookbook_plans_use_indexes(story: Story) -> None:
+    """SQLite only: PostgreSQL reads so small a table whole."""
     values = {"type": "mail", "id": story.ids["old"]}
     scanning = []
     with story.database.engine.connect() as connection:

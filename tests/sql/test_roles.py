@@ -65,7 +65,7 @@ def story(empty_postgres: Callable[[str], str]) -> Iterator[Story]:
     migrate.upgrade(url)
     engine = create_sync_engine(url)
     story = Story(Database("postgresql", url, engine))
-    story.tell()
+    story.record()
     yield story
     engine.dispose()
 
