@@ -1,4 +1,4 @@
-"""Fixtures for tests that break a database or a server."""
+"""Fixtures for tests that break a database, a server or a connection."""
 
 import secrets
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database
 from ..support import postgres
+from ..support.proxy import Proxy, proxied
 from .faults import (
     OwnServer,
     RunCli,
@@ -49,3 +50,11 @@ def own_server() -> Iterator[OwnServer]:
     with postgres.server(own=True) as server:
         migrate.upgrade(server.url)
         yield OwnServer(server)
+
+
+@pytest.fixture
+def proxy(postgres_database: Database) -> Iterator[Proxy]:
+    """A proxy in front of the empty PostgreSQL database, which cuts connections."""
+    postgres_database.run("TRUNCATE executions CASCADE")
+    with proxied(postgres_database.url) as proxy:
+        yield proxy

@@ -1,14 +1,13 @@
-"""A cancellation at every await of every verb: the pool is whole, and the row is before or after.
+"""A cancellation at every await of every verb: the pool stays complete, the row is before or after.
 
-On an engine of the library's own, on a host's, and on that of a host that listens to its commits:
-there every statement goes SQLAlchemy's own way.
+On the engine of `connect_async`, on that of a host, and on one with a listener, whose statements go
+through SQLAlchemy.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
 from typing import Any
 
 import psycopg.waiting
@@ -29,99 +28,58 @@ from ..support.injection import (
     Subject,
     Tell,
     World,
-    collect_garbage,
-    in_time,
     little_garbage,
     said,
 )
-from ..support.interruptions import Awaits, Way, cancel_at_once, cancel_late
-from ..support.signals import Interruption
-from ..support.verbs import VERBS, Call, Verb
+from ..support.interruptions import Way, cancel_at_once, cancel_late
+from ..support.verbs import VERBS, Verb
+from .every_await import KINDS, WAYS, async_block, at_every_await, block
 
 
 @pytest.fixture(autouse=True)
 def pools_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The next call needs the connection of the one that was interrupted, and its place."""
+    """With a pool of one, the next call needs the connection of the interrupted call."""
     for module in (executor, async_executor):
         monkeypatch.setattr(module, "OWN_POOL", 1)
-    # psycopg then awaits wherever it may: else it does so only when the loop has been busy.
+    # By default psycopg awaits only after the loop was busy; now it awaits at every chance.
     monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0, raising=False)
     with little_garbage():
         yield
 
 
-async def at_every_await(
-    subject: Subject,
-    world: World,
-    ways: Callable[[int], dict[int, Way]],
-    figures: Figures,
-    *,
-    ready: Callable[[], Any] | None = None,
-    call: Call | None = None,
-    abandons: bool = False,
-) -> None:
-    """Make a call over and over, each time interrupted at the next await.
-
-    One that abandons leaves connections to the garbage collector.
-    """
-    call, awaits = call or world.verb.call, Awaits()
-
-    async def make_ready() -> None:
-        await in_time(subject.manager.list(limit=1))
-        subject.assert_free()
-        if ready:
-            await ready()
-
-    for _ in range(2):  # what is done once has been done
-        await make_ready()
-        await awaits.run(call(subject.manager, world.target), {})
-        world.end()
-    last = awaits.seen
-    for n in range(1, last + 1):
-        await make_ready()
-        end = await awaits.run(call(subject.manager, world.target), ways(n))
-        told = isinstance(end, asyncio.CancelledError | Interruption)
-        assert told or not awaits.interrupted, f"{end!r} at await {n}"
-        end = None  # and what it holds
-        if abandons:
-            collect_garbage()
-        subject.assert_free()
-        figures[world.end()] += 1
-        figures["interrupted twice"] += awaits.interrupted == 2
-    figures["awaits"] += last
-    await make_ready()
-
-
-KINDS = pytest.mark.parametrize("kind", ["own", "host", "listening"])
-WAYS = pytest.mark.parametrize("way", [cancel_at_once, cancel_late])
-
-
+@pytest.mark.matrix
 @KINDS
 @WAYS
-def test_every_verb_at_every_await(database: Database, kind: str, way: Way, tell: Tell) -> None:
+def test_cancel_verb_at_every_await_row_is_before_or_after(
+    database: Database, kind: str, way: Way, tell: Tell
+) -> None:
     figures: Figures = Counter()
 
-    async def run(verb: Verb) -> None:
+    async def run(verb: Verb, first: int) -> None:
         subject, world = Subject(database, kind, "async"), World(database, verb)
-        await at_every_await(subject, world, lambda n: {n: way}, figures)
+        ways: Any = lambda n: {n: way}  # noqa: E731
+        await at_every_await(subject, world, ways, figures, every=4, first=first)
         await subject.close()
         world.close()
 
-    for verb in VERBS.values():
-        asyncio.run(run(verb))
+    for number, verb in enumerate(VERBS.values()):
+        asyncio.run(run(verb, number))
     tell(f"{database.name}, {kind}, {way.__name__}: {len(VERBS)} verbs, {said(figures)}")
 
 
+@pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @KINDS
 @WAYS
-def test_while_it_connects(database: Database, kind: str, way: Way, tell: Tell) -> None:
-    """psycopg may leave what it was connecting to the garbage collector."""
+def test_cancel_while_connecting_at_every_await_pool_stays_complete(
+    database: Database, kind: str, way: Way, tell: Tell
+) -> None:
+    """psycopg may leave an unfinished connection to the garbage collector."""
     figures: Figures = Counter()
 
     async def run() -> None:
         subject, world = Subject(database, kind, "async"), World(database, VERBS["complete"])
-        options: Any = {"ready": subject.close, "abandons": True}
+        options: Any = {"ready": subject.close, "abandons": True, "every": 2}
         await at_every_await(subject, world, lambda n: {n: way}, figures, **options)
         await subject.close()
         world.close()
@@ -130,9 +88,12 @@ def test_while_it_connects(database: Database, kind: str, way: Way, tell: Tell) 
     tell(f"{database.name}, {kind}, connecting, {way.__name__}: {said(figures)}")
 
 
+@pytest.mark.matrix
 @KINDS
-def test_cancelled_twice(database: Database, kind: str, tell: Tell) -> None:
-    """Again at an await of what the first cancellation has set going."""
+def test_cancel_twice_at_every_await_row_is_before_or_after(
+    database: Database, kind: str, tell: Tell
+) -> None:
+    """The second cancellation comes while the call handles the first."""
     figures: Figures = Counter()
 
     def twice(later: int) -> Callable[[int], dict[int, Way]]:
@@ -141,7 +102,8 @@ def test_cancelled_twice(database: Database, kind: str, tell: Tell) -> None:
     async def run() -> None:
         subject, world = Subject(database, kind, "async"), World(database, VERBS["complete"])
         for later in range(1, 6):
-            await at_every_await(subject, world, twice(later), figures)
+            options: Any = {"every": 2, "first": later}
+            await at_every_await(subject, world, twice(later), figures, **options)
         await subject.close()
         world.close()
 
@@ -149,12 +111,13 @@ def test_cancelled_twice(database: Database, kind: str, tell: Tell) -> None:
     tell(f"{database.name}, {kind}, twice: {said(figures)}")
 
 
+@pytest.mark.matrix
 @KINDS
 @WAYS
-def test_while_it_finds_out_what_became_of_a_write(
+def test_cancel_verification_at_every_await_row_is_before_or_after(
     postgres_database: Database, kind: str, way: Way, tell: Tell
 ) -> None:
-    """On PostgreSQL; no connection to SQLite is lost."""
+    """PostgreSQL only: SQLite has no connection to lose."""
     database, figures = postgres_database, Counter[str]()
     database.run("TRUNCATE executions CASCADE")
 
@@ -164,7 +127,7 @@ def test_while_it_finds_out_what_became_of_a_write(
         async def sever() -> None:
             subject.sever()
 
-        options: Any = {"ready": sever, "abandons": True}
+        options: Any = {"ready": sever, "abandons": True, "every": 2}
         await at_every_await(subject, world, lambda n: {n: way}, figures, **options)
         await subject.close()
         world.close()
@@ -173,52 +136,34 @@ def test_while_it_finds_out_what_became_of_a_write(
     tell(f"{database.name}, {kind}, severed, {way.__name__}: {said(figures)}")
 
 
-HOUR = timedelta(hours=1)
-
-
-def block(manager: Any, job: Execution) -> None:
-    with manager.attempt(job if job.status == "running" else job.id) as attempt:
-        for _ in attempt.each("ab"):
-            pass
-        attempt.log("half way")
-        attempt.result = 7
-
-
-async def async_block(manager: Any, job: Execution) -> None:
-    given = job if job.status == "running" else job.id
-    async with manager.attempt(given, heartbeat=HOUR) as attempt:
-        async for _ in attempt.each("ab"):
-            pass
-        await attempt.log("half way")
-        attempt.result = 7
-
-
+@pytest.mark.matrix
 @KINDS
 @WAYS
-@pytest.mark.parametrize("situation", ["pending", "running"])
-def test_a_block_at_every_await(
-    database: Database, kind: str, way: Way, situation: str, tell: Tell
+@pytest.mark.parametrize("state", ["pending", "running"])
+def test_cancel_attempt_block_at_every_await_end_is_recorded(
+    database: Database, kind: str, way: Way, state: str, tell: Tell
 ) -> None:
     figures: Figures = Counter()
 
     async def run() -> None:
         subject = Subject(database, kind, "async")
-        world = BlockWorld(database, Verb(situation, block))
-        await at_every_await(subject, world, lambda n: {n: way}, figures, call=async_block)
+        world = BlockWorld(database, Verb(state, block))
+        await at_every_await(subject, world, lambda n: {n: way}, figures, call=async_block, every=3)
         await subject.close()
         world.close()
 
     asyncio.run(run())
-    tell(f"{database.name}, {kind}, block, {situation}, {way.__name__}: {said(figures)}")
+    tell(f"{database.name}, {kind}, block, {state}, {way.__name__}: {said(figures)}")
 
 
+@pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["AsyncConnection", "AsyncSession"])
 @WAYS
-def test_a_callers_transaction_at_every_await(
+def test_cancel_host_transaction_at_every_await_row_is_before_or_after(
     database: Database, kind: str, way: Way, tell: Tell
 ) -> None:
-    """Up to its commit. On SQLite, SQLAlchemy may leave its lock to the garbage collector."""
+    """Up to the commit. On SQLite, SQLAlchemy may leave its lock to the garbage collector."""
     figures: Figures = Counter()
 
     async def run(verb: Verb) -> None:
@@ -233,7 +178,7 @@ def test_a_callers_transaction_at_every_await(
                 async with AsyncSession(subject.host) as session, session.begin():
                     await verb.call(manager.within(session), job)
 
-        options: Any = {"call": call, "abandons": True}
+        options: Any = {"call": call, "abandons": True, "every": 3}
         await at_every_await(subject, world, lambda n: {n: way}, figures, **options)
         await subject.close()
         world.close()
@@ -244,8 +189,10 @@ def test_a_callers_transaction_at_every_await(
 
 
 @KINDS
-def test_a_write_that_waits_for_a_lock_is_not_made(postgres_database: Database, kind: str) -> None:
-    """On PostgreSQL; SQLite's driver cannot be told to stop waiting."""
+def test_cancel_write_waiting_for_lock_changes_nothing(
+    postgres_database: Database, kind: str
+) -> None:
+    """PostgreSQL only: the driver of SQLite cannot stop waiting."""
     database = postgres_database
     database.run("TRUNCATE executions CASCADE")
 
@@ -270,14 +217,14 @@ def test_a_write_that_waits_for_a_lock_is_not_made(postgres_database: Database, 
             asyncio.run(asyncio.wait_for(run(verb), 60))
 
 
-def test_a_write_in_two_steps_is_noticed(
+def test_cancel_check_detects_write_in_two_statements(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = AsyncSqlExecutionStore.update
+    update = AsyncSqlExecutionStore.update
 
-    async def in_two_steps(store: Any, id: str, _: Transition) -> Any:
-        await at_once(store, id, transitions.update_progress(1, 2, None, None, None))
-        return await at_once(store, id, transitions.checkpoint("k", 2, None))
+    async def update_twice(store: Any, id: str, _: Transition) -> Any:
+        await update(store, id, transitions.update_progress(1, 2, None, None, None))
+        return await update(store, id, transitions.checkpoint("k", 2, None))
 
     async def run() -> None:
         subject, world = Subject(database, "own", "async"), World(database, VERBS["advance"])
@@ -285,15 +232,15 @@ def test_a_write_in_two_steps_is_noticed(
             await at_every_await(subject, world, lambda n: {n: cancel_late}, Counter())
         await subject.close()
 
-    monkeypatch.setattr(AsyncSqlExecutionStore, "update", in_two_steps)
+    monkeypatch.setattr(AsyncSqlExecutionStore, "update", update_twice)
     asyncio.run(run())
 
 
-def test_a_connection_that_is_kept_is_noticed(
+def test_cancel_check_detects_leaked_connection(
     postgres_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On PostgreSQL, where a cancelled call drops its own."""
-    database, kept = postgres_database, list[Any]()
+    """PostgreSQL only: there a cancelled call closes its connection."""
+    database, leaked = postgres_database, list[Any]()
     database.run("TRUNCATE executions CASCADE")
 
     async def run() -> None:
@@ -301,10 +248,10 @@ def test_a_connection_that_is_kept_is_noticed(
         with closing(world), pytest.raises(AssertionError, match="of which are known"):
             await at_every_await(subject, world, lambda n: {n: cancel_late}, Counter())
         monkeypatch.undo()
-        for pooled in kept:
+        for pooled in leaked:
             await greenlet_spawn(async_executor._drop, pooled, Exception())
         await subject.close()
 
     monkeypatch.setattr(injection, "PATIENCE", 1)
-    monkeypatch.setattr(async_executor, "_drop", lambda pooled, _: kept.append(pooled))
+    monkeypatch.setattr(async_executor, "_drop", lambda pooled, _: leaked.append(pooled))
     asyncio.run(run())

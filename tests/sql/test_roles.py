@@ -1,6 +1,6 @@
-"""The roles of docs/sql.md, on a real server: what each may do, and what it is refused.
+"""The roles of docs/sql.md on a real server: what each may do and what it is denied.
 
-PostgreSQL alone: in SQLite whoever reads the file reads all of it.
+PostgreSQL only: SQLite has no roles.
 """
 
 import os
@@ -28,7 +28,7 @@ PASSWORD = "only-for-tests"
 
 
 class Roles:
-    """The two roles, by names of this run alone: a server's databases share their roles."""
+    """The two roles, with names of this process: all databases of a server share its roles."""
 
     def __init__(self, owner: Database) -> None:
         self.owner = owner
@@ -78,28 +78,28 @@ def roles(story: Story) -> Iterator[Roles]:
 
 
 @contextmanager
-def refused() -> Iterator[None]:
+def permission_denied() -> Iterator[None]:
     with pytest.raises(DBAPIError, match="permission denied"):
         yield
 
 
-def test_a_reader_runs_the_cookbook(story: Story, roles: Roles) -> None:
-    """All of it, with the owner's answers, but for what asks for payloads."""
+def test_role_reader_runs_the_cookbook_except_payloads(story: Story, roles: Roles) -> None:
+    """All queries return the same columns as for the owner, except those that read payloads."""
     values = {"type": "mail", "id": story.ids["broken"]}
     with roles.database(READER) as reader:
         for question, query in cookbook().items():
             with reader.engine.connect() as connection:
                 if "payload" in question:
-                    with refused():
+                    with permission_denied():
                         ask(connection, query, **values)
                     continue
                 answer = ask(connection, query, **values)
             with story.database.engine.connect() as connection:
-                owners = ask(connection, query, **values)
-            assert [*map(list, answer)] == [*map(list, owners)]
+                expected = ask(connection, query, **values)
+            assert [*map(list, answer)] == [*map(list, expected)]
 
 
-def test_a_reader_uses_the_command_line(
+def test_role_reader_cli_lists_but_shows_no_data(
     story: Story, roles: Roles, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in ("list --status failed", "stats", "watch --json"):
@@ -119,18 +119,18 @@ HIDDEN = {
 }
 
 
-def test_a_reader_sees_no_data(roles: Roles) -> None:
+def test_role_reader_data_columns_are_denied(roles: Roles) -> None:
     with roles.database(READER) as reader:
         for table, columns in HIDDEN.items():
             for column in columns:
-                with refused():
+                with permission_denied():
                     reader.rows(f"SELECT {column} FROM {table}")
 
 
-def test_a_reader_sees_every_other_column(story: Story, roles: Roles) -> None:
-    """Whatever a view gets, the recipe has to say whether a reader may see it."""
+def test_role_reader_other_columns_are_visible(story: Story, roles: Roles) -> None:
+    """A new column of a view has to be either granted by the recipe or hidden here."""
     hidden = {f"{table}.{column}" for table in HIDDEN for column in HIDDEN[table]}
-    seen = story.database.rows(
+    columns = story.database.rows(
         "SELECT relname || '.' || attname AS name,"
         " has_column_privilege(:reader, attrelid, attnum, 'SELECT') AS visible"
         " FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid"
@@ -138,8 +138,8 @@ def test_a_reader_sees_every_other_column(story: Story, roles: Roles) -> None:
         " AND (relkind = 'v' OR relname = 'execution_logs')".replace("::", r"\:\:"),
         reader=roles.names[READER],
     )
-    assert {each["name"] for each in seen if not each["visible"]} <= hidden
-    assert {each["name"] for each in seen if each["visible"]}.isdisjoint(hidden)
+    assert {each["name"] for each in columns if not each["visible"]} <= hidden
+    assert {each["name"] for each in columns if each["visible"]}.isdisjoint(hidden)
 
 
 WRITES = (
@@ -151,7 +151,7 @@ WRITES = (
 )
 
 
-def test_a_reader_writes_nothing(roles: Roles) -> None:
+def test_role_reader_writes_are_denied(roles: Roles) -> None:
     with roles.database(READER) as reader:
         for table, column in (
             ("executions", "status"),
@@ -161,13 +161,13 @@ def test_a_reader_writes_nothing(roles: Roles) -> None:
             for write in (*WRITES, f"UPDATE {{}} SET {column} = 'x'"):
                 with pytest.raises(DBAPIError, match=r"permission denied|must be owner"):
                     reader.run(write.format(table))
-        with refused():  # PostgreSQL passes on what is written to so simple a view
+        with permission_denied():  # PostgreSQL makes so simple a view updatable
             reader.run("UPDATE execution_overview SET status = 'x'")
 
 
 @pytest.fixture
 def created(story: Story) -> Callable[..., str]:
-    """A function by which the owner creates what the mover is handed."""
+    """A function with which the owner creates an execution for the mover."""
 
     def create(**options: Any) -> str:
         with connect(story.database.url) as owner:
@@ -176,8 +176,10 @@ def created(story: Story) -> Callable[..., str]:
     return create
 
 
-def test_a_mover_moves(roles: Roles, story: Story, created: Callable[..., str]) -> None:
-    """Every verb that moves, by the library as it is: its statements, its triggers, its checks."""
+def test_role_mover_transitions_succeed(
+    roles: Roles, story: Story, created: Callable[..., str]
+) -> None:
+    """Every transition, with the statements, triggers and checks of the library."""
     hour = timedelta(hours=1)
     with connect(roles.url(MOVER)) as mover:
         assert migrate.check(roles.url(MOVER))
@@ -204,7 +206,7 @@ def test_a_mover_moves(roles: Roles, story: Story, created: Callable[..., str]) 
     assert len(story.database.history(id)) == 8
 
 
-def test_a_mover_creates_and_removes_nothing(
+def test_role_mover_create_and_delete_are_denied(
     roles: Roles, story: Story, created: Callable[..., str]
 ) -> None:
     id = created()
@@ -217,9 +219,9 @@ def test_a_mover_creates_and_removes_nothing(
             lambda m: m.prune(timedelta(0)),
         ]
         for call in calls:
-            with refused():
+            with permission_denied():
                 call(mover)
-    with roles.database(MOVER) as hand:
+    with roles.database(MOVER) as connected:
         for write in (
             "DELETE FROM executions",
             "TRUNCATE executions CASCADE",
@@ -228,27 +230,27 @@ def test_a_mover_creates_and_removes_nothing(
             "UPDATE execution_logs SET message = 'another'",
             "DELETE FROM execution_logs",
         ):
-            with refused():
-                hand.run(write)
+            with permission_denied():
+                connected.run(write)
     assert len(story.database.history(id)) == 3
 
 
-def test_a_mover_writes_what_moves_write(roles: Roles) -> None:
-    """No column more, and none less: what is to be done is not for it to change."""
-    moved = {"status", "updated_at", "write_token"}
+def test_role_mover_updates_only_columns_of_transitions(roles: Roles) -> None:
+    """Exactly the columns that transitions write; not the type, the payload or the options."""
+    writable = {"status", "updated_at", "write_token"}
     for rule in state_machine.RULES:
-        moved |= {field for move in rule.moves for field in move.changes}
-    moved -= {"progress"}
-    moved |= {f"progress_{part}" for part in ("current", "total", "percent", "message")}
-    with roles.database(MOVER) as hand:
+        writable |= {field for move in rule.moves for field in move.changes}
+    writable -= {"progress"}
+    writable |= {f"progress_{part}" for part in ("current", "total", "percent", "message")}
+    with roles.database(MOVER) as connected:
         for column in executions.c:
             write = f"UPDATE executions SET {column.name} = {column.name} WHERE false"
-            if column.name in moved:
-                hand.run(write)
+            if column.name in writable:
+                connected.run(write)
             else:
-                with refused():
-                    hand.run(write)
+                with permission_denied():
+                    connected.run(write)
 
 
-def test_the_recipe_is_for_these_two() -> None:
+def test_role_recipes_create_these_two_roles() -> None:
     assert re.findall(r"CREATE ROLE (\w+)", "".join(blocks("pgsql"))) == [READER, MOVER]

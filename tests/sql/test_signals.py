@@ -1,7 +1,7 @@
-"""A signal at any call, whose handler raises: the pool is whole, and the row is before or after.
+"""A signal handler raises at any call: the pool stays complete, and the row is before or after.
 
-EXECUTION_CORE_PROOF=1 tries every verb at every moment; else each is tried at some, and `complete`
-at all.
+`make test` tries a few moments; `make test-all` tries `complete` at all moments and every other
+verb at some; `make proof` tries every verb at every moment.
 """
 
 import asyncio
@@ -38,13 +38,20 @@ from ..support.injection import (
     until,
 )
 from ..support.interruptions import Awaits, Way
+from ..support.sampling import WHOLE
 from ..support.signals import SIGNALS, Calls, Interruption, Selector, Trial, in_seconds, raising
 from ..support.verbs import VERBS, Call, Verb
-from .test_injection import KINDS, async_block, at_every_await
+from .every_await import KINDS, async_block, at_every_await
 
 PROOF = "EXECUTION_CORE_PROOF" in os.environ
+
 UNMASKED = (signal.SIGINT, signal.SIGUSR1)
-"""What raises no Exception, for which there are handlers everywhere."""
+"""Signals whose handlers raise a BaseException, which no code catches by mistake."""
+
+
+def choose_step(whole: int, quick: int) -> int:
+    """Return the distance of the moments that are tried."""
+    return 1 if PROOF else whole if WHOLE else quick
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +59,10 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (
         executor,
         async_executor,
-    ):  # the next call needs the place of the interrupted one
+    ):  # with a pool of one, the next call needs the permit of the interrupted call
         monkeypatch.setattr(module, "OWN_POOL", 1)
     monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0, raising=False)
-    logging.disable()  # what pytest keeps of a log would keep a connection as well
+    logging.disable()  # log records that pytest keeps would keep connections alive
     with little_garbage(), raising():
         yield
     logging.disable(logging.NOTSET)
@@ -69,24 +76,27 @@ ROWS = {
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["own", "host"])
-def test_every_verb_at_every_call(database: Database, kind: str, tell: Tell) -> None:
-    """From when it asks for a connection until that is given back.
+def test_signal_verb_at_every_call_row_is_before_or_after(
+    database: Database, kind: str, tell: Tell
+) -> None:
+    """From the checkout of a connection to its return.
 
-    The pool of a host's engine is SQLAlchemy's: a signal within it may cost it a place.
+    On the engine of a host a signal inside the pool of SQLAlchemy may cost the pool a connection.
     """
     figures: Figures = Counter()
     for number, (name, verb) in enumerate(VERBS.items()):
         with closing(
             Trial(Subject(database, kind, "sync"), World(database, verb), ROWS[kind])
         ) as trial:
-            few = {"complete": 1 if kind == "own" else 3}
-            trial.at_every(1 if PROOF else few.get(name, 50), first=2 * number)
+            step = {"complete": 1 if kind == "own" else 3}.get(name, 50)
+            first = (2 if WHOLE else 37) * number  # another moment for each verb
+            trial.at_every(choose_step(step, 4 * step), first=first)
             figures += trial.figures
     tell(f"{database.name}, {kind}, signals: {len(VERBS)} verbs, {said(figures)}")
 
 
-class Counted:
-    """Permits that are counted, as a semaphore does it."""
+class CountingPermits:
+    """Permits as a semaphore counts them, which a signal can lose."""
 
     def __init__(self) -> None:
         self._semaphore = threading.Semaphore(0)
@@ -99,10 +109,10 @@ class Counted:
         self._semaphore.release()
 
 
-def test_permits_that_are_counted_are_lost(
+def test_signal_check_detects_lost_permits(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_cache, "SimpleQueue", Counted)
+    monkeypatch.setattr(connection_cache, "SimpleQueue", CountingPermits)
     monkeypatch.setattr(connection_cache, "Permit", lambda _: None)
     subject, world = Subject(database, "own", "sync"), World(database, VERBS["complete"])
     with closing(Trial(subject, world, ROWS["own"])) as trial:
@@ -112,19 +122,21 @@ def test_permits_that_are_counted_are_lost(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_while_it_connects(database: Database, tell: Tell) -> None:
-    """A connection that was being made is left to the garbage collector; its place is not lost."""
+def test_signal_while_connecting_pool_stays_complete(database: Database, tell: Tell) -> None:
+    """An unfinished connection is left to the garbage collector; its permit is not lost."""
     subject, world = Subject(database, "own", "sync"), World(database, VERBS["complete"])
     with closing(Trial(subject, world, ROWS["own"])) as trial:
         trial.abandons = trial.connects = True
         trial.again()
-        trial.at_every(1 if PROOF else 17)
+        trial.at_every(choose_step(17, 85))
     tell(f"{database.name}, own, signals while it connects: {said(trial.figures)}")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::sqlalchemy.exc.SAWarning")
-def test_a_callers_transaction_at_every_call(database: Database, tell: Tell) -> None:
-    """Up to its commit. SQLAlchemy leaves what it is at to the garbage collector."""
+def test_signal_host_transaction_at_every_call_row_is_before_or_after(
+    database: Database, tell: Tell
+) -> None:
+    """Up to the commit. SQLAlchemy may leave its connection to the garbage collector."""
     figures: Figures = Counter()
     for name in ("create with a key", "complete", "claim"):
         verb, subject = VERBS[name], Subject(database, "host", "sync")
@@ -133,64 +145,67 @@ def test_a_callers_transaction_at_every_call(database: Database, tell: Tell) -> 
             try:
                 with Session(manager._store._bind.engine) as session, session.begin():
                     verb.call(manager.within(session), job)
-            except AssertionError as error:  # SQLAlchemy's, of a commit that was interrupted
+            except AssertionError as error:  # SQLAlchemy raises it for an interrupted commit
                 raise (error.__context__ or error) from None
 
         calls = partial(Calls, call.__code__)
         with closing(Trial(subject, World(database, verb), calls, call)) as trial:
             trial.abandons = True
-            trial.at_every(1 if PROOF else 31, numbers=UNMASKED)
+            trial.at_every(choose_step(31, 155), numbers=UNMASKED)
             figures += trial.figures
     tell(f"{database.name}, within Session, signals: {said(figures)}")
 
 
-BEAT = timedelta(milliseconds=20)
+HEARTBEAT = timedelta(milliseconds=20)
 
 
 def block(manager: Any, job: Execution) -> None:
     given = job if job.status == "running" else job.id
-    with manager.attempt(given, heartbeat=BEAT) as attempt:
+    with manager.attempt(given, heartbeat=HEARTBEAT) as attempt:
         for _ in attempt.each("ab"):
             pass
         attempt.log("half way")
         attempt.result = 7
 
 
-def threads() -> list[str]:
+def attempt_threads() -> list[str]:
     names = [each.name for each in threading.enumerate()]
     return [name for name in names if name.startswith(("heartbeat-", "log-"))]
 
 
 def block_calls() -> Calls:
     calls = Calls(block.__code__, folder="/execution_core/")
-    calls.events.remove("return")  # no signal comes between a function's return and its `with`
+    calls.events.remove("return")  # no signal comes between the return of __enter__ and the block
     return calls
 
 
-@pytest.mark.parametrize("situation", ["pending", "running"])
-def test_a_block_at_every_call(database: Database, situation: str, tell: Tell) -> None:
-    """Only the statement that starts it may leave it running; or the very moment of its end."""
+@pytest.mark.parametrize("state", ["pending", "running"])
+def test_signal_attempt_block_at_every_call_end_is_recorded(
+    database: Database, state: str, tell: Tell
+) -> None:
+    """Only a signal in the starting statement, or at the last moment, may leave it running."""
     figures: Figures = Counter()
-    subject, world = Subject(database, "own", "sync"), BlockWorld(database, Verb(situation, block))
-    subject.most = 15  # its heart may need one while the one that was lost is still there
+    subject, world = Subject(database, "own", "sync"), BlockWorld(database, Verb(state, block))
+    subject.most = 15  # the heartbeat may need one before a lost connection has closed
     with closing(Trial(subject, world, block_calls)) as trial:
-        for n in range(1, trial.last + 1, 1 if PROOF or database.name == "sqlite" else 5):
+        step = choose_step(1 if database.name == "sqlite" else 5, 29)
+        for n in range(1, trial.last + 1, step):
             calls = trial.signalled(n, UNMASKED[n % 2])
-            until(lambda: not threads(), threads)  # also where it is left running
+            until(lambda: not attempt_threads(), attempt_threads)  # they end in every case
             figures[end := world.end()] += 1
             if end == "running":
                 assert calls.came_within("SqlExecutionStore.update", "AttemptState._own") or (
                     calls.stack[0] is Attempt.__exit__.__code__
                 ), calls.stack
-    tell(f"{database.name}, own, signals: a block that was {situation}, {said(figures)}")
+    tell(f"{database.name}, own, signals: a block that was {state}, {said(figures)}")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("kind", ["own", "host"])
-def test_a_statement_that_waits_for_a_lock(
+def test_signal_statement_waiting_for_lock_raises_at_once(
     postgres_database: Database, kind: str, number: int
 ) -> None:
-    """On PostgreSQL, whose driver looks for signals; SQLite's looks when it has waited."""
+    """PostgreSQL only: the driver of SQLite handles signals after the wait."""
     database = postgres_database
     database.run("TRUNCATE executions CASCADE")
     subject, world = Subject(database, kind, "sync"), World(database, VERBS["complete"])
@@ -198,7 +213,10 @@ def test_a_statement_that_waits_for_a_lock(
     me = threading.get_ident()
 
     def send() -> None:
-        until(lambda: bool(subject.backends(waiting_for="Lock")), lambda: "nobody waits")
+        until(
+            lambda: bool(subject.backends(waiting_for="Lock")),
+            lambda: "no backend waits for the lock",
+        )
         signal.pthread_kill(me, number)
 
     sender = threading.Thread(target=send)
@@ -209,45 +227,48 @@ def test_a_statement_that_waits_for_a_lock(
             world.verb.call(subject.manager, world.target)
         sender.join()
     subject.assert_free()
-    assert world.end() in ("before", "after")  # a server finds out late that nobody listens
+    assert world.end() in ("before", "after")  # the server notices a closed connection late
     subject.manager.list()
     subject.close()
     world.close()
 
 
-def raise_there(task: asyncio.Task[Any], awaited: Any) -> BaseException:
+def raise_interruption(task: asyncio.Task[Any], awaited: Any) -> BaseException:
     return Interruption()
 
 
 @pytest.mark.parametrize("kind", ["own", "host"])
-def test_every_verb_at_every_await(database: Database, kind: str, tell: Tell) -> None:
-    """The handler raises as a coroutine goes on, be it one that gives a connection back.
+def test_signal_verb_at_every_await_row_is_before_or_after(
+    database: Database, kind: str, tell: Tell
+) -> None:
+    """The handler raises when a coroutine resumes, also while it returns a connection.
 
-    SQLAlchemy's own way, on an engine that is listened to, may lose it then.
+    Not with a listener: then SQLAlchemy may lose the connection.
     """
     figures: Figures = Counter()
 
-    async def run(verb: Verb) -> None:
+    async def run(verb: Verb, first: int) -> None:
         subject, world = Subject(database, kind, "async"), World(database, verb)
-        await at_every_await(subject, world, lambda n: {n: raise_there}, figures)
+        ways: Any = lambda n: {n: raise_interruption}  # noqa: E731
+        await at_every_await(subject, world, ways, figures, every=4, first=first)
         await subject.close()
         world.close()
 
-    for verb in VERBS.values():
-        asyncio.run(run(verb))
+    for number, verb in enumerate(VERBS.values()):
+        asyncio.run(run(verb, number))
     tell(f"{database.name}, {kind}, raised in a task: {len(VERBS)} verbs, {said(figures)}")
 
 
-def end_in_the_selector(selector: Selector) -> None:
+def raise_in_selector(selector: Selector) -> None:
     selector.number = signal.SIGUSR1
 
 
-def end_by_ctrl_c(_: Selector) -> None:
+def press_ctrl_c(_: Selector) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-async def called(subject: Subject, world: World, call: Call, n: int, way: Way) -> int:
-    """Make a call that is interrupted at one of its awaits; return how many those are."""
+async def call_interrupted(subject: Subject, world: World, call: Call, n: int, way: Way) -> int:
+    """Make a call, interrupt it at its n-th await, and return the number of its awaits."""
     try:
         for _ in range(2):
             await subject.manager.list()
@@ -259,36 +280,38 @@ async def called(subject: Subject, world: World, call: Call, n: int, way: Way) -
         await subject.close()
 
 
+@pytest.mark.matrix
 @KINDS
 @pytest.mark.parametrize(
-    ("end", "error"), [(end_by_ctrl_c, KeyboardInterrupt), (end_in_the_selector, Interruption)]
+    ("end", "error"), [(press_ctrl_c, KeyboardInterrupt), (raise_in_selector, Interruption)]
 )
-def test_a_loop_that_is_ended_at_every_await(
+def test_signal_event_loop_ended_at_every_await_row_is_before_or_after(
     database: Database,
     kind: str,
     end: Callable[[Selector], None],
     error: type[BaseException],
     tell: Tell,
 ) -> None:
-    """By Ctrl-C, which asyncio takes, or by a handler that raises while the loop waits."""
+    """By Ctrl-C, which asyncio handles, or by a handler that raises while the loop waits."""
     figures: Figures = Counter()
 
-    def ended(subject: Subject, world: World, call: Call, n: int = 0) -> int:
+    def run_and_end(subject: Subject, world: World, call: Call, n: int = 0) -> int:
         selector = Selector()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-            return runner.run(called(subject, world, call, n, lambda *_: end(selector)))
+            return runner.run(call_interrupted(subject, world, call, n, lambda *_: end(selector)))
 
     def at_every_await_of(call: Call, world: World) -> None:
-        for n in range(1, ended(Subject(database, kind, "async"), world, call) + 1):
+        last = run_and_end(Subject(database, kind, "async"), world, call)
+        for n in range(1, last + 1, choose_step(1, 3)):
             world.end()
             subject = Subject(database, kind, "async")
             with pytest.raises(error):
-                ended(subject, world, call, n)
+                run_and_end(subject, world, call, n)
             subject.assert_free()
             figures[world.end()] += 1
         world.close()
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # or asyncio leaves it alone
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which asyncio requires to handle it
     verbs = VERBS if PROOF else ("create", "complete", "claim", "a refusal")
     for name in verbs:
         at_every_await_of(VERBS[name].call, World(database, VERBS[name]))

@@ -1,4 +1,4 @@
-"""What goes to the database, counted at the driver: one statement for each move that succeeds."""
+"""The statements sent to the database, counted at the driver: one per successful verb."""
 
 import asyncio
 import re
@@ -23,10 +23,10 @@ from ..conftest import Blocking, Database
 
 
 class Wire:
-    """Everything that a SQLite connection runs, or that a PostgreSQL connection sends.
+    """Records the statements that a connection runs (SQLite) or sends (PostgreSQL).
 
-    SQLite calls back for each statement. Of PostgreSQL's protocol libpq keeps a trace, in which
-    each statement is one Execute or one simple Query.
+    SQLite calls back for each statement. For PostgreSQL, libpq writes a trace of the protocol: each
+    statement is one Execute or one simple Query.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -45,11 +45,11 @@ class Wire:
         else:
             driver.set_trace_callback(self.statements.append)
 
-    def take(self) -> list[str]:
-        """Return what was run since the last call, an item for each statement."""
+    def pop_statements(self) -> list[str]:
+        """Return the statements since the last call."""
         if self.is_sqlite:
-            taken, self.statements[:] = self.statements[:], []
-            return taken
+            statements, self.statements[:] = self.statements[:], []
+            return statements
         self.trace.seek(0)
         trips = re.findall(r"^.*\tF\t\d+\t(?:Execute|Query).*$", self.trace.read(), re.MULTILINE)
         self.trace.seek(0)
@@ -57,8 +57,8 @@ class Wire:
         return trips
 
 
-def without_triggers(database: Database) -> None:
-    """SQLite also calls back for what its triggers do, in the words of the statement itself."""
+def drop_sqlite_triggers(database: Database) -> None:
+    """Drop the triggers of SQLite, which also calls back for the statements of triggers."""
     if database.name == "sqlite":
         for row in database.rows("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
             database.run(f"DROP TRIGGER {row['name']}")
@@ -66,7 +66,7 @@ def without_triggers(database: Database) -> None:
 
 @pytest.fixture
 def watched(database: Database, mode: str, runner: asyncio.Runner) -> Any:
-    without_triggers(database)
+    drop_sqlite_triggers(database)
     if mode == "sync":
         engine = create_sync_engine(database.url)
         wire = Wire(engine)
@@ -81,21 +81,21 @@ def watched(database: Database, mode: str, runner: asyncio.Runner) -> Any:
     wire.trace.close()
 
 
-def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> None:
+def test_statements_of_each_verb_are_counted(watched: tuple[ExecutionManager, Wire]) -> None:
     manager, wire = watched
 
     def counted(call: Callable[[], Any], times: int = 1) -> Any:
-        wire.take()
+        wire.pop_statements()
         answer = call()
-        taken = wire.take()
-        assert len(taken) == times, taken
+        statements = wire.pop_statements()
+        assert len(statements) == times, statements
         return answer
 
     manager.list()  # connects
     parent = counted(lambda: manager.create("a"))
     id = counted(lambda: manager.create("a", max_attempts=9, idempotency_key="k")).id
     child = counted(lambda: manager.create("a", parent_id=parent.id)).id
-    # psycopg prepares a statement when it meets it for the sixth time: that far, and beyond.
+    # psycopg prepares a statement at its sixth execution, so repeat it eight times.
     for n in range(8):
         counted(lambda: manager.start(id, worker="w"))
         counted(lambda: manager.update_progress(id, 1, 2, message="m"))
@@ -115,8 +115,8 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
     counted(lambda: manager.sweep(stalled_after=timedelta(days=1)))
     counted(lambda: manager.claim("a", limit=2))
     with manager.attempt(manager.get(child)) as attempt:
-        wire.take()
-    assert len(wire.take()) == 1
+        wire.pop_statements()
+    assert len(wire.pop_statements()) == 1
     counted(lambda: manager.cancel(parent.id, "why"))
     counted(lambda: manager.get(id))
     counted(lambda: manager.list(status="failed", type="a", limit=3))
@@ -125,9 +125,9 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
     counted(lambda: manager.logs(id))
     counted(lambda: manager.replay(parent.id), 2)
     counted(lambda: manager.prune(timedelta(days=1)))
-    # SQLite also calls back for the four foreign keys that the DELETE sets to work.
+    # SQLite also calls back for the four foreign keys that the DELETE checks.
     counted(lambda: manager.delete(child), 5 if wire.is_sqlite else 1)
-    # A re-read only after the UPDATE matched nothing; a repeated create finds what holds the key.
+    # A read follows only if the UPDATE matched no row, or the key of a create is taken.
     with pytest.raises(Exception, match="cancelled"):
         counted(lambda: manager.start(parent.id), 2)
     with pytest.raises(Exception, match="no longer owns"):
@@ -135,22 +135,22 @@ def test_one_statement_for_each_move(watched: tuple[ExecutionManager, Wire]) -> 
     counted(lambda: manager.create("a", idempotency_key="k"), 2)
 
 
-def test_the_control_counts_what_a_transaction_costs(database: Database) -> None:
-    """The same wire sees BEGIN and COMMIT where there are any."""
-    without_triggers(database)
+def test_statements_within_transaction_include_begin_and_commit(database: Database) -> None:
+    """The control of the recorder: it also counts BEGIN and COMMIT."""
+    drop_sqlite_triggers(database)
     engine = create_sync_engine(database.url)
     wire = Wire(engine)
     manager = ExecutionManager(SqlExecutionStore(engine))
     manager.list()
-    wire.take()
+    wire.pop_statements()
     with engine.begin() as connection:
         manager.within(connection).create("a")
-    assert len(wire.take()) == 3
+    assert len(wire.pop_statements()) == 3
     wire.trace.close()
     engine.dispose()
 
 
-def test_sound_settings(database: Database) -> None:
+def test_sqlite_settings_are_wal_foreign_keys_busy_timeout_and_full(database: Database) -> None:
     if database.name == "postgresql":
         with pytest.raises(Exception, match="engine must be over SQLite, not postgresql"):
             configure_sqlite(database.engine)

@@ -1,4 +1,4 @@
-"""`execution_stats`: right whatever the rows are, and in SQLite from an index alone."""
+"""The view execution_stats: correct for all kinds of rows; SQLite reads only an index."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ counter = iter(range(10**9))
 def earlier(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Database]:
-    """A database as it was before."""
+    """A database at the revision before the view changed."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/stats.db"
     else:
@@ -45,16 +45,16 @@ def alembic() -> Config:
     return Config(ROOT / "alembic.ini")
 
 
-BEGAN = datetime(2026, 1, 31, 23, 59, 59, 999000, tzinfo=UTC)
+BASE_TIME = datetime(2026, 1, 31, 23, 59, 59, 999000, tzinfo=UTC)
 NEVER = None
-# Type, status, when it was created, and after how many seconds it started and came to rest.
+# Type, status, and the seconds at which it was created, started and finished.
 ROWS = [
     ("a", "completed", 0, 0.001, 1.251),
     ("a", "completed", -86_400, 0.5, 0.5),
     ("a", "completed", 5, 1.5, 4.833),
     ("a", "completed", 6, 0.029, 31_556_952.03),
     ("a", "failed", 7, 1, 1.999),
-    ("a", "failed", 8, 10, 9.5),  # a hand wrote it: it ended before it began
+    ("a", "failed", 8, 10, 9.5),  # a manual UPDATE: it finished before it started
     ("a", "cancelled", 9, 1, 2),
     ("a", "cancelled", 10, NEVER, 2),
     ("b", "cancelled", 11, NEVER, 3),
@@ -73,9 +73,9 @@ def fill(database: Database) -> None:
             "id": f"0198a000-0000-7000-8000-{n:012}",
             "type": type_,
             "status": status,
-            "created_at": spelt(created),
-            "started_at": spelt(started),
-            "completed_at": spelt(ended),
+            "created_at": format_time(created),
+            "started_at": format_time(started),
+            "completed_at": format_time(ended),
             "attempts": int(started is not NEVER),
             "max_attempts": 2,
             "error": '{"message": "no"}' if status in ("failed", "timed_out") else None,
@@ -83,10 +83,10 @@ def fill(database: Database) -> None:
         insert(database, row)
 
 
-def spelt(seconds: float | None) -> str | None:
+def format_time(seconds: float | None) -> str | None:
     if seconds is NEVER:
         return None
-    time = BEGAN + timedelta(seconds=seconds)
+    time = BASE_TIME + timedelta(seconds=seconds)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -97,13 +97,13 @@ def expected(now: datetime) -> dict[tuple[str, str], tuple[Any, ...]]:
     return {
         of: (
             len(rows),
-            BEGAN + timedelta(seconds=min(created for created, _, _ in rows)),
+            BASE_TIME + timedelta(seconds=min(created for created, _, _ in rows)),
             pytest.approx(mean(durations), rel=1e-12, abs=slack) if durations else None,
             pytest.approx(max(durations), rel=1e-12, abs=slack) if durations else None,
         )
         for of, rows in groups.items()
         for slack in [30 if of[1] == "running" else 0]
-        for durations in [list(durations_of(of[1], rows, (now - BEGAN).total_seconds()))]
+        for durations in [list(durations_of(of[1], rows, (now - BASE_TIME).total_seconds()))]
     }
 
 
@@ -137,18 +137,18 @@ def schema(database: Database) -> list[dict[str, Any]]:
     )
 
 
-def test_the_same_before_and_after_and_on_the_way_back(earlier: Database) -> None:
+def test_stats_view_upgrade_and_downgrade_keep_the_rows(earlier: Database) -> None:
     fill(earlier)
-    made = schema(earlier)
+    before = schema(earlier)
     assert stats(earlier) == expected(datetime.now(UTC))
     command.upgrade(alembic(), AFTER)
     assert stats(earlier) == expected(datetime.now(UTC))
     command.downgrade(alembic(), BEFORE)
     assert stats(earlier) == expected(datetime.now(UTC))
-    assert schema(earlier) == made
+    assert schema(earlier) == before
 
 
-def test_the_doctor_finds_all_in_place(earlier: Database) -> None:
+def test_stats_view_after_upgrade_doctor_reports_no_problem(earlier: Database) -> None:
     fill(earlier)
     command.upgrade(alembic(), "head")
     command.check(alembic())
@@ -156,7 +156,7 @@ def test_the_doctor_finds_all_in_place(earlier: Database) -> None:
     assert [found[check] for check in ("migrated", "tables", "indexes", "views")] == ["ok"] * 4
 
 
-def test_of_a_type_or_a_status(earlier: Database) -> None:
+def test_stats_view_filtered_returns_the_same_rows(earlier: Database) -> None:
     fill(earlier)
     migrate.upgrade(earlier.engine)
     whole = {of: row for of, row in stats(earlier).items() if of[1] != "running"}
@@ -167,8 +167,8 @@ def test_of_a_type_or_a_status(earlier: Database) -> None:
     assert stats(earlier, "WHERE type = 'c'") == {}
 
 
-def test_rows_that_change_by_hand(database: Database) -> None:
-    """What the index holds follows every statement."""
+def test_stats_view_after_manual_changes_is_correct(database: Database) -> None:
+    """The index follows every statement, also manual ones."""
     with connect(database.url) as manager:
         ids = [manager.create("a", max_attempts=3).id for _ in range(3)]
         assert {of: row[0] for of, row in stats(database).items()} == {("a", "pending"): 3}
@@ -195,8 +195,8 @@ def test_rows_that_change_by_hand(database: Database) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("analyzed", [False, True])
-def test_it_reads_no_row_of_the_table(database: Database, analyzed: bool) -> None:
-    """PostgreSQL has no such index: it reads the table in order, which is as fast."""
+def test_stats_view_on_sqlite_reads_only_the_index(database: Database, analyzed: bool) -> None:
+    """SQLite only: PostgreSQL has no such index and reads the table in order, which is as fast."""
     fill(database)
     if analyzed:
         database.run("ANALYZE")

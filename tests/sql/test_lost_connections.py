@@ -1,0 +1,315 @@
+"""A call whose connection is lost takes effect exactly once; a proxy cuts the connections.
+
+PostgreSQL only: SQLite has no connection to lose.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from execution_core import (
+    ConnectionLost,
+    Execution,
+    ExecutionManager,
+    SqlExecutionStore,
+    connect,
+)
+from execution_core.core.creation import MAX_TRIES
+from execution_core.sql.driver.broken import ConnectionBroken
+from execution_core.sql.recovery import queries
+
+from ..conftest import Database
+from ..support.proxy import Cut, Proxy
+from ..support.situations import bring_to
+from ..tracking.test_races import assert_legal
+from .lost_connections import (
+    DAY,
+    age_by_a_minute,
+    blocked_pids,
+    open_bound_manager,
+    row_lock,
+    wait_for,
+)
+
+Verb = tuple[str, Callable[[Any, str], Any]]
+
+# The state before the call, and the call.
+VERBS: dict[str, Verb] = {
+    "start": ("pending", lambda m, id: m.start(id, worker="w")),
+    "claim": ("pending", lambda m, id: m.claim("work", worker="w")),
+    "complete": ("running", lambda m, id: m.complete(id, {"r": [1, None]}, attempt=1)),
+    "fail": ("running", lambda m, id: m.fail(id, "no", retryable=False)),
+    "fail retryable": ("running", lambda m, id: m.fail(id, "no", retryable=True, retry_after=DAY)),
+    "timeout": ("running", lambda m, id: m.timeout(id)),
+    "sweep": ("running", lambda m, id: m.sweep(stalled_after=timedelta(milliseconds=1))),
+    "cancel": ("running", lambda m, id: m.cancel(id, "why")),
+    "retry": ("failed", lambda m, id: m.retry(id)),
+    "heartbeat": ("running", lambda m, id: m.heartbeat(id, attempt=1)),
+    "update_progress": ("running", lambda m, id: m.update_progress(id, 1, 3, message="m")),
+    "checkpoint": ("running", lambda m, id: m.checkpoint(id, 'k"', {"v": [1.5]})),
+    "advance": ("running", lambda m, id: m.advance(id, 1, 3, key="k", value=1)),
+    "create": ("pending", lambda m, id: m.create("more", {"p": 1}, parent_id=id)),
+    "create with a key": ("pending", lambda m, id: m.create("more", idempotency_key=f"of {id}")),
+    "replay": ("failed", lambda m, id: m.replay(id)),
+    "log": ("running", lambda m, id: m.log(id, "line", data={"n": 1}, attempt=1)),
+    "delete": ("failed", lambda m, id: m.delete(id)),
+}
+
+BINDINGS = ["own", "host's", "listening"]
+
+
+def comparable(answer: Any) -> Any:
+    """Return an answer without what differs between two calls: ids and times."""
+    if isinstance(answer, list):
+        return [comparable(each) for each in answer]
+    if answer is None:
+        return None
+    varying = {"id", "execution_id", "parent_id", "replay_of", "idempotency_key", "updated_at"}
+    varying |= {name for name, value in answer if name.endswith("_at") and value is not None}
+    return answer.model_dump(exclude=varying)
+
+
+def stored(database: Database, id: str) -> Any:
+    """Return all stored values of an execution, its children and its replays."""
+    history = "SELECT from_status, to_status, attempt, reason FROM execution_history"
+    return (
+        database.rows(f"{history} WHERE execution_id = :id ORDER BY seq", id=id),
+        database.rows(
+            "SELECT status, attempts, checkpoints, progress_current, result FROM executions"
+            " WHERE id = :id OR parent_id = :id OR replay_of = :id OR idempotency_key = :key"
+            " ORDER BY id",
+            id=id,
+            key=f"of {id}",
+        ),
+        database.rows("SELECT message, data FROM execution_logs WHERE execution_id = :id", id=id),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(postgres_database: Database) -> dict[str, Any]:
+    """Return what each call stores and returns when no connection is lost."""
+    found = {}
+    with connect(postgres_database.url) as manager:
+        for verb, (state, call) in VERBS.items():
+            postgres_database.run("TRUNCATE executions CASCADE")
+            id = bring_to(manager, state).id
+            age_by_a_minute(postgres_database)
+            answer = comparable(call(manager, id))
+            found[verb] = stored(postgres_database, id), answer
+    return found
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("binding", BINDINGS)
+@pytest.mark.parametrize("when", [Cut.BEFORE, Cut.AFTER, Cut.RACING])
+def test_lost_connection_every_verb_takes_effect_once(
+    postgres_database: Database,
+    proxy: Proxy,
+    mode: str,
+    binding: str,
+    when: Cut,
+    runner: asyncio.Runner,
+    undisturbed: dict[str, Any],
+) -> None:
+    """The answer and the stored values are those of a call without a lost connection."""
+    with open_bound_manager(proxy.url, mode, binding, runner) as manager:
+        for verb, (state, call) in VERBS.items():
+            expected, answer = undisturbed[verb]
+            id = bring_to(manager, state).id
+            age_by_a_minute(postgres_database)
+            proxy.cut(when)
+            assert comparable(call(manager, id)) == answer
+            assert proxy.waiting == 0, verb
+            assert stored(postgres_database, id) == expected
+            assert_legal(postgres_database)
+            postgres_database.run("TRUNCATE executions CASCADE")
+    assert proxy.cuts == {when: len(VERBS)}
+
+
+def test_lost_connection_attempt_block_completes(
+    postgres_database: Database, proxy: Proxy, mode: str, runner: asyncio.Runner
+) -> None:
+    with open_bound_manager(proxy.url, mode, "own", runner) as manager:
+        id = manager.create("work").id
+        for when in (Cut.AFTER, Cut.BEFORE, Cut.AFTER, Cut.RACING):
+            proxy.cut(when)  # at the start, at two writes and at the end
+        with manager.attempt(id) as attempt:
+            for _ in attempt.each("ab"):
+                age_by_a_minute(postgres_database)
+        done = manager.get(id)
+    assert proxy.waiting == 0
+    assert (done.status, done.attempts, done.checkpoints) == ("completed", 1, {"last_index": 1})
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_lost_connection_read_is_repeated(
+    proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner
+) -> None:
+    with open_bound_manager(proxy.url, mode, binding, runner) as manager:
+        id = manager.create("work", idempotency_key="k").id
+        manager.log(id, "line")
+        for call_and_check in (
+            lambda: manager.get(id).id == id,
+            lambda: manager.find_by_idempotency_key("k").id == id,
+            lambda: len(manager.list(type="work")) == 1,
+            lambda: len(manager.logs(id)) == 1,
+        ):
+            proxy.cut(Cut.READING)
+            assert call_and_check()
+            assert proxy.waiting == 0
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_lost_connection_repeatedly_raises_connection_lost(
+    postgres_database: Database, proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner
+) -> None:
+    with open_bound_manager(proxy.url, mode, binding, runner) as manager:
+        id = manager.create("work").id
+        for _ in range(MAX_TRIES):
+            proxy.cut(Cut.BEFORE)
+        with pytest.raises(
+            ConnectionLost, match=f"Cannot start execution {id}: .* several times in a row"
+        ):
+            manager.start(id)
+        assert proxy.waiting == 0
+        assert manager.get(id).status == "pending"
+        for _ in range(MAX_TRIES):
+            proxy.cut(Cut.BEFORE)
+        with pytest.raises(ConnectionLost, match=r"Cannot claim executions: .* try again"):
+            manager.claim()
+        assert manager.start(id).attempts == 1
+    assert_legal(postgres_database)
+
+
+def test_lost_connection_during_verification_outcome_is_unknown(
+    proxy: Proxy, mode: str, runner: asyncio.Runner
+) -> None:
+    """The error is the original error of the database, with a note."""
+    with open_bound_manager(proxy.url, mode, "own", runner) as manager:
+        id = manager.create("work").id
+        proxy.cut(Cut.AFTER)
+        proxy.cut(Cut.READING)  # the first query of the verification
+        with pytest.raises(OperationalError) as caught:
+            manager.start(id)
+        assert caught.value.connection_invalidated
+        assert "UPDATE" in str(caught.value)
+        assert "It is unknown whether start was" in caught.value.__notes__[0]
+        assert manager.get(id).status == "running"
+
+
+def test_lost_connection_prune_outcome_is_unknown(
+    postgres_database: Database, proxy: Proxy, mode: str, runner: asyncio.Runner
+) -> None:
+    with open_bound_manager(proxy.url, mode, "own", runner) as manager:
+        bring_to(manager, "failed")
+        age_by_a_minute(postgres_database)
+        proxy.cut(Cut.AFTER)
+        with pytest.raises(OperationalError):
+            manager.prune(timedelta(milliseconds=1))
+        assert manager.prune(timedelta(milliseconds=1)) == 0
+        assert manager.list() == []
+
+
+def test_lost_connection_in_host_transaction_is_raised(
+    postgres_database: Database, proxy: Proxy
+) -> None:
+    engine = create_engine(proxy.url)
+    manager = ExecutionManager(SqlExecutionStore(engine))
+    id = manager.create("work").id
+    with engine.connect() as connection:
+        proxy.cut(Cut.AFTER)
+        with pytest.raises(OperationalError) as caught:
+            manager.within(connection).start(id)
+        assert caught.value.connection_invalidated
+    assert manager.get(id).status == "pending"
+    engine.dispose()
+
+
+def start_while_row_is_locked(
+    database: Database, proxy: Proxy, manager: ExecutionManager, id: str
+) -> Execution:
+    """Start an execution whose row is locked; lose the connection while the statement waits."""
+    answers: list[Execution] = []
+    before = proxy.writes
+    with row_lock(database, id):
+        proxy.cut(Cut.RACING)
+        caller = threading.Thread(target=lambda: answers.append(manager.start(id, worker="me")))
+        caller.start()
+        # The first statement is terminated; the second one waits for the lock.
+        wait_for(lambda: proxy.writes == before + 2 and len(blocked_pids(database)) == 1)
+    caller.join(30)
+    (answer,) = answers
+    return answer
+
+
+def test_lost_connection_waiting_statement_is_terminated(
+    postgres_database: Database, proxy: Proxy
+) -> None:
+    """A backend that waits for a lock does not notice a lost client, so it is terminated."""
+    with connect(proxy.url) as manager:
+        id = manager.create("work", max_attempts=3).id
+        started = start_while_row_is_locked(postgres_database, proxy, manager, id)
+    assert (started.status, started.attempts) == ("running", 1)
+    assert_legal(postgres_database)
+
+
+def test_terminate_backend_of_another_connection_is_refused(postgres_database: Database) -> None:
+    """Process ids are reused, above all after the restart of a container."""
+    engine = postgres_database.engine
+    with engine.connect() as asking, engine.connect() as other:
+
+        def terminate(connection: Connection, age: timedelta) -> Any:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+            query = queries.terminate_backend(pid, age)
+            answer: Any = asking.execute(query.statement, query.parameters).one()
+            return answer[1]
+
+        assert terminate(other, DAY) is False  # it is younger than the lost connection
+        assert terminate(asking, timedelta(0)) is None  # it is the asking connection itself
+        assert other.scalar(text("SELECT 1")) == 1
+        assert terminate(other, timedelta(0)) is True
+        other.invalidate()
+
+
+def test_lost_connection_older_connection_can_verify(
+    postgres_database: Database, proxy: Proxy
+) -> None:
+    """Another thread may return an older connection before the verification."""
+    with connect(proxy.url) as manager:
+        id = manager.create("work").id
+        store: Any = manager._store
+        direct = store._bind
+        older, newer = direct._checkout(), direct._checkout()
+        direct._checkin(newer)
+        rows = direct.rows
+
+        def rows_then_check_in(query: Any) -> Any:
+            try:
+                return rows(query)
+            except ConnectionBroken:
+                direct.rows = rows
+                direct._checkin(older)
+                raise
+
+        direct.rows = rows_then_check_in
+        started = start_while_row_is_locked(postgres_database, proxy, manager, id)
+    assert (started.status, started.attempts, started.worker) == ("running", 1, "me")
+
+
+def test_lost_connection_behind_pooler_outcome_is_unknown(proxy: Proxy) -> None:
+    """Behind a pooler the backend is not the one whose pid the driver knows."""
+    with connect(proxy.url) as manager:
+        id = manager.create("work").id
+        direct: Any = manager._store._bind
+        learn_backend, direct._learn_backend = direct._learn_backend, lambda pooled: 1
+        proxy.cut(Cut.AFTER)
+        with pytest.raises(OperationalError):
+            manager.start(id)
+        direct._learn_backend = learn_backend
+        assert manager.get(id).status == "running"
