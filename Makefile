@@ -1,5 +1,5 @@
-# `make demo` and `make test` are complete on a fresh machine with Python 3.11 or newer: the first
-# run makes an environment of its own in .venv, with uv where it is installed, else with pip.
+# Needs Python 3.11 or newer. The first target creates the environment .venv, with uv if it is
+# installed, otherwise with pip.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,21 +12,22 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -n 2 $(ARGS)
 
-# Every case of every matrix; `make test` runs a selection of them (see CONTRIBUTING.md).
+# Runs every case of every matrix. `make test` runs a selection of them (see CONTRIBUTING.md).
 test-all: .venv/installed
 	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 2 $(ARGS)
 
-# Chaos runs, their checker and its controls, in some minutes. ARGS="--seed 7" repeats a seed;
-# ARGS=--quick only checks that it runs, without the tests; ARGS=--write writes the figures into
-# docs/reliability.md.
+# Chaos runs, their checker and its controls; takes some minutes. ARGS="--seed 7" repeats a seed;
+# ARGS=--quick only checks that everything runs, without the tests; ARGS=--write writes the figures
+# into docs/reliability.md.
 proof: .venv/installed
 	$(BIN)/python -m proof $(ARGS)
 
-# All figures of docs/performance.md, in about 20 minutes; ARGS=--quick only sees that it runs.
+# Measures all figures of docs/performance.md in about 20 minutes; ARGS=--quick only checks that
+# everything runs.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# What the documentation shows of the command line: its reference, and its pictures.
+# Generates the reference of the command line and its pictures.
 docs: .venv/installed
 	$(BIN)/python tools/cli_reference.py
 	$(BIN)/python tools/pictures.py
@@ -41,7 +42,7 @@ lint: .venv/installed
 .venv/installed: EXTRAS = dev
 .venv/installed .venv/bench: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	@echo "Building .venv, once; this takes about a minute ..."
+	@echo "Creating .venv; this takes about a minute ..."
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
 		uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'; \

@@ -32,8 +32,14 @@ T = TypeVar("T")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BIN = Path(sys.executable).parent
 PATIENCE = 60
+KINDS = ("sqlite", "postgresql")
 
 numbers = iter(range(10**9))
+
+# `make test` runs each example on one database, `make test-all` on both.
+ALSO_ON = {kind: pytest.param(kind, marks=pytest.mark.exhaustive) for kind in KINDS}
+on_sqlite = pytest.mark.parametrize("host", ["sqlite", ALSO_ON["postgresql"]], indirect=True)
+on_postgresql = pytest.mark.parametrize("host", ["postgresql", ALSO_ON["sqlite"]], indirect=True)
 
 
 @dataclass
@@ -105,7 +111,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/host.db"
@@ -151,6 +157,7 @@ FORBID = {
 }
 
 
+@on_postgresql
 def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None:
     """Two processes: the one that ships is killed, and the other ships the rest."""
     url = host.database.url.replace("sqlite:", "sqlite+aiosqlite:")
@@ -212,6 +219,7 @@ def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None
 # --- Flask ------------------------------------------------------------------------------------
 
 
+@on_postgresql
 def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
     """Two workers: the working one gets SIGTERM, and the other makes the rest."""
     port = free_port()
@@ -253,6 +261,7 @@ def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
 # --- a plain script ---------------------------------------------------------------------------
 
 
+@on_sqlite
 def test_example_script_killed_next_run_imports_the_rest(host: Host) -> None:
     prices, total = host.folder / "prices.csv", 800
     prices.write_text("".join(f"article-{n},{n}.50\n" for n in range(total)))
@@ -302,6 +311,7 @@ for id in sys.argv[1:]:
 """
 
 
+@on_postgresql
 def test_example_celery_duplicate_delivery_and_killed_worker_work_once(host: Host) -> None:
     """A task is delivered twice, and a worker process is killed during a task."""
     worker = "celery --app celery_tasks worker --beat --concurrency 2 --loglevel INFO"
@@ -331,6 +341,7 @@ def test_example_celery_duplicate_delivery_and_killed_worker_work_once(host: Hos
 # --- APScheduler ------------------------------------------------------------------------------
 
 
+@on_sqlite
 def test_example_apscheduler_killed_other_scheduler_completes_the_report(host: Host) -> None:
     """Two schedulers start each report, one makes it; if that one dies, the other completes it."""
     schedulers = {}

@@ -12,7 +12,7 @@ from benchmarks.contenders.plain_sql import COLUMNS
 
 from execution_core.sql.statements.rows import ROW
 
-from ..conftest import Database
+from ..conftest import Database, open_database
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -33,8 +33,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_contender_runs_four_lifecycles_records_them(
     request: pytest.FixtureRequest, kind: str, module: str, options: dict[str, Any]
 ) -> None:
-    from ..conftest import open_database
-
     with open_database(kind, request) as database:
         contender = importlib.import_module(f"benchmarks.contenders.{module}")
         with contender.lifecycles(database.url, **options) as run:

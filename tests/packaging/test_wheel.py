@@ -1,14 +1,18 @@
-"""The built wheel, installed in a new environment, outside the checkout."""
+"""The built wheel, used outside the checkout.
+
+`make test` runs it unpacked; `make test-all` installs it and its extras in new environments.
+"""
 
 import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from ..conftest import Database
+from ..conftest import Database, open_database
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,10 +61,12 @@ def create_environment(folder: Path, *packages: str) -> Path:
     return python
 
 
-def run(*command: object, **options: object) -> str:
+def run(*command: object, path: Path | None = None, **options: object) -> str:
     environment = {
         k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "EXECUTION_CORE_URL")
     }
+    if path:
+        environment["PYTHONPATH"] = str(path)
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False,
         env=environment, **options,  # type: ignore[call-overload]
@@ -69,6 +75,24 @@ def run(*command: object, **options: object) -> str:
     return str(done.stdout)
 
 
+def test_wheel_unpacked_migrates_and_runs(
+    wheel: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    migrate = "import sys; from execution_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    for kind in ("sqlite", "postgresql"):
+        with open_database(kind, request) as database:
+            python = (sys.executable, "-W", "error", "-c")
+            migrated = run(
+                *python, migrate, "migrate", "--url", database.url, path=tmp_path, cwd=tmp_path
+            )
+            assert "execution_core_0006" in migrated
+            ran = run(*python, SCRIPT, database.url, ROOT, path=tmp_path, cwd=tmp_path)
+            assert ran == "done\n"
+
+
+@pytest.mark.exhaustive
 def test_wheel_migrates_and_runs_sync_and_async(
     installed: Path, database: Database, tmp_path: Path
 ) -> None:
@@ -78,6 +102,7 @@ def test_wheel_migrates_and_runs_sync_and_async(
     assert ran == "done\n"
 
 
+@pytest.mark.exhaustive
 def test_wheel_without_extras_runs_on_sqlite_and_names_missing_extras(
     tmp_path: Path, wheel: Path
 ) -> None:
@@ -96,6 +121,7 @@ def test_wheel_without_extras_runs_on_sqlite_and_names_missing_extras(
         assert f"pip install 'execution-core[{extra}]'" in run(python, "-c", missing, bad)
 
 
+@pytest.mark.exhaustive
 def test_wheel_contains_alembic_ini_migrations_and_py_typed(
     installed: Path, tmp_path: Path
 ) -> None:

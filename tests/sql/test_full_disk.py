@@ -68,7 +68,13 @@ def small_file_system(megabytes: int) -> Iterator[tuple[Path, Callable[[], None]
             subprocess.run(["umount", "-l", name], check=True)
 
 
-DISKS = ["sqlite by a limit", "sqlite sync", "sqlite async", "postgresql sync", "postgresql async"]
+DISKS = [
+    "sqlite by a limit",
+    pytest.param("sqlite sync", marks=pytest.mark.exhaustive),
+    "sqlite async",
+    "postgresql sync",
+    pytest.param("postgresql async", marks=pytest.mark.exhaustive),
+]
 
 
 @pytest.fixture(params=DISKS)

@@ -23,7 +23,7 @@ from ..conftest import Database
 from ..docs.test_sql_cookbook import Story
 from ..support.cookbook import ask, blocks, cookbook
 
-READER, MOVER = "executions_reader", "executions_mover"
+READER, WORKER = "executions_reader", "executions_worker"
 PASSWORD = "only-for-tests"
 
 
@@ -32,7 +32,7 @@ class Roles:
 
     def __init__(self, owner: Database) -> None:
         self.owner = owner
-        self.names = {role: f"{role}_{os.getpid()}" for role in (READER, MOVER)}
+        self.names = {role: f"{role}_{os.getpid()}" for role in (READER, WORKER)}
         recipes = "".join(blocks("pgsql"))
         for role, name in self.names.items():
             recipes = recipes.replace(role, name)
@@ -167,7 +167,7 @@ def test_role_reader_writes_are_denied(roles: Roles) -> None:
 
 @pytest.fixture
 def created(story: Story) -> Callable[..., str]:
-    """A function with which the owner creates an execution for the mover."""
+    """A function with which the owner creates an execution for the worker."""
 
     def create(**options: Any) -> str:
         with connect(story.database.url) as owner:
@@ -176,42 +176,42 @@ def created(story: Story) -> Callable[..., str]:
     return create
 
 
-def test_role_mover_transitions_succeed(
+def test_role_worker_transitions_succeed(
     roles: Roles, story: Story, created: Callable[..., str]
 ) -> None:
     """Every transition, with the statements, triggers and checks of the library."""
     hour = timedelta(hours=1)
-    with connect(roles.url(MOVER)) as mover:
-        assert migrate.check(roles.url(MOVER))
+    with connect(roles.url(WORKER)) as worker:
+        assert migrate.check(roles.url(WORKER))
         id = created(timeout=timedelta(milliseconds=1))
-        mover.start(id, worker="w")
-        mover.heartbeat(id, attempt=1)
-        mover.update_progress(id, 1, 2, message="half", attempt=1)
-        mover.checkpoint(id, "k", 1, attempt=1)
-        mover.advance(id, 2, 2, key="k", value=2, attempt=1)
-        mover.log(id, "line", level="warning", attempt=1)
-        assert [each.message for each in mover.logs(id)] == ["line"]
-        mover.fail(id, OSError("no"), retryable=True, retry_after=timedelta(0))
-        assert [each.id for each in mover.claim("moved", worker="w")] == [id]
-        while not (swept := mover.sweep(type="moved", stalled_after=hour)):
+        worker.start(id, worker="w")
+        worker.heartbeat(id, attempt=1)
+        worker.update_progress(id, 1, 2, message="half", attempt=1)
+        worker.checkpoint(id, "k", 1, attempt=1)
+        worker.advance(id, 2, 2, key="k", value=2, attempt=1)
+        worker.log(id, "line", level="warning", attempt=1)
+        assert [each.message for each in worker.logs(id)] == ["line"]
+        worker.fail(id, OSError("no"), retryable=True, retry_after=timedelta(0))
+        assert [each.id for each in worker.claim("moved", worker="w")] == [id]
+        while not (swept := worker.sweep(type="moved", stalled_after=hour)):
             pass
         assert [each.id for each in swept] == [id]
-        mover.retry(id)
-        with mover.attempt(id) as attempt:
+        worker.retry(id)
+        with worker.attempt(id) as attempt:
             attempt.result = {"done": True}
-        mover.timeout(mover.start(created()).id)
-        mover.cancel(created(), "no longer wanted")
-        assert mover.list(type="moved", limit=1)[0].status == "cancelled"
+        worker.timeout(worker.start(created()).id)
+        worker.cancel(created(), "no longer wanted")
+        assert worker.list(type="moved", limit=1)[0].status == "cancelled"
     assert story.database.history(id)[-1] == ("running", "completed")
     assert len(story.database.history(id)) == 8
 
 
-def test_role_mover_create_and_delete_are_denied(
+def test_role_worker_create_and_delete_are_denied(
     roles: Roles, story: Story, created: Callable[..., str]
 ) -> None:
     id = created()
-    with connect(roles.url(MOVER)) as mover:
-        mover.complete(mover.start(id).id)
+    with connect(roles.url(WORKER)) as worker:
+        worker.complete(worker.start(id).id)
         calls: list[Callable[[ExecutionManager], Any]] = [
             lambda m: m.create("moved"),
             lambda m: m.replay(id),
@@ -220,8 +220,8 @@ def test_role_mover_create_and_delete_are_denied(
         ]
         for call in calls:
             with permission_denied():
-                call(mover)
-    with roles.database(MOVER) as connected:
+                call(worker)
+    with roles.database(WORKER) as connected:
         for write in (
             "DELETE FROM executions",
             "TRUNCATE executions CASCADE",
@@ -235,14 +235,14 @@ def test_role_mover_create_and_delete_are_denied(
     assert len(story.database.history(id)) == 3
 
 
-def test_role_mover_updates_only_columns_of_transitions(roles: Roles) -> None:
+def test_role_worker_updates_only_columns_of_transitions(roles: Roles) -> None:
     """Exactly the columns that transitions write; not the type, the payload or the options."""
     writable = {"status", "updated_at", "write_token"}
     for rule in state_machine.RULES:
         writable |= {field for move in rule.moves for field in move.changes}
     writable -= {"progress"}
     writable |= {f"progress_{part}" for part in ("current", "total", "percent", "message")}
-    with roles.database(MOVER) as connected:
+    with roles.database(WORKER) as connected:
         for column in executions.c:
             write = f"UPDATE executions SET {column.name} = {column.name} WHERE false"
             if column.name in writable:
@@ -253,4 +253,4 @@ def test_role_mover_updates_only_columns_of_transitions(roles: Roles) -> None:
 
 
 def test_role_recipes_create_these_two_roles() -> None:
-    assert re.findall(r"CREATE ROLE (\w+)", "".join(blocks("pgsql"))) == [READER, MOVER]
+    assert re.findall(r"CREATE ROLE (\w+)", "".join(blocks("pgsql"))) == [READER, WORKER]
