@@ -4,13 +4,17 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from execution_core import migrate
+from execution_core.cli import main
 
 from ..conftest import Database
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -19,6 +23,24 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         [Path(sys.executable).with_name("execution-core"), *arguments],
         cwd=cwd, env=inherited | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Call:
+    """Return a function that runs the command line here and returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EXECUTION_CORE_URL", raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def test_migrate_without_url_creates_default_database(tmp_path: Path) -> None:
@@ -35,11 +57,11 @@ def test_migrate_url_from_environment_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_migrate_sql_prints_and_creates_nothing(tmp_path: Path, kind: str) -> None:
-    done = run("migrate", "--sql", "--url", f"{kind}://", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "CREATE TABLE executions" in done.stdout
-    assert "CREATE VIEW execution_attempts" in done.stdout
+def test_migrate_sql_prints_and_creates_nothing(call: Call, tmp_path: Path, kind: str) -> None:
+    code, out, _ = call("migrate", "--sql", "--url", f"{kind}://")
+    assert code == 0
+    assert "CREATE TABLE executions" in out
+    assert "CREATE VIEW execution_attempts" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,71 +74,72 @@ def test_migrate_sql_prints_and_creates_nothing(tmp_path: Path, kind: str) -> No
         ("postgresql://u:secret@127.0.0.1:1/d", "connection"),
         ("postgresql+asyncpg://u:secret@h/d", "postgresql+psycopg://, not postgresql+asyncpg://"),
         ("sqlite://file.db", "url needs a third slash before the file: sqlite:///file.db"),
-        ("sqlite://", "is an in-memory database"),
+        ("sqlite://", "memory"),
     ],
 )
-def test_migrate_invalid_url_exits_1_with_one_line(tmp_path: Path, url: str, message: str) -> None:
-    done = run("migrate", "--url", url, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "secret" not in done.stderr
+def test_migrate_invalid_url_exits_1_with_one_line(call: Call, url: str, message: str) -> None:
+    code, out, err = call("migrate", "--url", url)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert "secret" not in err
 
 
-def test_migrate_hides_password(tmp_path: Path, postgres_database: Database) -> None:
+def test_migrate_hides_password(call: Call, postgres_database: Database) -> None:
     url = postgres_database.url.replace("postgres@", "postgres:secret@")
-    done = run("migrate", "--url", url, cwd=tmp_path)
-    assert done.returncode == 0
-    assert "secret" not in done.stdout + done.stderr
+    code, out, err = call("migrate", "--url", url)
+    assert code == 0
+    assert "secret" not in out + err
 
 
 @pytest.mark.parametrize("arguments", [(), ("nonsense",), ("migrate", "--nonsense")])
-def test_main_usage_error_exits_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    assert run(*arguments, cwd=tmp_path).returncode == 2
+def test_main_usage_error_exits_2(call: Call, arguments: tuple[str, ...]) -> None:
+    assert call(*arguments)[0] == 2
 
 
-def test_migrate_newer_revision_refused(tmp_path: Path) -> None:
-    run("migrate", cwd=tmp_path)
+def test_migrate_newer_revision_refused(call: Call, tmp_path: Path) -> None:
+    call("migrate")
     with sqlite3.connect(tmp_path / "executions.db") as raw:
         raw.execute("UPDATE execution_core_version SET version_num = 'execution_core_9999'")
     raw.close()
-    done = run("migrate", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "is at revision execution_core_9999, which a newer version of" in done.stderr
+    code, _, err = call("migrate")
+    assert code == 1
+    assert "execution_core_9999, which a newer version of" in err
     assert not migrate.check(f"sqlite:///{tmp_path}/executions.db")
 
 
-def test_migrate_empty_environment_variable_is_ignored(tmp_path: Path) -> None:
-    assert run("migrate", cwd=tmp_path, EXECUTION_CORE_URL="").returncode == 0
+def test_migrate_empty_environment_variable_is_ignored(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXECUTION_CORE_URL", "")
+    assert call("migrate")[0] == 0
     assert (tmp_path / "executions.db").exists()
 
 
-def test_migrate_async_url_accepted(tmp_path: Path) -> None:
-    assert run("migrate", "--url", "sqlite+aiosqlite:///a.db", cwd=tmp_path).returncode == 0
+def test_migrate_async_url_accepted(call: Call, tmp_path: Path) -> None:
+    assert call("migrate", "--url", "sqlite+aiosqlite:///a.db")[0] == 0
     assert (tmp_path / "a.db").exists()
 
 
-def test_run_sqlite_file_url_is_valid_in_other_directory(tmp_path: Path) -> None:
+def test_run_sqlite_file_url_is_valid_in_other_directory(call: Call, tmp_path: Path) -> None:
     """The command finds the same file after it changes its working directory."""
-    run("migrate", cwd=tmp_path)
+    migrate.upgrade(f"sqlite:///{tmp_path}/executions.db")
     url = "sqlite:///file:executions.db?mode=rw&uri=true"
     command = f"cd / && '{sys.executable}' -m execution_core log 'was here'"
     done = run("run", "--url", url, "--key", "k", "--", "sh", "-c", command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "completed" in run("list", "--url", url, cwd=tmp_path).stdout
+    assert "completed" in call("list", "--url", url)[1]
     with sqlite3.connect(tmp_path / "executions.db") as raw:
         assert raw.execute("SELECT message FROM execution_logs").fetchall() == [("was here",)]
     raw.close()
-    memory = run("list", "--url", "sqlite:///file:x?mode=memory&uri=true", cwd=tmp_path)
-    assert memory.returncode == 1
-    assert "is an in-memory database" in memory.stderr
+    code, _, err = call("list", "--url", "sqlite:///file:x?mode=memory&uri=true")
+    assert (code, "is an in-memory database" in err) == (1, True)
 
 
 def test_main_version_is_printed(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout.startswith("0.")
 
 
-def test_main_help_is_printed(tmp_path: Path) -> None:
-    assert "migrate" in run("--help", cwd=tmp_path).stdout
-    assert "EXECUTION_CORE_URL" in run("migrate", "--help", cwd=tmp_path).stdout
+def test_main_help_is_printed(call: Call) -> None:
+    assert "migrate" in call("--help")[1]
+    assert "EXECUTION_CORE_URL" in call("migrate", "--help")[1]

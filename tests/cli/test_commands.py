@@ -77,6 +77,7 @@ def test_show_id_prefix_finds_execution_or_is_ambiguous(
     assert all(each.id in shell.err for each in executions)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("id", ["", "xyz", "0" * 33, "'; DROP TABLE executions; --", "ffff", "%"])
 @pytest.mark.parametrize("command", ["show", "cancel", "retry", "replay", "watch"])
 def test_main_unknown_id_exits_3(shell: Shell, command: str, id: str) -> None:
@@ -421,7 +422,16 @@ def test_watch_terminal_prints_bars_and_styles(database: Database, plain: Execut
     assert "\x1b[36m" in seen
 
 
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(
+    ("database", "terminal"),
+    [
+        ("sqlite", True),
+        ("sqlite", False),
+        ("postgresql", False),
+        pytest.param("postgresql", True, marks=pytest.mark.exhaustive),
+    ],
+    indirect=["database"],
+)
 def test_main_stored_control_characters_are_escaped(
     shell: Shell, plain: ExecutionManager, *, terminal: bool
 ) -> None:
@@ -488,6 +498,7 @@ def test_list_missing_file_refused_and_not_created(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "change",
     [

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, make_url
+from sqlalchemy.exc import OperationalError
 
 from execution_core import ExecutionManager, SqlExecutionStore
 from execution_core.cli import main
+from execution_core.cli.database import explain
 
 from ..conftest import Database, open_database
 from .terminal import PROGRAM, remove_control_sequences, run_in_terminal
@@ -188,6 +192,44 @@ def test_run_invalid_command_refused(
     assert message in done.stderr
 
 
+def test_list_invalid_status_prints_choices(embedded: Database, call: Call) -> None:
+    code, _, err = call(embedded.url, "list", "--status", "FAILED")
+    assert (code, "ExecutionStatus" in err) == (2, False)
+    assert re.search(r"choose from '?pending'?, '?running'?, ", err)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("30", "invalid duration '30': add a unit, e.g. 30s"),
+        ("soon", "invalid duration 'soon': use numbers with the units ms, s, m, h or d"),
+        ("9" * 400 + "d", "it is too long"),
+    ],
+)
+def test_sweep_invalid_duration_says_how_to_write_it(
+    embedded: Database, call: Call, typed: str, message: str
+) -> None:
+    code, _, err = call(embedded.url, "sweep", "--stalled-after", typed)
+    assert (code, message in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("database is locked", "Another process holds the write lock"),
+        ("attempt to write a readonly database", "check the permissions of the file"),
+        ("cannot execute UPDATE in a read-only transaction", "connect to the primary server"),
+        ("QueuePool limit of size 5 overflow 10 reached", "increase pool_size"),
+    ],
+)
+def test_database_error_names_likely_cause(reason: str, advice: str) -> None:
+    error = OperationalError("UPDATE executions", {}, sqlite3.OperationalError(reason))
+    message = explain(error, "sqlite:///executions.db")
+    assert message.startswith(f"sqlite:///executions.db: {reason}. ")
+    assert advice in message
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("width", ["36500d", "36499d"])
 @pytest.mark.parametrize("option", ["--newer-than", "--older-than", "--finished-within"])
 def test_list_longest_ages_accepted(

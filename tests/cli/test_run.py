@@ -1,5 +1,6 @@
 """`execution-core run` with real commands, processes and signals."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -99,6 +100,14 @@ class Shell:
                 os.kill(pid, signal.SIGKILL)
 
 
+ON_POSTGRESQL_IN_TEST_ALL = pytest.mark.parametrize(
+    "database",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.exhaustive)],
+    indirect=True,
+)
+"""For behaviour of processes and streams, which hardly depends on the database."""
+
+
 def path() -> str:
     return f"{PROGRAM.parent}:{os.environ['PATH']}"
 
@@ -167,6 +176,7 @@ def test_run_successful_command_is_completed(shell: Shell) -> None:
     assert (execution.progress.current, execution.worker is not None) == (30, True)
 
 
+@ON_POSTGRESQL_IN_TEST_ALL
 def test_run_third_attempt_succeeds_is_completed(shell: Shell) -> None:
     script = 'echo "try $EXECUTION_ATTEMPT"; [ $EXECUTION_ATTEMPT = 3 ] || exit $EXECUTION_ATTEMPT'
     code, out, err = shell.run("--max-attempts", "5", "--backoff", "10ms", "--", "sh", "-c", script)
@@ -191,9 +201,10 @@ def test_run_all_attempts_used_refused(embedded: Shell) -> None:
     assert len(embedded.attempts()) == 2
 
 
+@ON_POSTGRESQL_IN_TEST_ALL
 def test_run_timeout_kills_group_and_times_out(shell: Shell) -> None:
     code, out, _ = shell.run(
-        *("--timeout", "1s", "--kill-after", "100ms", "--max-attempts", "2"),
+        *("--timeout", "500ms", "--kill-after", "100ms", "--max-attempts", "2"),
         *("--", "sh", "-c", FAMILY),
     )
     assert (code, out) == (124, b"begun 1\nbegun 2\n")
@@ -253,6 +264,7 @@ def terminal(shell: Shell, kind: str, *arguments: str) -> "Iterator[tuple[int, A
         os.close(slave)
 
 
+@ON_POSTGRESQL_IN_TEST_ALL
 def test_run_terminal_closed_ends_group(shell: Shell) -> None:
     with terminal(shell, "hup", "--kill-after", "100ms", "--", "sh", "-c", FAMILY) as (tty, run):
         wait_for(lambda: len(shell.pids()) == 3)
@@ -296,6 +308,7 @@ def test_run_concurrent_calls_of_one_key_run_once(shell: Shell) -> None:
     assert shell.attempts() == [("completed", None)]
 
 
+@ON_POSTGRESQL_IN_TEST_ALL
 def test_run_missing_command_exits_127(shell: Shell) -> None:
     code, _, err = shell.run("--max-attempts", "2", "--", "no-such-command")
     assert code == 127
@@ -312,6 +325,30 @@ def test_run_file_without_interpreter_line_exits_126(embedded: Shell) -> None:
     assert embedded.attempts() == [("failed", "not_executable")]
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("#!/no/such/shell\n", "its interpreter '/no/such/shell' was not found"),
+        ("#!/bin/sh\r\n", "its interpreter '/bin/sh' was not found; the file has CRLF line ends"),
+    ],
+)
+def test_run_missing_interpreter_is_named(tmp_path: Path, line: str, message: str) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(line.encode())
+    program.chmod(0o755)
+    with pytest.raises(FileNotFoundError) as caught:
+        subprocess.run([program], check=False)
+    outcome = exit_codes.after_start_failure([str(program)], caught.value)
+    assert (outcome.code, message in outcome.message) == (127, True)
+
+
+def test_run_shell_command_in_one_word_advises_sh() -> None:
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    outcome = exit_codes.after_start_failure(["echo hi; ls"], missing)
+    assert outcome.message.endswith(". To run a shell command: -- sh -c 'echo hi; ls'")
+
+
+@ON_POSTGRESQL_IN_TEST_ALL
 def test_run_binary_output_is_forwarded_and_stored(shell: Shell) -> None:
     printed = b"\0\xff\xfe \xc3\xa9 \x1b[1m\r\n\xed\xa0\x80" + bytes(range(256))
     (shell.folder / "binary").write_bytes(printed)
@@ -475,6 +512,7 @@ OUTCOMES = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", OUTCOMES)
 @pytest.mark.parametrize("max_attempts", [1, 2])
 def test_outcome_recorded_twice_changes_nothing(shell: Shell, name: str, max_attempts: int) -> None:
@@ -660,6 +698,7 @@ def test_run_output_not_read_is_recorded(embedded: Shell) -> None:
     assert (code, out) == (0, b"\0" * 100_000 + b"done\n")
 
 
+@ON_POSTGRESQL_IN_TEST_ALL
 def test_run_closed_standard_streams_are_safe(shell: Shell) -> None:
     """Output must not go to the file or the socket of the database."""
     closed = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', str(PROGRAM)]
