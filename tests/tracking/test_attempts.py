@@ -611,7 +611,7 @@ def test_no_error_is_masked_by_a_database_that_is_down(
     (record,) = [each for each in caplog.records if each.name == "execution_core"]
     assert record.levelno == logging.WARNING
     assert record.exc_info is not None
-    assert f"Attempt 1 of execution {job.id} failed, and that could not be" in record.message
+    assert f"attempt 1 of execution {job.id} could not be recorded" in record.message
     error.__traceback__ = None
 
 

@@ -13,6 +13,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class _Stopped(Exception):  # noqa: N818 - a carrier
+    def __init__(self, error: StopIteration) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def track(
     manager: Any,
     options: TrackedOptions,
@@ -25,14 +31,20 @@ def track(
     @wraps(function)
     def tracked(*args: Any, **kwargs: Any) -> Any:
         def run_attempt(attempt: Attempt) -> Any:
-            with attempt:
-                result: Any = function(*args, **kwargs, **signature.injected(attempt))
-                attempt.result = options.as_json(result)
+            try:
+                with attempt:
+                    result: Any = function(*args, **kwargs, **signature.injected(attempt))
+                    attempt.result = options.as_json(result)
+            except StopIteration as error:  # cannot leave a generator such as the steps
+                raise _Stopped(error) from None
             return attempt.result
 
         signature.check(*args, **kwargs)
         new_execution = options.new_execution(*args, **kwargs)
-        return run(call_steps(manager, new_execution, new_attempt, run_attempt, time.sleep))
+        try:
+            return run(call_steps(manager, new_execution, new_attempt, run_attempt, time.sleep))
+        except _Stopped as stopped:
+            raise stopped.error from None
 
     tracked.__signature__ = signature.public  # type: ignore[attr-defined]
     return tracked
