@@ -18,7 +18,9 @@ def drive(mode: str, steps: Steps[Any]) -> Any:
 
 def test_steps_get_answers_and_return_result(mode: str) -> None:
     def steps() -> Steps[int]:
-        return (yield lambda: 1) + (yield lambda: 2)
+        one: int = yield lambda: 1
+        two: int = yield lambda: 2
+        return one + two
 
     assert drive(mode, steps()) == 3
 

@@ -159,7 +159,7 @@ def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]
     yield "parent", execution.parent_id
     yield "replay of", execution.replay_of
     yield "timeout", execution.timeout
-    for name in ("created", "started", "heartbeat", "deadline", "retry", "completed"):
+    for name in ("created", "started", "heartbeat", "deadline", "due", "completed"):
         time: datetime | None = getattr(execution, f"{name}_at")
         yield name, time and f"{output.format_cell(time)}  {_format_age(now, time)}"
 
