@@ -1,7 +1,4 @@
-"""Pure translations: what a store is asked → one SQLAlchemy statement.
-
-Statements that change anything are built once per rule; what varies from call to call is bound.
-"""
+"""SQLAlchemy statements, each built once for a rule and its variants; values are parameters."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -51,7 +48,7 @@ columns = executions.c
 @cache
 def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
     """Return the INSERT of a new execution, with links to its parent and its original."""
-    # SQLite compiles its ON CONFLICT as well. Here, since it takes long to import.
+    # Imported here because it is slow to import. SQLite compiles its ON CONFLICT as well.
     from sqlalchemy.dialects.postgresql import insert as upsert  # noqa: PLC0415
 
     given = (
@@ -67,14 +64,14 @@ def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInse
     statement = upsert(executions)
     links = [columns[name] for name in linked]
     if links:
-        # Those it names are looked up and locked by the INSERT itself: a foreign key that failed
-        # would abort the caller's whole transaction.
+        # The INSERT itself looks up and locks the linked rows: a failed foreign key would abort
+        # the caller's whole transaction.
         tables = [executions.alias(link.name) for link in links]
         named = [table.c.id for table in tables]
         new |= dict(zip(links, named, strict=True))
         both: FromClause = tables[0]
         for other in tables[1:]:
-            both = both.join(other, true())  # else SQLAlchemy warns of a forgotten condition
+            both = both.join(other, true())  # without a condition, SQLAlchemy warns
         found = (
             select(*new.values())
             .select_from(both)
@@ -161,8 +158,8 @@ def page_statement(
         return found(*ROW, where=[false()])
     if len(statuses) == 1:
         return found(*ROW, where=[columns.status == status_literal(statuses[0]), *where])
-    # A page of each status by its index, then the newest of those. All at once would have to be
-    # sorted, however much of it is finished.
+    # One page of each status by its index, then the newest of those. One query for all of them
+    # would sort every finished execution.
     pages = [
         found(columns.id, where=[columns.status == status_literal(status), *where]).subquery()
         for status in statuses
@@ -182,7 +179,7 @@ def prune_statement(
         for age in ("older_than", "keys_older_than", "least")
     )
     guard = [
-        either,  # by its index, which is in the order in which they came to rest
+        either,  # by the index on completed_at
         unindexed(columns.status, type_=Text()).in_([status_literal(status) for status in statuses])
         if statuses
         else false(),
@@ -200,7 +197,7 @@ def prune_statement(
         .correlate(None)
         .scalar_subquery()
     )
-    # Once more now that it is locked: whoever creates a child holds a lock on its parent.
+    # Again now that the row is locked: to create a child locks its parent.
     return (
         delete(executions)
         .where(in_array(columns.id, chosen), not_(has_live_links(columns.id)))
@@ -220,8 +217,8 @@ def log_statement(rule: Rule, *, for_attempt: bool, clocked: bool) -> ReturningI
     for name in ("id", "level", "message", "data"):
         column = execution_logs.c[name]
         new[column] = bindparam(f"log_{name}", type_=column.type)
-    # Locked, lest it be deleted meanwhile: a foreign key that failed would abort the caller's
-    # whole transaction.
+    # The lock prevents a concurrent delete: a failed foreign key would abort the caller's whole
+    # transaction.
     guard = where_clause(rule, now, for_attempt=for_attempt)
     found = select(*new.values()).where(*guard).with_for_update(read=True, key_share=True)
     return (

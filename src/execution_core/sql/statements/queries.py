@@ -1,4 +1,4 @@
-"""Statements with their parameters: what a store asks the database, one function per request."""
+"""The queries of a store: a statement and its parameters, one function for each request."""
 
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
@@ -36,7 +36,7 @@ Statement = Select[Any] | ReturningInsert[Any] | ReturningUpdate[Any] | Returnin
 
 
 class Query(NamedTuple):
-    """A statement and its parameters, and what it is for."""
+    """A statement, its parameters, and the verb that it carries out."""
 
     statement: Statement
     parameters: dict[str, Any]
@@ -45,7 +45,7 @@ class Query(NamedTuple):
 
 
 def create(creation: NewExecution, now: datetime | None) -> Query:
-    """One INSERT, which returns no row when the key is taken or the parent is missing."""
+    """Return the INSERT of an execution: no row if the key is held or the parent is missing."""
     return Query(
         insert_statement(
             tuple(name for name in ("parent_id", "replay_of") if getattr(creation, name)),
@@ -73,10 +73,14 @@ def create(creation: NewExecution, now: datetime | None) -> Query:
 def update(
     id: str, transition: Transition, token: str, now: datetime | None, *, whole: bool = True
 ) -> Query:
-    """One conditional UPDATE, which returns no row when the transition does not apply.
+    """Return the conditional UPDATE of a transition: no row if it does not apply.
 
-    Else it returns the row, or, where it need not be whole, the status alone. The token tells this
-    write from all others.
+    Args:
+        id: the execution.
+        transition: what to do.
+        token: distinguishes this write from every other one.
+        now: the time of an injected clock.
+        whole: return the whole row, or the status alone.
     """
     statement = update_statement(
         transition.rule,
@@ -94,7 +98,7 @@ def update(
 
 
 def update_many(batch: BatchTransition, token: str, now: datetime | None) -> Query:
-    """One UPDATE of the executions that allow a transition and are in nobody else's hands."""
+    """Return the UPDATE of executions that allow a transition; locked rows are skipped."""
     statement = update_many_statement(
         batch.transition.rule, typed=batch.type is not None, clocked=now is not None
     )
@@ -123,17 +127,17 @@ def _parameters(transition: Transition) -> dict[str, Any]:
 
 
 def find(column: Column[Any], value: str) -> Query:
-    """The execution whose id or idempotency key this is."""
+    """Return the SELECT of the execution with an id or an idempotency key."""
     return Query(select_statement(column), {"value": value}, "get")
 
 
 def delete(id: str) -> Query:
-    """One DELETE, which returns the row that was there."""
+    """Return the DELETE of an execution: one row if it existed."""
     return Query(delete_statement(), {"old_id": id}, "delete", id)
 
 
 def prune(pruning: PruneRequest, now: datetime | None) -> Query:
-    """One DELETE, which returns a row for each execution that it removed."""
+    """Return the DELETE of finished executions: a row for each of them."""
     statement = prune_statement(
         pruning.statuses, typed=pruning.type is not None, clocked=now is not None
     )
@@ -149,7 +153,7 @@ def prune(pruning: PruneRequest, now: datetime | None) -> Query:
 
 
 def log(line: NewLogEntry, now: datetime | None) -> Query:
-    """One INSERT, which returns no row when the line may not be added."""
+    """Return the INSERT of a log entry: no row if it may not be added."""
     transition = line.transition
     parameters = {
         "old_id": line.execution_id,
@@ -171,17 +175,17 @@ def log(line: NewLogEntry, now: datetime | None) -> Query:
 
 
 def logs(id: str, limit: int, before: str | None) -> Query:
-    """The log of an execution, newest first."""
+    """Return the SELECT of a page of a log, newest entry first."""
     statement = logs_statement(from_the_end=before is None)
     return Query(statement, {"old_id": id, "before": before, "limit": limit}, "logs", id)
 
 
 def page(page: Page) -> Query:
-    """The executions that a page includes."""
+    """Return the SELECT of a page of executions, newest first."""
     given = {"type": page.type, "parent_id": page.parent_id, "before": page.before}
     conditions = frozenset(name for name, value in given.items() if value is not None)
     statuses = page.statuses
-    if statuses is not None:  # in one order, whatever the caller's: one statement
+    if statuses is not None:  # one order, so that one statement serves all
         statuses = tuple(status for status in ExecutionStatus if status in statuses)
     return Query(page_statement(statuses, conditions), {**given, "limit": page.limit}, "list")
 

@@ -1,4 +1,4 @@
-"""What is read of an execution or of a line in its log: columns, and what a row of them becomes."""
+"""The columns of an execution and of a log entry, and how a row becomes a model."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,7 +21,7 @@ PROGRESS = [
     columns.progress_percent,
     columns.progress_message,
 ]
-# A row: a column for each field of an execution, in the fields' order, and the rest of `progress`.
+# A row has a column for each field of an execution, in order, then the rest of `progress`.
 FIELDS = tuple(Execution.model_fields)
 ROW = [
     *(columns[{"timeout": "timeout_ms", "progress": "progress_current"}.get(f, f)] for f in FIELDS),
@@ -33,7 +33,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def to_execution(row: Sequence[Any]) -> Execution:
-    """Build an execution from a row; the schema has checked what a model would check again."""
+    """Build an execution from a row, without the checks of the model: the schema made them."""
     fields = dict(zip(FIELDS, row, strict=False))
     if (current := fields["progress"]) is not None:
         total, percent, message = row[-3:]
@@ -50,7 +50,7 @@ def to_execution(row: Sequence[Any]) -> Execution:
             retryable=error.get("retryable") is True,
         )
     fields["status"] = ExecutionStatus(fields["status"])
-    # As unpickling does: model_construct takes longer than all of the above.
+    # As unpickling does: model_construct is slower than all of the above.
     read = Execution.__new__(Execution)
     read.__setstate__(
         {
@@ -64,7 +64,7 @@ def to_execution(row: Sequence[Any]) -> Execution:
 
 
 def to_log_entry(row: Sequence[Any]) -> LogEntry:
-    """Build an entry from a row; the schema has checked what a model would check again."""
+    """Build a log entry from a row, without the checks of the model: the schema made them."""
     fields = dict(zip(LOG_FIELDS, row, strict=True))
     fields["level"] = LogLevel(fields["level"])
     return LogEntry.model_construct(**fields)
