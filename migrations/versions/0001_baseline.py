@@ -43,11 +43,16 @@ def now() -> str:
     return by_dialect("statement_timestamp()", "strftime('%Y-%m-%d %H:%M:%f000', 'now')")
 
 
+def typed(sql: str, kind: str) -> str:
+    """Return SQL for a computed column of a view, with a type that SQLite's readers can see."""
+    return by_dialect(sql, f"CAST({sql} AS {kind})")
+
+
 def seconds(start: str, end: str) -> str:
     """Return SQL for the seconds between two times, rounded to milliseconds."""
     return by_dialect(
         f"round(extract(epoch FROM {end} - {start})::numeric, 3)::double precision",
-        f"round((julianday({end}) - julianday({start})) * 86400.0, 3)",
+        f"CAST(round((julianday({end}) - julianday({start})) * 86400.0, 3) AS REAL)",
     )
 
 
@@ -305,21 +310,29 @@ def triggers() -> dict[str, str]:
     return {name: f"{event} {function}" for name, event in RECORD_TRIGGERS.items()}
 
 
-ERROR = "{0}.error, {0}.error ->> 'code' AS error_code, {0}.error ->> 'message' AS error_message"
+def parts_of(error: str) -> str:
+    """Return SQL for the columns error_code and error_message."""
+    code, message = (typed(f"{error} ->> '{part}'", "TEXT") for part in ("code", "message"))
+    return f"{code} AS error_code, {message} AS error_message"
 
 
 def views() -> dict[str, str]:
     """Return the names and queries of the views."""
-    sign_of_life = (
-        "(CASE WHEN heartbeat_at >= started_at THEN heartbeat_at"
-        f" ELSE {by_dialect('greatest', 'max')}(started_at, updated_at) END)"
+    running = (
+        "(CASE WHEN status = 'running' THEN CASE WHEN heartbeat_at >= started_at THEN heartbeat_at"
+        f" ELSE {by_dialect('greatest', 'max')}(started_at, updated_at) END END)"
     )
+    waiting = "(CASE WHEN status IN ('pending', 'retrying') THEN due_at END)"
     end = f"CASE WHEN status = 'running' THEN {now()} ELSE completed_at END"
     # To whole milliseconds first: SQLite rounds to decimals through text, several times slower.
+    outcome = (
+        "CASE ended.to_status WHEN 'retrying' THEN 'failed'"
+        " ELSE coalesce(ended.to_status, 'running') END"
+    )
     durations, average, longest = (
         seconds("started_at", f"({end})"),
-        by_dialect("avg(duration)", "avg(round(duration * 86400000.0)) / 1000.0"),
-        by_dialect("max(duration)", "round(max(duration) * 86400000.0) / 1000.0"),
+        by_dialect("avg(duration)", "CAST(avg(round(duration * 86400000.0)) / 1000.0 AS REAL)"),
+        by_dialect("max(duration)", "CAST(round(max(duration) * 86400000.0) / 1000.0 AS REAL)"),
     )
     if not is_postgresql():
         durations = f"julianday({end}) - julianday(started_at)"
@@ -327,23 +340,20 @@ def views() -> dict[str, str]:
         "execution_overview": f"""
         SELECT id AS execution_id, type, status, attempts, max_attempts, worker,
                progress_current, progress_total, progress_percent, progress_message,
-               error ->> 'code' AS error_code, error ->> 'message' AS error_message,
+               {parts_of("error")},
                created_at, updated_at, started_at, completed_at, deadline_at, heartbeat_at,
                {seconds("started_at", f"({end})")} AS duration_seconds,
                idempotency_key, parent_id, replay_of,
-               CASE WHEN status = 'running' THEN {seconds(sign_of_life, now())}
-                    END AS silent_seconds,
-               CASE WHEN status IN ('pending', 'retrying') THEN due_at END AS due_at,
-               CASE WHEN status IN ('pending', 'retrying') THEN {seconds("due_at", now())}
-                    END AS due_seconds
+               {seconds(running, now())} AS silent_seconds,
+               {typed(waiting, "TEXT")} AS due_at,
+               {seconds(waiting, now())} AS due_seconds
           FROM executions""",
         "execution_attempts": f"""
         SELECT e.id AS execution_id, e.type, began.attempt, began.worker,
                began.occurred_at AS started_at, ended.occurred_at AS ended_at,
                {seconds("began.occurred_at", "ended.occurred_at")} AS duration_seconds,
-               CASE ended.to_status WHEN 'retrying' THEN 'failed'
-                    ELSE coalesce(ended.to_status, 'running') END AS outcome,
-               {ERROR.format("ended")}
+               {typed(outcome, "TEXT")} AS outcome,
+               ended.error, {parts_of("ended.error")}
           FROM execution_history AS began
           JOIN executions AS e ON e.id = began.execution_id
           LEFT JOIN execution_history AS ended
@@ -352,13 +362,14 @@ def views() -> dict[str, str]:
         "execution_timeline": f"""
         SELECT h.execution_id, e.type, h.seq, h.from_status, h.to_status, h.attempt, h.occurred_at,
                {seconds("last.occurred_at", "h.occurred_at")} AS seconds_since_last,
-               h.worker, h.reason, {ERROR.format("h")}
+               h.worker, h.reason, h.error, {parts_of("h.error")}
           FROM execution_history AS h
           JOIN executions AS e ON e.id = h.execution_id
           LEFT JOIN execution_history AS last
             ON last.execution_id = h.execution_id AND last.seq = h.seq - 1""",
         "execution_stats": f"""
-        SELECT type, status, count(id) AS count, min(created_at) AS oldest_created_at,
+        SELECT type, status, {typed("count(id)", "INTEGER")} AS count,
+               {typed("min(created_at)", "TEXT")} AS oldest_created_at,
                {average} AS average_seconds, {longest} AS longest_seconds
           FROM (SELECT id, type, status, created_at, {durations} AS duration
                   FROM executions) AS measured

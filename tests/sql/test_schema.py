@@ -122,6 +122,20 @@ def test_check_rejects_illegal_row(database: Database, constraint: str) -> None:
     assert database.rows("SELECT * FROM execution_history") == []
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_check_error_names_constraint_and_hides_values(database: Database) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        insert(database, {**ROW, "type": "", "payload": '"secret"'})
+    error: Any = caught.value.orig
+    assert error.diag.constraint_name == "ck_executions_type_length"
+    assert error.diag.table_name == "executions"
+    assert error.diag.message_primary == (
+        f"Cannot write execution {ID}:"
+        ' the row violates check constraint "ck_executions_type_length"'
+    )
+    assert "secret" not in str(error)
+
+
 ILLEGAL_ON_SQLITE = {
     "id_is_uuid": {**ROW, "id": "my-job"},
     "id_is_uuid ": {**ROW, "id": ID.upper()},

@@ -31,10 +31,10 @@ class unindexed(Expression):  # noqa: N801
 class likely(Expression):  # noqa: N801
     """A condition that SQLite does not look up in an index of its own column.
 
-    It still matches the condition of a partial index, which `unindexed` would not.
+    It still matches the condition of a partial index, which `unindexed` would not. It has no type:
+    as a Boolean it would be written `likely(...) = 1`, which no longer matches.
     """
 
-    type = Boolean()
     inherit_cache = True
     postgresql = "{0}"
     sqlite = "likely({0})"
