@@ -27,7 +27,7 @@ from .table_in_use import fill
 BEGIN = "<!-- figures: written by `python -m benchmarks.operations` -->"
 END = "<!-- end of figures -->"
 HOUR = timedelta(hours=1)
-EVER = "2020-01-01T00:00:00.000Z"
+EVER = "2020-01-01 00:00:00.000000"
 TABLES = "executions|execution_history|execution_logs|began|ended|last|e|h|l"
 """The tables and the aliases that the views and queries give them."""
 
@@ -53,9 +53,9 @@ DIALECT_SQL = {
         "day_before": "max(completed_at) - interval '1 day'",
     },
     "sqlite": {
-        "later": "strftime('%Y-%m-%dT%H:%M:%fZ', started_at,"
+        "later": "strftime('%Y-%m-%d %H:%M:%f000', started_at,"
         " (abs(random() % 60000) / 1000.0) || ' seconds')",
-        "day_before": "strftime('%Y-%m-%dT%H:%M:%fZ', max(completed_at), '-1 day')",
+        "day_before": "strftime('%Y-%m-%d %H:%M:%f000', max(completed_at), '-1 day')",
     },
 }
 

@@ -60,7 +60,7 @@ def fill(url: str, count: int) -> None:
             " (1600000000000 + n) & 65535, n)",
             "json": "'{\"shipped\": true}'",
             "cast": "",
-            "time": "strftime('%Y-%m-%dT%H:%M:%fZ', 1600000000 + n, 'unixepoch')",
+            "time": "strftime('%Y-%m-%d %H:%M:%f000', 1600000000 + n, 'unixepoch')",
             "numbers": "(WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL"
             " SELECT n + 1 FROM numbers WHERE n < :count) SELECT n FROM numbers)",
         }

@@ -85,12 +85,13 @@ POSTGRESQL: Final = sql(
     "greatest(statement_timestamp(), updated_at)",
     "greatest(statement_timestamp(), updated_at) + timeout_ms * interval '1 millisecond'",
 )
-_NOW: Final = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+_TIME: Final = "'%Y-%m-%d %H:%M:%f000'"
+_NOW: Final = f"strftime({_TIME}, 'now')"
 SQLITE: Final = sql(
     "?",
     _NOW,
     f"max({_NOW}, updated_at)",
-    f"strftime('%Y-%m-%dT%H:%M:%fZ', max({_NOW}, updated_at), (timeout_ms / 1000.0) || ' seconds')",
+    f"strftime({_TIME}, max({_NOW}, updated_at), (timeout_ms / 1000.0) || ' seconds')",
 )
 
 Execute = Callable[[str, tuple[Any, ...]], Row]

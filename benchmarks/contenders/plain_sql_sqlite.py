@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import make_url
@@ -16,7 +16,7 @@ from . import plain_sql
 from .plain_sql import SQLITE, Row
 
 JSON: Final = ("payload", "result", "error", "metadata", "checkpoints")
-TIMES: Final = ("created_at", "updated_at", "started_at", "completed_at", "deadline_at")
+TIMES: Final = ("created_at", "updated_at", "started_at", "completed_at", "deadline_at", "due_at")
 
 
 def version() -> str:
@@ -43,7 +43,7 @@ def lifecycles(url: str, *, synchronous: str = "FULL") -> Iterator[Callable[[int
                 setattr(row, name, json.loads(text))
         for name in TIMES:
             if (text := getattr(row, name)) is not None:
-                setattr(row, name, datetime.fromisoformat(text))
+                setattr(row, name, datetime.fromisoformat(text).replace(tzinfo=UTC))
         return row
 
     def run(count: int) -> float:

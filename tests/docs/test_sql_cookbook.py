@@ -109,6 +109,7 @@ class Story:
                 return float(value)
             if value is not None and column.endswith("_at"):
                 time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+                time = time if time.tzinfo else time.replace(tzinfo=UTC)
                 return (self.clock.recorded_at - time).total_seconds()
             return named.get(str(value), value)
 
@@ -147,11 +148,10 @@ def rows(columns: str, *values: tuple[Any, ...]) -> Rows:
 
 def finished_by(story: Story, characters: int, named: str) -> Rows:
     """Return how many executions finished per minute or day, newest first."""
-    between = "T" if story.database.name == "sqlite" else " "
     mails = [1800 - seconds for seconds in range(1, 21)]
     ended = [*mails, 1400, 1378.5, 1285, 1249, 350, 200]
     times = [story.clock.recorded_at - timedelta(seconds=ago) for ago in ended]
-    counted = Counter(time.isoformat(between)[:characters] for time in times)
+    counted = Counter(time.isoformat(" ")[:characters] for time in times)
     return rows(f"{named} finished", *sorted(counted.items(), reverse=True))
 
 
