@@ -381,6 +381,7 @@ def test_example_apscheduler_killed_other_scheduler_completes_the_report(host: H
 # --- a host with its own migrations -----------------------------------------------------------
 
 
+@on_postgresql
 def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
     project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
     env, alembic = project / "env.py", ("alembic", "-c", project / "alembic.ini")
@@ -413,6 +414,7 @@ def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
     assert host.status(id) == "pending"
 
 
+@on_sqlite
 def test_example_host_alembic_failed_migration_changes_nothing(host: Host) -> None:
     project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
     revision = project / "versions" / "0001_orders.py"

@@ -19,11 +19,18 @@ from ..support.injection import (
 from ..support.interruptions import Awaits, Way, cancel_at_once, cancel_late
 from ..support.sampling import WHOLE
 from ..support.signals import Interruption
-from ..support.verbs import Call
+from ..support.verbs import VERBS, Call, Verb
 
-KINDS = pytest.mark.parametrize("kind", ["own", "host", "listening"])
+KIND_NAMES = ("own", "host", "listening")
+KINDS = pytest.mark.parametrize("kind", KIND_NAMES)
 
 WAYS = pytest.mark.parametrize("way", [cancel_at_once, cancel_late])
+
+
+def verbs_of(kind: str, kinds: int = len(KIND_NAMES)) -> list[Verb]:
+    """Return all verbs; in `make test` each of the kinds gets another share of them."""
+    verbs = list(VERBS.values())
+    return verbs if WHOLE else verbs[KIND_NAMES.index(kind) :: kinds]
 
 
 async def at_every_await(

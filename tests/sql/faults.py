@@ -95,14 +95,15 @@ class Subjects:
         self, manager: ExecutionManager, *messages: str, verbs: Iterable[str] = WRITES
     ) -> list[str]:
         """Call the verbs; return those that the database refuses, which must change nothing."""
-        refused = []
+        refused, before = [], self.all_rows()
         for verb in verbs:
-            before = self.all_rows()
             message = refusal(self.call, manager, verb)
             if message is not None:
                 assert any(each in message for each in messages), (verb, message)
                 assert self.all_rows() == before, verb
                 refused.append(verb)
+            else:
+                before = self.all_rows()
         return refused
 
     def assert_usable(self, manager: ExecutionManager) -> None:

@@ -33,7 +33,7 @@ from ..support.injection import (
 )
 from ..support.interruptions import Way, cancel_at_once, cancel_late
 from ..support.verbs import VERBS, Verb
-from .every_await import KINDS, WAYS, async_block, at_every_await, block
+from .every_await import KINDS, WAYS, async_block, at_every_await, block, verbs_of
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +58,14 @@ def test_cancel_verb_at_every_await_row_is_before_or_after(
     async def run(verb: Verb, first: int) -> None:
         subject, world = Subject(database, kind, "async"), World(database, verb)
         ways: Any = lambda n: {n: way}  # noqa: E731
-        await at_every_await(subject, world, ways, figures, every=4, first=first)
+        await at_every_await(subject, world, ways, figures, every=3, first=first)
         await subject.close()
         world.close()
 
-    for number, verb in enumerate(VERBS.values()):
+    verbs = verbs_of(kind)
+    for number, verb in enumerate(verbs):
         asyncio.run(run(verb, number))
-    tell(f"{database.name}, {kind}, {way.__name__}: {len(VERBS)} verbs, {said(figures)}")
+    tell(f"{database.name}, {kind}, {way.__name__}: {len(verbs)} verbs, {said(figures)}")
 
 
 @pytest.mark.matrix
@@ -212,7 +213,7 @@ def test_cancel_write_waiting_for_lock_changes_nothing(
         await subject.close()
         world.close()
 
-    for verb in VERBS.values():
+    for verb in verbs_of(kind):
         if verb.writes:
             asyncio.run(asyncio.wait_for(run(verb), 60))
 
