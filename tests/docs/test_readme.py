@@ -50,7 +50,7 @@ def test_readme_python_examples_run_in_order(tmp_path: Path) -> None:
 
 def test_readme_sql_of_complete_equals_the_statement() -> None:
     statement = builders.update_statement(
-        state_machine.COMPLETE, fenced=True, clocked=False, whole=True
+        state_machine.COMPLETE, for_attempt=True, clocked=False, whole=True
     )
     dialect = PGDialect()  # type: ignore[no-untyped-call]
     sent = str(statement.compile(dialect=dialect))
