@@ -84,7 +84,7 @@ def rules() -> dict[str, str]:
         " WHEN 'cancelled' THEN true WHEN 'retrying' THEN attempts > 0 AND attempts < max_attempts"
         " ELSE attempts > 0 END",
         "started_at_when_started": "(attempts > 0) = (started_at IS NOT NULL)",
-        "completed_at_when_over": "(completed_at IS NOT NULL) ="
+        "completed_at_when_finished": "(completed_at IS NOT NULL) ="
         " (status IN ('completed', 'failed', 'timed_out', 'cancelled'))",
         "deadline_at_when_limited": "(deadline_at IS NOT NULL) ="
         " (timeout_ms IS NOT NULL AND attempts > 0)",

@@ -35,7 +35,7 @@ metadata = MetaData(
 # On PostgreSQL one CHECK calls a function, which names the broken one of CHECKS in its error.
 CHECKS = (
     *("status_known", "attempts_in_range", "max_attempts_positive", "attempts_fit_status"),
-    *("started_at_when_started", "completed_at_when_over", "deadline_at_when_limited"),
+    *("started_at_when_started", "completed_at_when_finished", "deadline_at_when_limited"),
     *("due_at_when_waiting", "error_fits_status", "error_has_message", "result_when_completed"),
     *("metadata_is_object", "checkpoints_are_object", "timeout_positive", "progress_whole"),
     *("type_length", "idempotency_key_length", "worker_length", "fingerprint_of_key"),
