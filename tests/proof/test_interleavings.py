@@ -19,6 +19,7 @@ from execution_core.sql.schema.tables import executions
 from execution_core.stores import Transition
 
 from ..conftest import Database
+from ..support.history import assert_legal
 from ..support.interleaving import (
     BATCHES,
     FAMILY,
@@ -32,7 +33,6 @@ from ..support.interleaving import (
     ask,
     seen,
 )
-from ..tracking.test_races import assert_legal
 
 LEVELS = {
     "postgresql": ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"),

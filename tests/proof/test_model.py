@@ -35,8 +35,8 @@ from execution_core import (
 
 from ..conftest import open_database
 from ..support import model_arguments
+from ..support.history import ALLOWED_TRANSITIONS, assert_legal
 from ..support.model import EVERYTHING, MILLISECOND, History, SideBySide
-from ..tracking.test_races import LEGAL, assert_legal
 
 PROOF = "EXECUTION_CORE_PROOF" in os.environ
 SETTINGS = settings(
@@ -164,4 +164,4 @@ def test_sql_does_what_the_pure_function_does(
         f" alike {refused}, in {time.monotonic() - began:.0f} s"
     )
     # Nothing is shown by what never happened.
-    assert {*LEGAL, *REFUSALS} <= figures.keys()
+    assert {*ALLOWED_TRANSITIONS, *REFUSALS} <= figures.keys()

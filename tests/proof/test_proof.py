@@ -21,9 +21,9 @@ from proof.trial import CONTROL, FAULTS, OPERATIONS, QUICK, Trial, explained, tr
 
 from proof import targets
 
-from ..support import postgres
+from ..support import postgres, processes
 
-fresh.set_forkserver_preload(["tests.tracking.test_races", "proof.chaos"])
+fresh.set_forkserver_preload(processes.PRELOAD)
 
 MAKE: dict[str, Any] = {"postgresql": targets.postgresql, "sqlite": targets.sqlite}
 

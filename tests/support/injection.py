@@ -33,7 +33,7 @@ from execution_core.sql.schema.tables import execution_history
 from ..conftest import Database
 from .memory import memory_store
 from .model import recorded
-from .situations import STATES
+from .states import STATES
 from .verbs import SOON, Verb
 
 NAMES = map("injected {}".format, itertools.count())

@@ -32,9 +32,9 @@ from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.stores import BatchTransition, PruneRequest
 
 from ..conftest import Blocking, Database
-from . import situations
+from . import states
 from .memory import memory_store
-from .situations import Steps
+from .states import Steps
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TRY_AGAIN = "another writer came between: try again"
@@ -45,9 +45,9 @@ NOBODY = "0198a000-0000-7000-8000-000000000000"
 FAMILY = "completed, with a failed child"
 STATES: dict[str, Steps] = {
     "nothing": (),
-    **{name: situations.STATES[name] for name in ("pending", "running", "retrying", "failed")},
-    "completed": situations.STATES["completed"],
-    FAMILY: situations.STATES["completed"],
+    **{name: states.STATES[name] for name in ("pending", "running", "retrying", "failed")},
+    "completed": states.STATES["completed"],
+    FAMILY: states.STATES["completed"],
 }
 """What tells verbs apart: timed_out is to them as failed is, cancelled as completed."""
 

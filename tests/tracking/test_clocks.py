@@ -38,7 +38,8 @@ from execution_core.core import validation
 from execution_core.tracking import decorator
 
 from ..conftest import Database
-from .test_races import assert_legal, spawn
+from ..support.history import assert_legal
+from ..support.processes import spawn
 
 MILLISECOND, SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

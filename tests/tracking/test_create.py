@@ -8,7 +8,7 @@ import pytest
 from execution_core import ExecutionManager, ExecutionNotFound, IdempotencyConflict
 
 from ..conftest import Database
-from ..support.situations import STATES
+from ..support.states import STATES
 
 
 def test_a_repeat_returns_the_execution(any_manager: ExecutionManager) -> None:

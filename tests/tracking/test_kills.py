@@ -16,7 +16,8 @@ from execution_core import AttemptLost, ExecutionManager, SqlExecutionStore, con
 from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database
-from .test_races import assert_legal, spawn
+from ..support.history import assert_legal
+from ..support.processes import spawn
 
 KILLS = 50
 WORKERS = 4

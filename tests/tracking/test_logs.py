@@ -27,8 +27,8 @@ from execution_core import (
 from execution_core.tracking.log_capture import to_log_level
 
 from ..conftest import Database
-from ..support.situations import STATES, bring_to
-from .test_races import race
+from ..support.processes import race
+from ..support.states import STATES, bring_to
 
 
 def messages(manager: ExecutionManager, id: str) -> list[str]:

@@ -1,7 +1,5 @@
-"""Real processes over one database: invariants, never timings."""
+"""Processes that use one database at the same time. The tests check invariants, never times."""
 
-import multiprocessing
-import queue
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,72 +19,8 @@ from execution_core import (
 from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database
-
-PROCESSES = 8
-
-# Processes that share nothing with this one, from a server that has done the imports already.
-spawn = multiprocessing.get_context("forkserver")
-spawn.set_forkserver_preload(["tests.tracking.test_races", "proof.chaos"])
-
-LEGAL = {
-    (None, "pending"),
-    ("pending", "running"),
-    ("pending", "cancelled"),
-    ("running", "completed"),
-    ("running", "failed"),
-    ("running", "retrying"),
-    ("running", "timed_out"),
-    ("running", "cancelled"),
-    ("failed", "retrying"),
-    ("timed_out", "retrying"),
-    ("retrying", "running"),
-    ("retrying", "failed"),
-}
-
-
-def race(work: Callable[..., Any], *args: Any) -> list[Any]:
-    """Run `work(number, *args)` in many processes that all start at once; return their answers."""
-    barrier, answers = spawn.Barrier(PROCESSES), spawn.Queue()
-    processes = [
-        spawn.Process(target=run, args=(work, barrier, answers, n, *args)) for n in range(PROCESSES)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        collected = [answers.get(timeout=120) for _ in processes]
-    except queue.Empty:
-        pytest.fail("a process gave no answer")
-    finally:
-        for process in processes:
-            process.join(30)
-            process.kill()
-    for answer in collected:
-        if isinstance(answer, BaseException):
-            raise answer
-    return collected
-
-
-def run(work: Callable[..., Any], barrier: Any, answers: Any, number: int, *args: Any) -> None:
-    try:
-        barrier.wait(60)
-        answers.put(work(number, *args))
-    except BaseException as error:
-        answers.put(RuntimeError(f"{type(error).__name__}: {error}"))
-
-
-def assert_legal(database: Database) -> None:
-    """Every execution's history is a legal walk, without gaps, to where it stands."""
-    for row in database.rows("SELECT id, status, attempts FROM executions"):
-        history = database.rows(
-            "SELECT * FROM execution_history WHERE execution_id = :id ORDER BY seq", id=row["id"]
-        )
-        assert [h["seq"] for h in history] == list(range(1, len(history) + 1))
-        moves = [(h["from_status"], h["to_status"]) for h in history]
-        assert set(moves) <= LEGAL
-        assert [to for _, to in moves[:-1]] == [came_from for came_from, _ in moves[1:]]
-        assert moves[-1][1] == row["status"]
-        starts = [h["attempt"] for h in history if h["to_status"] == "running"]
-        assert starts == list(range(1, row["attempts"] + 1))
+from ..support.history import assert_legal
+from ..support.processes import PROCESSES, race, spawn
 
 
 def start_all(number: int, url: str, ids: list[str]) -> list[str]:

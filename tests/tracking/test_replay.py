@@ -15,7 +15,7 @@ from execution_core import (
 )
 
 from ..conftest import Database
-from ..support.situations import STATES, bring_to
+from ..support.states import STATES, bring_to
 
 OVER = [each for each in STATES if each.split("-")[0] in
         ("completed", "failed", "timed_out", "cancelled")]  # fmt: skip

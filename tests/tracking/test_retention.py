@@ -1,8 +1,6 @@
-"""Retention: what has been over for long goes, with all that belongs to it; nothing else does."""
+"""Retention: what finished long ago is deleted with all that belongs to it, and nothing else."""
 
-import re
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,12 +19,15 @@ from execution_core.core.selections import check_prune_request
 from execution_core.sql.statements import queries
 
 from ..conftest import Database
-from ..support.situations import STATES, bring_to
-from .test_claims import explained, fill
-from .test_races import race
+from ..support.processes import race
+from ..support.states import STATES, bring_to
 
 NOW = timedelta(0)
+
+
 DAY = timedelta(days=1)
+
+
 OVER = ("completed", "failed", "timed_out", "cancelled")
 
 
@@ -177,27 +178,6 @@ def test_it_joins_the_callers_transaction(database: Database) -> None:
         assert manager.within(connection).prune(NOW) == 1
         connection.rollback()
     assert manager.get(done.id) == done
-
-
-@pytest.mark.parametrize(("days", "found"), [(30, 5), (30_000, 0)])
-def test_it_reads_what_it_deletes(
-    database: Database, days: int, found: int, tell: Callable[[str], None]
-) -> None:
-    """However much has finished: by its index, whether that is old enough or not."""
-    fill(database, "running", 100)
-    fill(database, "completed", 20_000)
-    if database.name == "postgresql":
-        database.run("ANALYZE executions")
-    old = check_prune_request(timedelta(days=days), None, None, timedelta(days=days + 1), 5)
-    plan, rows = explained(database, queries.prune(old, None))
-    tell(f"{database.name}: a prune of {found} beside 20000 finished, {rows} rows read:\n{plan}")
-    assert "Seq Scan" not in plan
-    assert not re.search(r"SCAN executions(?! USING)", plan), plan
-    assert re.search(r"\bix_executions_completed_at\b", plan), plan
-    assert rows <= 2 * found
-
-
-# --- races -------------------------------------------------------------------------------------
 
 
 # SQLite has one writer at a time: nothing can come between.

@@ -28,7 +28,7 @@ from execution_core import (
 )
 
 from ..conftest import Blocking, Database
-from .test_races import assert_legal
+from ..support.history import assert_legal
 
 
 class Outage(Exception):

@@ -39,7 +39,7 @@ from execution_core import (
 
 from ..conftest import Blocking, Database
 from ..support.memory import memory_store
-from ..support.situations import STATES
+from ..support.states import STATES
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "Connection": lambda engine: engine.connect(),

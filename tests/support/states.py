@@ -1,4 +1,4 @@
-"""Executions brought, by verbs alone, into every situation that the state machine tells apart."""
+"""Bring an execution into any state that the state machine distinguishes."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,6 @@ fail_retryable = lambda m, id: m.fail(id, "no", retryable=True)  # noqa: E731
 retry = lambda m, id: m.retry(id)  # noqa: E731
 timeout = lambda m, id: m.timeout(id)  # noqa: E731
 
-# With two attempts allowed; "last" means that both are used.
 STATES: dict[str, Steps] = {
     "pending": (),
     "running": (start,),
@@ -25,10 +24,12 @@ STATES: dict[str, Steps] = {
     "timed_out-last": (start, timeout, retry, start, timeout),
     "cancelled": (lambda m, id: m.cancel(id, "changed my mind"),),
 }
+"""The steps into each state, with two attempts allowed; "last": both are used."""
 
 
-def bring_to(manager: ExecutionManager, situation: str) -> Execution:
+def bring_to(manager: ExecutionManager, state: str) -> Execution:
+    """Create an execution and bring it into a state."""
     execution = manager.create("work", {"n": 1}, max_attempts=2, metadata={"kept": True})
-    for step in STATES[situation]:
+    for step in STATES[state]:
         execution = step(manager, execution.id)
     return execution

@@ -15,7 +15,7 @@ from execution_core import (
 )
 
 from ..conftest import Database
-from ..support.situations import STATES, bring_to
+from ..support.states import STATES, bring_to
 
 VERBS = {
     "start": lambda m, id: m.start(id),

@@ -1,0 +1,153 @@
+"""Iterate with checkpoints: `attempt.each`."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from execution_core import (
+    ExecutionManager,
+    InvalidValue,
+    connect_async,
+)
+
+from ..conftest import Database
+from ..support.attempts import Outage
+
+
+def crash_after(attempt: Any, items: Any, most: int, **options: Any) -> list[Any]:
+    """Do that many items, and then die in the next one."""
+    done: list[Any] = []
+    for item in attempt.each(items, **options):
+        if len(done) == most:
+            raise Outage
+        done.append(item)
+    return done
+
+
+class Sequence:
+    """No list, no iterator: what Python iterates by `__getitem__`."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> int:
+        if index >= self.n:
+            raise IndexError
+        return index
+
+
+KINDS: dict[str, Callable[[int], Any]] = {
+    "list": lambda n: list(range(n)),
+    "range": range,
+    "sequence": Sequence,
+    "generator": lambda n: (k for k in range(n)),
+    "dict": lambda n: dict.fromkeys(range(n)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("every", [1, 4, 100])
+@pytest.mark.parametrize("crash", [0, 1, 4, 7, 11])
+def test_each_goes_on_behind_the_checkpoint(
+    any_manager: ExecutionManager, kind: str, every: int, crash: int
+) -> None:
+    job = any_manager.create("a", max_attempts=2)
+    options: Any = {"checkpoint": "at", "every": every}
+    with pytest.raises(Outage), any_manager.attempt(job.id, retry_on=Outage) as attempt:
+        crash_after(attempt, KINDS[kind](12), crash, **options)
+    covered = crash // every * every
+    left = any_manager.get(job.id)
+    assert left.checkpoints == ({"at": covered - 1} if covered else {})
+    assert (left.progress.current if left.progress else 0) == covered
+    with any_manager.attempt(job.id) as attempt:
+        assert list(attempt.each(KINDS[kind](12), **options)) == list(range(covered, 12))
+        assert attempt.checkpoints == {"at": 11}
+    done = any_manager.get(job.id)
+    assert done.checkpoints == {"at": 11}
+    assert done.progress is not None
+    assert (done.progress.current, done.progress.total, done.progress.percent) == (12, 12, 100)
+
+
+def test_an_unknown_total_is_none_until_the_end(any_manager: ExecutionManager) -> None:
+    job = any_manager.create("a")
+    with any_manager.attempt(job.id) as attempt:
+        seen = []
+        for _ in attempt.each(iter("abc"), every=1):
+            progress = any_manager.get(job.id).progress
+            seen.append(progress and (progress.current, progress.total, progress.percent))
+    assert seen == [None, (1, 0, 0), (2, 0, 0)]
+    progress = any_manager.get(job.id).progress
+    assert progress is not None
+    assert (progress.current, progress.total, progress.percent) == (3, 3, 100)
+
+
+NOTHING: list[Callable[[], Any]] = [
+    *(list, lambda: iter(()), lambda: [1, 2], lambda: iter([1, 2]), lambda: iter([1])),
+    lambda: range(10**20)[:2],
+]
+
+
+@pytest.mark.parametrize("items", NOTHING)
+def test_nothing_to_do_writes_nothing(
+    any_manager: ExecutionManager, items: Callable[[], Any]
+) -> None:
+    job = any_manager.create("a")
+    any_manager.checkpoint(job.id, "at", 1)
+    with any_manager.attempt(job.id) as attempt:
+        before = any_manager.get(job.id)
+        assert list(attempt.each(items(), checkpoint="at")) == []
+        assert any_manager.get(job.id) == before
+
+
+def test_what_has_no_length_that_python_can_tell(any_manager: ExecutionManager) -> None:
+    with any_manager.attempt(any_manager.create("a").id) as attempt:
+        assert next(iter(attempt.each(range(10**20)))) == 0
+
+
+def test_a_loop_that_is_left_early_has_not_done_the_last(any_manager: ExecutionManager) -> None:
+    job = any_manager.create("a")
+    with any_manager.attempt(job.id) as attempt:
+        for item in attempt.each("abcd"):
+            if item == "c":
+                break
+        assert attempt.checkpoints == {"last_index": 1}
+        # Nor does another loop take that checkpoint for its own, and skip what it has not done.
+        with pytest.raises(InvalidValue, match="'last_index' is another loop's: give each its own"):
+            attempt.each("efgh")
+        assert list(attempt.each("efgh", checkpoint="other")) == ["e", "f", "g", "h"]
+
+
+@pytest.mark.parametrize("stored", ["seven", -1, True, None, 1.5, 2**63, [1]], ids=repr)
+def test_a_checkpoint_that_is_no_index(any_manager: ExecutionManager, stored: Any) -> None:
+    job = any_manager.create("a")
+    any_manager.checkpoint(job.id, "last_index", stored)
+    with (
+        pytest.raises(InvalidValue, match=r"'last_index' holds .*, which is no index"),
+        any_manager.attempt(job.id) as attempt,
+    ):
+        attempt.each([1])
+
+
+def test_an_asynchronous_iterable(database: Database) -> None:
+    async def numbers() -> Any:
+        for n in range(5):
+            await asyncio.sleep(0)
+            yield n
+
+    async def run() -> None:
+        async with connect_async(database.url) as manager:
+            job = await manager.create("a", max_attempts=2)
+            with pytest.raises(Outage):
+                async with manager.attempt(job.id, retry_on=Outage) as attempt:
+                    async for n in attempt.each(numbers()):
+                        if n == 3:
+                            raise Outage
+            async with manager.attempt(job.id) as attempt:
+                assert [n async for n in attempt.each(numbers())] == [3, 4]
+
+    asyncio.run(run())

@@ -1,0 +1,148 @@
+"""Heartbeats: which writes set one, and the thread or task that sends them."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import StaticPool, create_engine
+
+from execution_core import (
+    AttemptLost,
+    ExecutionManager,
+    InvalidValue,
+    SqlExecutionStore,
+    configure_sqlite,
+    connect,
+    connect_async,
+    migrate,
+)
+
+from ..conftest import Database
+from ..support.attempts import Outage, UnreachableStore
+from ..support.waiting import wait_until
+
+
+def test_what_gives_a_sign_of_life(any_manager: ExecutionManager) -> None:
+    job = any_manager.create("a", max_attempts=2)
+    assert job.heartbeat_at is None
+    m = any_manager
+    writes: list[Callable[[], Any]] = [
+        lambda: m.start(job.id),
+        lambda: m.heartbeat(job.id, attempt=1),
+        lambda: m.update_progress(job.id, 1, 2),
+        lambda: m.checkpoint(job.id, "k", 1),
+        lambda: m.advance(job.id, 1, 2, key="k", value=1),
+    ]
+    for write in writes:
+        time.sleep(0.003)
+        before = m.get(job.id)
+        after = write()
+        assert after.heartbeat_at is not None
+        assert after.heartbeat_at == after.updated_at
+        assert after.heartbeat_at > (before.heartbeat_at or before.updated_at)
+    time.sleep(0.003)
+    assert m.fail(job.id, "no", retryable=True).heartbeat_at == after.heartbeat_at
+
+
+def test_a_heart_beats_in_a_thread(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    with connect(database.url) as manager:
+        job = manager.create("a", max_attempts=9)
+        every = timedelta(milliseconds=5)
+        for error in (Outage(), None):
+            with (
+                pytest.raises(Outage) if error else nullcontext(),
+                manager.attempt(job.id, heartbeat=every, retry_on=Outage) as attempt,
+            ):
+                first = attempt.execution.heartbeat_at
+                second = wait_until(lambda: (b := manager.get(job.id).heartbeat_at) != first and b)  # noqa: B023
+                wait_until(lambda: manager.get(job.id).heartbeat_at not in (first, second))  # noqa: B023
+                if error:
+                    raise error
+            assert not [t for t in threading.enumerate() if t.name.startswith("heartbeat-")]
+        assert manager.get(job.id).status == "completed"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("error", [None, Outage()])
+def test_nobody_waits_for_the_next_beat(manager: ExecutionManager, error: Outage | None) -> None:
+    begun = time.monotonic()
+    with (
+        pytest.raises(Outage) if error else nullcontext(),
+        manager.attempt(manager.create("a").id, heartbeat=timedelta(seconds=60)),
+    ):
+        if error:
+            raise error
+    assert time.monotonic() < begun + 30
+
+
+def test_a_heart_stops_when_the_attempt_is_lost(database: Database) -> None:
+    with connect(database.url) as manager:
+        job = manager.create("a", max_attempts=9)
+        every = timedelta(milliseconds=5)
+        with pytest.raises(AttemptLost), manager.attempt(job.id, heartbeat=every):
+            names = [t for t in threading.enumerate() if t.name == f"heartbeat-{job.id}"]
+            assert len(names) == 1
+            cancelled = manager.cancel(job.id)
+            wait_until(lambda: not names[0].is_alive())
+            assert manager.get(job.id) == cancelled
+
+
+def test_a_heart_goes_on_after_an_outage(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(database.url) as manager:
+        manager._store = unplugged = UnreachableStore(manager._store)
+        job = manager.create("a")
+        with manager.attempt(job.id, heartbeat=timedelta(milliseconds=5)):
+            unplugged.down = True
+            wait_until(lambda: "No heartbeat of attempt 1" in caplog.text)
+            unplugged.down = False
+            before = manager.get(job.id)
+            wait_until(lambda: manager.get(job.id) != before)
+
+
+def hearts() -> list[Any]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("heartbeat-")]
+
+
+def test_a_heart_beats_in_a_task(database: Database) -> None:
+    async def run() -> None:
+        async with connect_async(database.url) as manager:
+            job = await manager.create("a", max_attempts=9)
+            every = timedelta(milliseconds=5)
+            with pytest.raises(Outage):
+                async with manager.attempt(job.id, heartbeat=every, retry_on=Outage) as attempt:
+                    first = attempt.execution.heartbeat_at
+                    while (await manager.get(job.id)).heartbeat_at == first:
+                        await asyncio.sleep(0.01)
+                    raise Outage
+            assert not hearts()
+            with pytest.raises(AttemptLost):
+                async with manager.attempt(job.id, heartbeat=every):
+                    cancelled = await manager.cancel(job.id)
+                    while hearts():
+                        await asyncio.sleep(0.01)
+            assert await manager.get(job.id) == cancelled
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_no_heart_beats_on_a_shared_connection() -> None:
+    """In-memory SQLite is one database to each thread, or one connection to them all."""
+    for options in ({}, {"poolclass": StaticPool}):
+        engine = configure_sqlite(create_engine("sqlite://", **options))
+        migrate.upgrade(engine)
+        manager = ExecutionManager(SqlExecutionStore(engine))
+        job = manager.create("a")
+        with pytest.raises(InvalidValue, match="heartbeat cannot share a connection"):
+            manager.attempt(job.id, heartbeat=timedelta(seconds=1))
+        with pytest.raises(InvalidValue, match="heartbeat cannot share a connection"):
+            manager.tracked("a", heartbeat=timedelta(seconds=1))
+        with manager.attempt(job.id) as attempt:
+            attempt.heartbeat()
+        engine.dispose()

@@ -1,0 +1,85 @@
+"""Claims, sweeps and prunes read what they change, however many rows have finished."""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from execution_core.core import transitions, validation
+from execution_core.core.selections import check_batch, check_prune_request
+from execution_core.sql.statements import queries
+
+from ..conftest import Database
+from ..support.query_plans import explain, insert_rows
+
+HOUR = timedelta(hours=1)
+
+
+BATCHES = {
+    "claim": (transitions.claim("host"), None, "ix_executions_due"),
+    "claim of a type": (transitions.claim("host"), "b", "ix_executions_type_due"),
+    "sweep": (transitions.sweep(None), None, "ix_executions_(status_id|deadline_at)"),
+    "sweep of the stalled": (
+        transitions.sweep(HOUR),
+        None,
+        "ix_executions_(status_id|deadline_at)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_what_has_finished_costs_nothing(
+    database: Database, name: str, tell: Callable[[str], None]
+) -> None:
+    """Among 20,000 finished executions as many rows are read as among 4,000; all is printed.
+
+    Also when PostgreSQL last looked at the table before there was anything to claim or to sweep. A
+    sweep reads what runs: by its deadline, or in SQLite by its status.
+    """
+    transition, type, index = BATCHES[name]
+    query = queries.update_many(check_batch(transition, type, 5), validation.new_id(), None)
+
+    def look(finished: int, known: str = "") -> int:
+        plan, rows = explain(database, query)
+        assert "Seq Scan" not in plan, plan
+        assert not re.search(r"SCAN executions(?! USING)", plan), plan
+        assert known or re.search(rf"\b{index}\b", plan), plan
+        shown = f"{rows} rows read" if database.name == "postgresql" else "by this plan"
+        tell(f"{database.name}: {name} beside {finished} finished{known}, {shown}:\n{plan}")
+        return rows
+
+    def analyze() -> None:
+        if database.name == "postgresql":
+            database.run("ANALYZE executions")
+
+    insert_rows(database, "completed", 4_000)
+    analyze()
+    insert_rows(database, "pending", 800)  # half of them not due yet, few of type b
+    insert_rows(database, "running", 100)
+    stale = look(4_000, " and nothing else known")
+    analyze()
+    fresh = look(4_000)
+    insert_rows(database, "completed", 16_000)
+    assert look(20_000, " and fewer known") == fresh
+    analyze()
+    assert look(20_000) == fresh
+    assert stale <= 400 + 5  # at worst what is due, and never what has finished
+
+
+@pytest.mark.parametrize(("days", "found"), [(30, 5), (30_000, 0)])
+def test_it_reads_what_it_deletes(
+    database: Database, days: int, found: int, tell: Callable[[str], None]
+) -> None:
+    """However much has finished: by its index, whether that is old enough or not."""
+    insert_rows(database, "running", 100)
+    insert_rows(database, "completed", 20_000)
+    if database.name == "postgresql":
+        database.run("ANALYZE executions")
+    old = check_prune_request(timedelta(days=days), None, None, timedelta(days=days + 1), 5)
+    plan, rows = explain(database, queries.prune(old, None))
+    tell(f"{database.name}: a prune of {found} beside 20000 finished, {rows} rows read:\n{plan}")
+    assert "Seq Scan" not in plan
+    assert not re.search(r"SCAN executions(?! USING)", plan), plan
+    assert re.search(r"\bix_executions_completed_at\b", plan), plan
+    assert rows <= 2 * found

@@ -1,0 +1,223 @@
+"""Sweeps: what is overdue or stalled is timed out, and nothing else."""
+
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from execution_core import (
+    Execution,
+    ExecutionManager,
+    InvalidStateTransition,
+    InvalidValue,
+    SqlExecutionStore,
+    StaleAttempt,
+    connect,
+)
+from execution_core.core import state_machine
+
+from ..conftest import Database
+from ..support.history import assert_legal
+from ..support.processes import race
+
+HOUR = timedelta(hours=1)
+
+
+def ids(executions: list[Execution]) -> list[str]:
+    return [each.id for each in executions]
+
+
+@pytest.fixture
+def clocked(database: Database) -> tuple[ExecutionManager, list[datetime]]:
+    """A manager whose clock is set by hand."""
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    store = SqlExecutionStore(database.engine, clock=lambda: clock[0])
+    return ExecutionManager(store), clock
+
+
+def test_what_is_past_its_deadline(clocked: tuple[ExecutionManager, list[datetime]]) -> None:
+    manager, clock = clocked
+    limited, unlimited = manager.create("a", timeout=HOUR), manager.create("a")
+    manager.create("never started", timeout=HOUR)
+    manager.start(limited.id, worker="host")
+    manager.start(unlimited.id)
+    clock[0] += HOUR  # the deadline itself
+    assert manager.sweep() == []
+    clock[0] += timedelta(milliseconds=1)
+    (swept,) = manager.sweep()
+    assert swept == manager.get(limited.id)
+    assert (swept.status, swept.completed_at) == ("timed_out", clock[0])
+    assert swept.error == state_machine.TIMEOUT_ERROR
+    assert manager.sweep() == []
+    assert manager.get(unlimited.id).status == "running"
+
+
+def test_what_gives_no_sign_of_life(clocked: tuple[ExecutionManager, list[datetime]]) -> None:
+    manager, clock = clocked
+    silent, beating, limited = (
+        manager.create("a", timeout=timeout) for timeout in (None, None, timedelta(seconds=5))
+    )
+    for job in (silent, beating, limited):
+        manager.start(job.id)
+    minute = timedelta(minutes=1)
+    clock[0] += minute
+    manager.heartbeat(beating.id)
+    assert manager.sweep(stalled_after=minute, type="b") == []
+    assert ids(manager.sweep(stalled_after=minute)) == [limited.id]  # past its deadline
+    clock[0] += timedelta(milliseconds=1)
+    (swept,) = manager.sweep(stalled_after=minute)
+    assert swept.id == silent.id
+    assert swept.error is not None
+    assert swept.error.model_dump(exclude_none=True) == {
+        "message": "Execution stalled: its worker gave no sign of life",
+        "code": "stalled",
+        "retryable": True,
+    }
+    overdue = manager.get(limited.id).error
+    assert overdue is not None
+    assert overdue.code == "timeout"
+    clock[0] += minute
+    assert ids(manager.sweep(stalled_after=minute)) == [beating.id]
+
+
+def test_both_at_once_is_a_timeout(clocked: tuple[ExecutionManager, list[datetime]]) -> None:
+    manager, clock = clocked
+    job = manager.create("a", timeout=HOUR)
+    manager.start(job.id)
+    clock[0] += 2 * HOUR
+    (swept,) = manager.sweep(stalled_after=HOUR)
+    assert swept.error == state_machine.TIMEOUT_ERROR
+
+
+def test_a_sweep_by_the_databases_own_clock(any_manager: ExecutionManager) -> None:
+    jobs = [
+        any_manager.create("a", max_attempts=2, timeout=timedelta(milliseconds=1)),
+        any_manager.create("a"),
+        any_manager.create("a", timeout=HOUR),
+    ]
+    for job in jobs:
+        any_manager.start(job.id)
+    time.sleep(1.01)
+    any_manager.heartbeat(jobs[2].id)
+    assert ids(any_manager.sweep()) == [jobs[0].id]
+    assert any_manager.retry(jobs[0].id).status == "retrying"
+    assert ids(any_manager.sweep(stalled_after=timedelta(seconds=1))) == [jobs[1].id]
+    assert any_manager.get(jobs[2].id).status == "running"
+
+
+def test_a_sweep_in_batches(any_manager: ExecutionManager) -> None:
+    jobs = [any_manager.create(type, timeout=timedelta(milliseconds=1)) for type in "abaaa"]
+    for job in jobs:
+        any_manager.start(job.id)
+    time.sleep(0.02)
+    assert ids(any_manager.sweep(type="b")) == [jobs[1].id]
+    batches = [ids(any_manager.sweep(limit=2)) for _ in range(3)]
+    assert [len(batch) for batch in batches] == [2, 2, 0]
+    assert {*batches[0], *batches[1]} == {job.id for job in jobs} - {jobs[1].id}
+    for options in ({"stalled_after": 60}, {"stalled_after": timedelta(0)}, {"limit": 0}):
+        with pytest.raises(InvalidValue, match=f"^{next(iter(options))} "):
+            any_manager.sweep(**options)
+
+
+def test_what_a_hand_has_started_is_not_stalled_at_once(database: Database) -> None:
+    """A hand sets no heartbeat, or leaves that of the last attempt."""
+    now = "statement_timestamp()"
+    if database.name == "sqlite":
+        now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    start = (
+        f"UPDATE executions SET status = 'running', attempts = attempts + 1, started_at = {now},"
+        " error = NULL WHERE status IN ('pending', 'retrying')"
+    )
+    stalled_after = timedelta(seconds=1)
+    with connect(database.url) as manager:
+        fresh, again = manager.create("a"), manager.create("a", max_attempts=2)
+        manager.start(again.id)
+        manager.fail(again.id, "no", retryable=True)
+        time.sleep(1.1)
+        assert database.run(start) == 2
+        assert manager.sweep(stalled_after=stalled_after) == []
+        manager.update_progress(fresh.id, 1, 2)
+        time.sleep(1.1)
+        assert ids(manager.sweep(stalled_after=stalled_after)) == [fresh.id, again.id]
+
+
+def test_a_sweep_skips_what_others_hold(postgres_database: Database) -> None:
+    """On PostgreSQL; whoever is writing gives a sign of life, and a sweeper has it already."""
+    postgres_database.run("TRUNCATE executions CASCADE")
+    with connect(postgres_database.url) as manager:
+        jobs = [manager.create("a", timeout=timedelta(milliseconds=1)) for _ in range(3)]
+        for job in jobs:
+            manager.start(job.id)
+        time.sleep(0.01)
+        with postgres_database.engine.connect() as worker, postgres_database.engine.connect() as s:
+            manager.within(worker).complete(jobs[0].id, 7)
+            assert ids(manager.within(s).sweep(limit=1)) == [jobs[1].id]
+            assert ids(manager.sweep()) == [jobs[2].id]
+            worker.commit()
+            s.rollback()
+        assert manager.get(jobs[0].id).result == 7
+        assert ids(manager.sweep()) == [jobs[1].id]
+
+
+def test_sweep_and_retry_are_one_transaction(database: Database) -> None:
+    """As the README has it: no crash leaves what was swept without its retry."""
+    with connect(database.url) as manager:
+        job = manager.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
+        manager.start(job.id)
+        time.sleep(0.01)
+        for end in ("rollback", "commit"):
+            with database.engine.connect() as connection:
+                inside = manager.within(connection)
+                for lost in inside.sweep():
+                    inside.retry(lost.id)
+                getattr(connection, end)()
+            assert manager.get(job.id).status == ("running" if end == "rollback" else "retrying")
+        assert ids(manager.claim()) == [job.id]
+
+
+SWEPT = 300
+
+
+def sweep_or_work(number: int, url: str, job_ids: list[str]) -> Counter[str]:
+    """Half of the processes sweep; the others complete, fail, and start again."""
+    done: Counter[str] = Counter()
+    with connect(url) as manager:
+        if number % 2:
+            for _ in range(40):
+                for swept in manager.sweep(stalled_after=timedelta(milliseconds=5), limit=20):
+                    done["swept"] += 1
+                    assert swept.status == "timed_out"
+                    if swept.attempts < swept.max_attempts:
+                        manager.retry(swept.id)
+            return done
+        for n in range(40):
+            for claimed in manager.claim(limit=5):
+                try:
+                    if (n + number) % 3:
+                        manager.complete(claimed.id, number, attempt=claimed.attempts)
+                        done["completed"] += 1
+                    else:
+                        time.sleep(0.006)
+                        manager.heartbeat(claimed.id, attempt=claimed.attempts)
+                except (InvalidStateTransition, StaleAttempt):
+                    done["late"] += 1
+    return done
+
+
+def test_sweepers_and_workers_never_fight(database: Database) -> None:
+    with connect(database.url) as manager:
+        job_ids = [manager.create("race", max_attempts=5).id for _ in range(SWEPT)]
+    total: Counter[str] = sum(race(sweep_or_work, database.url, job_ids), Counter())
+    assert_legal(database)
+    rows = database.rows("SELECT to_status, count(*) AS n FROM execution_history GROUP BY 1")
+    moves = {row["to_status"]: row["n"] for row in rows}
+    assert moves.get("timed_out", 0) == total["swept"]
+    assert moves["completed"] == total["completed"]
+    assert_swept_justly(database, timedelta(milliseconds=5))
+
+
+def assert_swept_justly(database: Database, stalled_after: timedelta) -> None:
+    """No attempt was taken for stalled before it had been silent, or even running, that long."""
+    for row in database.rows("SELECT * FROM execution_attempts WHERE outcome = 'timed_out'"):
+        assert row["duration_seconds"] > stalled_after.total_seconds() - 0.001, row
