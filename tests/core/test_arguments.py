@@ -83,7 +83,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("argument", "call"), REFUSED)
-def test_arguments_that_make_no_sense(
+def test_arguments_invalid_are_refused(
     any_manager: ExecutionManager, argument: str, call: Any
 ) -> None:
     before = any_manager.start(any_manager.create("a", {"kept": 1}).id)
@@ -98,7 +98,9 @@ def test_arguments_that_make_no_sense(
     "text",
     ["'; DROP TABLE executions; --", 'a"b', "%s", ":x", "a.b", "$", "a[0]", "ü", "\\", "\n", "{}"],
 )
-def test_any_text_is_only_text(any_manager: ExecutionManager, text: str) -> None:
+def test_arguments_special_text_is_stored_unchanged(
+    any_manager: ExecutionManager, text: str
+) -> None:
     m = any_manager
     created = m.create(text, text, idempotency_key=text, metadata={text: text})
     assert m.create(text, text, idempotency_key=text) == created
@@ -121,7 +123,7 @@ TIMEOUTS = [
 
 
 @pytest.mark.parametrize(("given_", "milliseconds"), TIMEOUTS)
-def test_timeouts_are_in_whole_milliseconds(
+def test_timeout_is_rounded_to_milliseconds(
     any_manager: ExecutionManager, given_: timedelta, milliseconds: int | None
 ) -> None:
     expected = given_ if milliseconds is None else timedelta(milliseconds=milliseconds)
@@ -174,9 +176,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_failures_own_text_never_keeps_it_from_being_recorded(
-    any_manager: ExecutionManager, name: str
-) -> None:
+def test_fail_with_unstorable_text_is_recorded(any_manager: ExecutionManager, name: str) -> None:
     error: Any = FAILURES[name]
     if isinstance(error, Exception):
         try:
@@ -195,7 +195,7 @@ def test_a_failures_own_text_never_keeps_it_from_being_recorded(
         assert failed.error.message == "a\ufffdb"
 
 
-def test_how_much_of_a_failure_is_kept() -> None:
+def test_failure_long_texts_are_truncated() -> None:
     error = ExecutionFailure(
         message="m" * 20_000, code="c" * 300, stack="first" + "s" * 200_000 + "last"
     )
@@ -205,7 +205,7 @@ def test_how_much_of_a_failure_is_kept() -> None:
     assert error.stack.endswith("slast")
 
 
-def test_the_boundaries_themselves_are_accepted(manager: ExecutionManager) -> None:
+def test_arguments_at_limits_are_accepted(manager: ExecutionManager) -> None:
     longest = "ü" * 255
     created = manager.create(longest, idempotency_key=longest, max_attempts=2**31 - 1)
     started = manager.start(created.id, worker=longest)
@@ -233,7 +233,7 @@ class SlyNumber(int):
         return 2**70
 
 
-def test_subclasses_are_taken_for_what_they_are(manager: ExecutionManager) -> None:
+def test_arguments_of_subclasses_are_normalized(manager: ExecutionManager) -> None:
     for text in ("a\0b", "\ud800"):
         with pytest.raises(InvalidValue):
             manager.create(Sly(text))
@@ -245,7 +245,7 @@ def test_subclasses_are_taken_for_what_they_are(manager: ExecutionManager) -> No
     assert failed.error.message == "a\ufffdb"
 
 
-def test_a_status_may_be_named_very_often(manager: ExecutionManager) -> None:
+def test_list_with_300000_statuses_works(manager: ExecutionManager) -> None:
     assert manager.list(status=["pending"] * 300_000) == []
     with pytest.raises(InvalidValue) as caught:
         manager.list(status="x" * 2_000_000)

@@ -101,7 +101,7 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("name", NOT_JSON)
-def test_what_is_not_json_is_refused(any_manager: ExecutionManager, name: str) -> None:
+def test_json_invalid_value_is_refused(any_manager: ExecutionManager, name: str) -> None:
     bad = NOT_JSON[name]
     running = any_manager.create("a", {"kept": 1})
     before = any_manager.start(running.id)
@@ -151,7 +151,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_is_json_comes_back(any_manager: ExecutionManager, name: str) -> None:
+def test_json_value_round_trips(any_manager: ExecutionManager, name: str) -> None:
     value, stored = GOOD[name]
     id = any_manager.create("a", value, metadata={"m": value}).id
     any_manager.start(id)
@@ -163,7 +163,7 @@ def test_what_is_json_comes_back(any_manager: ExecutionManager, name: str) -> No
     assert read.checkpoints == {"k": stored}
 
 
-def test_the_size_is_a_setting_of_every_verb(database: Database, runner: asyncio.Runner) -> None:
+def test_json_size_limit_applies_to_every_verb(database: Database, runner: asyncio.Runner) -> None:
     store = SqlExecutionStore(database.engine)
     async_engine = create_async_engine(database.url)
     async_store = AsyncSqlExecutionStore(async_engine)
@@ -194,25 +194,25 @@ def test_the_size_is_a_setting_of_every_verb(database: Database, runner: asyncio
     runner.run(async_engine.dispose())
 
 
-def test_large_texts_with_an_e_and_a_plus_are_read_once() -> None:
+def test_json_large_text_with_exponents_is_parsed_in_linear_time() -> None:
     """Not a matter of time: the pattern must not go back over what it has read."""
     digits = [10**4299] * 200
     assert to_json("v", ["e+", 1e300, *digits]).value == ["e+", 1e300, *digits]
     assert to_json("v", "e+" + "x" * 10**7).value == "e+" + "x" * 10**7
 
 
-def test_what_is_in_a_dataclass_is_checked_too() -> None:
+def test_json_dataclass_content_is_checked() -> None:
     for bad in ({"b", "a"}, b"x", {1: "a", "1": "b"}, (n for n in [1]), [{None: 1}]):
         with pytest.raises(InvalidValue):
             to_json("v", Pair(Pair(1, bad), 2))
 
 
-def test_shared_references_that_explode_end_early() -> None:
+def test_json_shared_references_stop_at_size_limit() -> None:
     with pytest.raises(InvalidValue, match="larger than 10000 bytes"):
         to_json("value", exploding(), 10_000)
 
 
-def test_a_mutable_argument_is_copied(any_manager: ExecutionManager) -> None:
+def test_create_mutable_payload_is_copied(any_manager: ExecutionManager) -> None:
     payload = {"items": [1]}
     created = any_manager.create("a", payload)
     payload["items"].append(2)
@@ -246,7 +246,7 @@ keys = st.text(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(written=st.lists(st.tuples(keys, json_values), min_size=1, max_size=5))
-def test_checkpoints_are_exact_whatever_keys_and_values(
+def test_checkpoint_random_keys_and_values_are_exact(
     manager: ExecutionManager, written: list[tuple[str, Any]]
 ) -> None:
     id = manager.create("a").id
@@ -263,5 +263,5 @@ def spelt(value: Any) -> str:
 
 @settings(max_examples=300)
 @given(json_values)
-def test_checked_json_reads_back_as_it_went_in(value: Any) -> None:
+def test_json_random_value_round_trips(value: Any) -> None:
     assert json.dumps(to_json("value", value).value) == json.dumps(value)

@@ -55,7 +55,9 @@ def found(status: str, attempts: int = 1, max_attempts: int = 2) -> Execution:
         (transitions.fail("x", False, None, 1), found("retrying", 1), InvalidStateTransition),
     ],
 )
-def test_refusal(transition: transitions.Transition, row: Execution | None, refused: type) -> None:
+def test_refusal_of_row_has_expected_type(
+    transition: transitions.Transition, row: Execution | None, refused: type
+) -> None:
     problem = transitions.refusal(transition, ID, row)
     assert type(problem) is refused
     assert isinstance(problem, ExecutionProblem)
@@ -63,11 +65,11 @@ def test_refusal(transition: transitions.Transition, row: Execution | None, refu
         transitions.resolve_no_match(transition, ID, row)
 
 
-def test_start_needs_an_attempt() -> None:
+def test_start_without_attempt_left_changes_nothing() -> None:
     assert transitions.start(None).apply(found("retrying", 2), datetime.now(UTC)) is None
 
 
-def test_every_change_is_an_update() -> None:
+def test_change_without_new_status_sets_updated_at() -> None:
     later = datetime(2100, 1, 1, tzinfo=UTC)
     for transition in (
         transitions.checkpoint("k", 1, None),
@@ -102,7 +104,7 @@ def test_every_change_is_an_update() -> None:
     ],
     ids=lambda problem: type(problem).__name__,
 )
-def test_problems_survive_the_way_between_processes(problem: ExecutionProblem) -> None:
+def test_problem_pickled_or_copied_is_equal(problem: ExecutionProblem) -> None:
     for twin in (pickle.loads(pickle.dumps(problem)), copy.copy(problem), copy.deepcopy(problem)):
         assert type(twin) is type(problem)
         assert (str(twin), vars(twin)) == (str(problem), vars(problem))
@@ -123,7 +125,7 @@ class Reluctant:
     def find_by_idempotency_key(self, key: str) -> None: ...
 
 
-def test_a_create_tries_again_when_the_way_is_free() -> None:
+def test_create_after_key_was_freed_tries_again() -> None:
     store: Any = Reluctant()
     assert ExecutionManager(store).create("a", idempotency_key="k").idempotency_key == "k"
     assert store.created == 2

@@ -59,7 +59,7 @@ CASES = [
 ]
 
 
-def test_the_table_is_whole() -> None:
+def test_transition_table_names_every_state_and_verb() -> None:
     assert list(STATES) == HEAD
     assert [line[0] for line in LINES] == list(VERBS)
     assert {s.removesuffix("-last") for s in HEAD} == {str(s) for s in ExecutionStatus}
@@ -76,7 +76,7 @@ def stored(database: Database) -> Any:
 
 
 @pytest.mark.parametrize(("verb", "situation", "outcome"), CASES)
-def test_every_verb_in_every_situation(
+def test_verb_in_every_state_follows_table(
     database: Database, manager: ExecutionManager, verb: str, situation: str, outcome: str
 ) -> None:
     before = bring_to(manager, situation)
@@ -102,7 +102,7 @@ def test_every_verb_in_every_situation(
 
 @pytest.mark.parametrize("any_manager", ["memory"], indirect=True)
 @pytest.mark.parametrize(("verb", "situation", "outcome"), CASES)
-def test_a_store_without_sql_obeys_the_same_table(
+def test_verb_on_memory_store_follows_table(
     any_manager: ExecutionManager, verb: str, situation: str, outcome: str
 ) -> None:
     before = bring_to(any_manager, situation)
@@ -129,7 +129,7 @@ FENCED = {
 
 
 @pytest.mark.parametrize("verb", FENCED)
-def test_only_the_attempt_that_owns_it_may(any_manager: ExecutionManager, verb: str) -> None:
+def test_fence_with_stale_attempt_refuses(any_manager: ExecutionManager, verb: str) -> None:
     second = bring_to(any_manager, "running-last")
     for stale in (0, 1, 3):
         with pytest.raises(StaleAttempt) as caught:
@@ -141,7 +141,7 @@ def test_only_the_attempt_that_owns_it_may(any_manager: ExecutionManager, verb: 
 
 @pytest.mark.parametrize("verb", FENCED)
 @pytest.mark.parametrize("situation", ["pending", "retrying", "timed_out", "cancelled"])
-def test_an_attempt_owns_only_what_is_running(
+def test_fence_when_not_running_refuses(
     any_manager: ExecutionManager, verb: str, situation: str
 ) -> None:
     """Between two attempts, too: the first one is over, and the second one's are not its own."""
@@ -152,13 +152,13 @@ def test_an_attempt_owns_only_what_is_running(
     assert any_manager.get(before.id) == before
 
 
-def test_a_late_worker_after_the_end_hears_of_the_end(any_manager: ExecutionManager) -> None:
+def test_complete_after_finish_raises_invalid_transition(any_manager: ExecutionManager) -> None:
     done = bring_to(any_manager, "completed")
     with pytest.raises(InvalidStateTransition):
         any_manager.complete(done.id, attempt=1)
 
 
-def test_what_a_start_sets_and_clears(any_manager: ExecutionManager) -> None:
+def test_start_of_retrying_clears_last_attempt(any_manager: ExecutionManager) -> None:
     retrying = bring_to(any_manager, "retrying")
     assert retrying.error is not None
     assert retrying.worker == "host"
@@ -174,13 +174,13 @@ def test_what_a_start_sets_and_clears(any_manager: ExecutionManager) -> None:
 
 
 @pytest.mark.parametrize("situation", ["completed", "failed", "timed_out", "cancelled"])
-def test_what_is_over_has_an_end(any_manager: ExecutionManager, situation: str) -> None:
+def test_finish_sets_completed_at(any_manager: ExecutionManager, situation: str) -> None:
     over = bring_to(any_manager, situation)
     assert over.completed_at == over.updated_at
 
 
 @pytest.mark.parametrize("situation", ["failed", "timed_out"])
-def test_a_retry_clears_the_end_and_counts_nothing(
+def test_retry_clears_outcome_and_keeps_attempts(
     any_manager: ExecutionManager, situation: str
 ) -> None:
     over = bring_to(any_manager, situation)
@@ -189,7 +189,7 @@ def test_a_retry_clears_the_end_and_counts_nothing(
     assert any_manager.retry(over.id) == again
 
 
-def test_a_timeout_says_so(any_manager: ExecutionManager) -> None:
+def test_timeout_records_timeout_error(any_manager: ExecutionManager) -> None:
     error = bring_to(any_manager, "timed_out").error
     assert error is not None
     assert error.model_dump(exclude_none=True) == {
@@ -199,7 +199,7 @@ def test_a_timeout_says_so(any_manager: ExecutionManager) -> None:
     }
 
 
-def test_refusals_name_the_facts(any_manager: ExecutionManager) -> None:
+def test_refusal_message_names_status_and_verb(any_manager: ExecutionManager) -> None:
     done = bring_to(any_manager, "completed")
     with pytest.raises(ExecutionProblem) as caught:
         any_manager.start(done.id)

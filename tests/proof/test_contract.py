@@ -129,7 +129,7 @@ class TestAsyncRedis(AsyncStoreContract):
         runner.run(store.close())
 
 
-def test_redis_keeps_nothing_of_what_is_gone(space: tuple[str, str]) -> None:
+def test_redis_store_deletes_every_key(space: tuple[str, str]) -> None:
     url, prefix = space
     with closing(RedisStore(*space)) as store, Redis.from_url(url) as client:
         manager = ExecutionManager(store)
@@ -201,29 +201,29 @@ def failed(folder: Path, suite: str) -> set[str]:
     return set(re.findall(r"^FAILED test_store.py::\w+::(\w+)", ran.stdout, re.MULTILINE))
 
 
-def test_a_sound_store_passes(tmp_path: Path) -> None:
+def test_contract_memory_store_passes(tmp_path: Path) -> None:
     assert failed(tmp_path, suite("memory_store()")) == set()
 
 
-def test_a_sound_async_store_passes(tmp_path: Path) -> None:
+def test_contract_async_memory_store_passes(tmp_path: Path) -> None:
     assert failed(tmp_path, suite("AsyncMemoryStore()", "AsyncStoreContract")) == set()
 
 
 @pytest.mark.parametrize("name", CAUGHT)
-def test_a_broken_store_is_caught(tmp_path: Path, name: str) -> None:
+def test_contract_broken_store_fails(tmp_path: Path, name: str) -> None:
     assert failed(tmp_path, suite(f"broken_stores.{name}()")) >= CAUGHT[name]
 
 
-def test_a_broken_async_store_is_caught(tmp_path: Path) -> None:
+def test_contract_broken_async_store_fails(tmp_path: Path) -> None:
     store = suite("broken_stores.AsyncReadThenWrite()", "AsyncStoreContract")
     assert failed(tmp_path, store) >= CAUGHT["ReadThenWrite"]
 
 
-def test_the_store_of_the_page_passes(tmp_path: Path) -> None:
+def test_contract_store_of_docs_passes(tmp_path: Path) -> None:
     assert failed(tmp_path, "\n".join(blocks("stores.md"))) == set()
 
 
-def test_the_page_shows_what_there_is() -> None:
+def test_stores_page_quotes_the_sources() -> None:
     sources = (
         "examples/redis_store.py",
         "tests/proof/test_contract.py",
@@ -242,13 +242,13 @@ def test_the_page_shows_what_there_is() -> None:
         )
 
 
-def test_the_contract_leaves_out_no_rule_and_no_status() -> None:
+def test_contract_covers_every_rule_and_status() -> None:
     assert {*RULES} <= {transition.rule for transition in every_transition(1)}
     subject = StoreHarness(memory_store(), memory_store(), None)
     assert {bring_to(subject, each).status for each in STATES} == {*ExecutionStatus}
 
 
-def test_no_scenario_hides_another() -> None:
+def test_contract_scenario_names_are_unique() -> None:
     named = [
         name for kind in StoreContract.__mro__ for name in vars(kind) if name.startswith("test_")
     ]

@@ -104,13 +104,13 @@ COMPETE = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_who_competes(database: Database, state: str) -> None:
+def test_interleaving_competing_pairs_include_known(database: Database, state: str) -> None:
     """The pure machine finds out by itself, of these at least."""
     assert {*COMPETE[state]} <= {*Scene(database, state).competing()}
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_two_callers(
+def test_interleaving_of_two_callers_is_linearizable(
     database: Database, theatre: Theatre, state: str, tell: Callable[[str], None]
 ) -> None:
     scene = Scene(database, state)
@@ -139,7 +139,7 @@ def test_two_callers(
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_happens_while_it_is_asked_why(
+def test_interleaving_during_refusal_lookup_is_linearizable(
     database: Database, theatre: Theatre, state: str
 ) -> None:
     """B's statement changes nothing; A moves; B looks: B says what was so, or is so, or neither."""
@@ -159,7 +159,7 @@ def test_what_happens_while_it_is_asked_why(
 @on_postgresql
 @pytest.mark.parametrize("level", LEVELS["postgresql"])
 @pytest.mark.parametrize(("state", "verb"), [("pending", "start"), ("nothing", "create")])
-def test_two_that_go_in_opposite_order(
+def test_interleaving_in_opposite_order_retries_one(
     database: Database, theatre: Theatre, level: str, state: str, verb: str
 ) -> None:
     """Each waits for the other: one is told to try again, and the other goes on."""
@@ -186,7 +186,7 @@ def test_two_that_go_in_opposite_order(
 
 
 @on_postgresql
-def test_claims_wait_for_nobody(database: Database, theatre: Theatre) -> None:
+def test_claim_never_waits_for_locks(database: Database, theatre: Theatre) -> None:
     """So none is in a deadlock, whatever the others hold and wait for."""
     stage = theatre.stage
     sides = {name: theatre.side(name, "READ COMMITTED") for name in "ab"}
@@ -252,7 +252,7 @@ def as_row(execution: Execution) -> dict[str, Any]:
         ("retrying", "claim", "start"),
     ],
 )
-def test_reading_and_then_writing_is_found_out(
+def test_interleaving_control_read_then_write_is_detected(
     database: Database, theatre: Theatre, state: str, first: str, second: str
 ) -> None:
     """SQLite cannot be seen to wait between the two."""

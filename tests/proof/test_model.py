@@ -144,7 +144,7 @@ class Machine(RuleBasedStateMachine):
         return found
 
 
-def test_sql_does_what_the_pure_function_does(
+def test_model_sql_stores_match_pure_transitions(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     tell: Callable[[str], None],

@@ -46,7 +46,7 @@ def tried(
     return make
 
 
-def test_whoever_races_and_whatever_breaks(
+def test_proof_under_faults_finds_no_violation(
     tried: Callable[[Plan, int], Trial], tell: Callable[[str], None]
 ) -> None:
     seed = random.randrange(10**6)
@@ -62,12 +62,12 @@ def test_whoever_races_and_whatever_breaks(
     )
 
 
-def test_reading_and_then_writing_is_found_out(tried: Callable[[Plan, int], Trial]) -> None:
+def test_proof_control_read_then_write_is_detected(tried: Callable[[Plan, int], Trial]) -> None:
     kinds = tried(CONTROL, random.randrange(10**6)).kinds
     assert {"acknowledged transitions missing", "answers that are not linearizable"} <= {*kinds}
 
 
-def test_only_what_may_be_crashed_is_crashed(tmp_path: Path) -> None:
+def test_proof_refuses_foreign_server(tmp_path: Path) -> None:
     """PostgreSQL alone: a server that somebody else has started is left alone."""
     with (
         pytest.raises(ValueError, match="server of our own"),
@@ -78,7 +78,7 @@ def test_only_what_may_be_crashed_is_crashed(tmp_path: Path) -> None:
         pass
 
 
-def test_what_fails_is_told() -> None:
+def test_proof_report_lists_failures() -> None:
     missing: Counter[Fault] = Counter({Fault.CRASH: 2})
     wrong = [Violation(kind, "id", f"it {n}") for n in range(12) for kind in KINDS[:1]]
     good = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), Counter(), 1, 1, [])
@@ -96,7 +96,7 @@ def test_what_fails_is_told() -> None:
     assert list(failures(Proof(1, "a machine", [good], [bad], tests[:1]))) == []
 
 
-def test_more_unknown_outcomes_than_faults_explain() -> None:
+def test_proof_report_lists_unexplained_unknown_outcomes() -> None:
     unknown = Counter({DONE: 9, UNKNOWN: 5})
     trial = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), unknown, 1, 1, [], explained=5)
     more = replace(trial, outcomes=unknown + Counter({UNKNOWN: 1}))
@@ -105,14 +105,14 @@ def test_more_unknown_outcomes_than_faults_explain() -> None:
 
 
 @pytest.mark.parametrize("plan", [Plan(30, OPERATIONS, FAULTS), QUICK])
-def test_who_never_knows_is_found_out(plan: Plan) -> None:
+def test_proof_rejects_store_that_always_reports_unknown(plan: Plan) -> None:
     """Though the server is down half a second at each crash."""
     faults = Counter(plan.faults)
     crashes = faults[Fault.STOP] + faults[Fault.CRASH]
     assert faults.total() < explained(plan, faults, crashes / 2) < plan.operations
 
 
-def test_the_figures_have_their_place(tmp_path: Path) -> None:
+def test_proof_figures_are_written_to_page(tmp_path: Path) -> None:
     page = tmp_path / "reliability.md"
     page.write_text((ROOT / "docs" / "reliability.md").read_text())
     trial = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), Counter(), 1, 7654, [])
@@ -123,6 +123,6 @@ def test_the_figures_have_their_place(tmp_path: Path) -> None:
     assert max(map(len, text.split(BEGIN)[1].split(END)[0].splitlines())) < 100
 
 
-def test_a_fault_of_each_kind() -> None:
+def test_proof_quick_plan_has_every_fault() -> None:
     assert {*QUICK.faults} == {*Fault}
     assert min(QUICK.faults.values()) > 0

@@ -110,7 +110,7 @@ def story(told: Story) -> Story:
 ILLEGAL, LOST, UNDONE, STRANGE, MISCOUNTED, UNEXPLAINED, MISTIMED, ERRORS = KINDS
 
 
-def test_what_happened_is_right(story: Story) -> None:
+def test_checker_accepts_recorded_run(story: Story) -> None:
     assert [each.outcome for each in story.operations].count(REFUSED) == 4
     assert len(story.subject.history) == 8
     assert story.kinds() == set()
@@ -356,7 +356,7 @@ FALSEHOODS: list[tuple[Callable[[Story], None], str]] = [
 @pytest.mark.parametrize(
     ("falsehood", "kind"), FALSEHOODS, ids=[f"{f.__name__}, {k}" for f, k in FALSEHOODS]
 )
-def test_a_falsehood_is_reported(
+def test_checker_reports_falsified_run(
     story: Story, falsehood: Callable[[Story], None], kind: str
 ) -> None:
     falsehood(story)
@@ -365,7 +365,7 @@ def test_a_falsehood_is_reported(
         assert story.kinds() == {kind}  # nothing else finds it
 
 
-def test_what_was_answered_and_is_not_there_is_lost(story: Story) -> None:
+def test_checker_reports_missing_execution(story: Story) -> None:
     assert {violation.kind for violation in check(story.operations, [])} == {LOST}
     (violation,) = check(story.operations[:1], [])
     assert violation.execution_id == story.subject.id
@@ -452,12 +452,12 @@ def cut_and_taken_before_it_was_told(story: Story) -> None:
         *(cut_and_told_late, cut_and_taken_before_it_was_told),
     ],
 )
-def test_what_can_be_is_no_violation(story: Story, truth: Callable[[Story], None]) -> None:
+def test_checker_accepts_possible_run(story: Story, truth: Callable[[Story], None]) -> None:
     truth(story)
     assert check(story.operations, [story.subject]) == []
 
 
-def test_a_journal_ends_where_its_writer_was_killed(tmp_path: Path) -> None:
+def test_journal_of_killed_worker_ends_unknown(tmp_path: Path) -> None:
     path = tmp_path / "w.jsonl"
     own = Journal(path)
     for _ in range(2):

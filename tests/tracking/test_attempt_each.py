@@ -53,7 +53,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 4, 100])
 @pytest.mark.parametrize("crash", [0, 1, 4, 7, 11])
-def test_each_goes_on_behind_the_checkpoint(
+def test_each_after_crash_resumes_after_checkpoint(
     any_manager: ExecutionManager, kind: str, every: int, crash: int
 ) -> None:
     job = any_manager.create("a", max_attempts=2)
@@ -73,7 +73,7 @@ def test_each_goes_on_behind_the_checkpoint(
     assert (done.progress.current, done.progress.total, done.progress.percent) == (12, 12, 100)
 
 
-def test_an_unknown_total_is_none_until_the_end(any_manager: ExecutionManager) -> None:
+def test_each_unknown_length_reports_total_at_end(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a")
     with any_manager.attempt(job.id) as attempt:
         seen = []
@@ -93,7 +93,7 @@ NOTHING: list[Callable[[], Any]] = [
 
 
 @pytest.mark.parametrize("items", NOTHING)
-def test_nothing_to_do_writes_nothing(
+def test_each_without_items_left_writes_nothing(
     any_manager: ExecutionManager, items: Callable[[], Any]
 ) -> None:
     job = any_manager.create("a")
@@ -104,12 +104,12 @@ def test_nothing_to_do_writes_nothing(
         assert any_manager.get(job.id) == before
 
 
-def test_what_has_no_length_that_python_can_tell(any_manager: ExecutionManager) -> None:
+def test_each_length_beyond_ssize_is_unknown(any_manager: ExecutionManager) -> None:
     with any_manager.attempt(any_manager.create("a").id) as attempt:
         assert next(iter(attempt.each(range(10**20)))) == 0
 
 
-def test_a_loop_that_is_left_early_has_not_done_the_last(any_manager: ExecutionManager) -> None:
+def test_each_left_early_keeps_previous_checkpoint(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a")
     with any_manager.attempt(job.id) as attempt:
         for item in attempt.each("abcd"):
@@ -123,7 +123,9 @@ def test_a_loop_that_is_left_early_has_not_done_the_last(any_manager: ExecutionM
 
 
 @pytest.mark.parametrize("stored", ["seven", -1, True, None, 1.5, 2**63, [1]], ids=repr)
-def test_a_checkpoint_that_is_no_index(any_manager: ExecutionManager, stored: Any) -> None:
+def test_each_checkpoint_not_an_index_is_refused(
+    any_manager: ExecutionManager, stored: Any
+) -> None:
     job = any_manager.create("a")
     any_manager.checkpoint(job.id, "last_index", stored)
     with (
@@ -133,7 +135,7 @@ def test_a_checkpoint_that_is_no_index(any_manager: ExecutionManager, stored: An
         attempt.each([1])
 
 
-def test_an_asynchronous_iterable(database: Database) -> None:
+def test_each_async_iterable_resumes_after_crash(database: Database) -> None:
     async def numbers() -> Any:
         for n in range(5):
             await asyncio.sleep(0)

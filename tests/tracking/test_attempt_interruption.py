@@ -24,7 +24,7 @@ from ..support.attempts import Outage
 
 
 @pytest.mark.parametrize("error", [None, Outage()])
-def test_an_interruption_of_the_record_is_recorded(
+def test_attempt_interrupted_while_recording_is_retrying(
     database: Database, error: Outage | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while a block, in no thread but the main one, writes its end."""
@@ -58,7 +58,7 @@ with manager.attempt(id, heartbeat=timedelta(seconds=0.001)) as attempt:
 """
 
 
-def test_ctrl_c_is_recorded(database: Database) -> None:
+def test_attempt_ctrl_c_is_recorded(database: Database) -> None:
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=2)
         ran = subprocess.run(
@@ -73,7 +73,7 @@ def test_ctrl_c_is_recorded(database: Database) -> None:
         assert left.error.code == "interrupted"
 
 
-def test_a_cancelled_block_records_it(database: Database) -> None:
+def test_attempt_cancelled_is_retrying(database: Database) -> None:
     async def work(manager: Any, id: str, entered: asyncio.Event) -> None:
         async with manager.attempt(id, heartbeat=timedelta(milliseconds=5)):
             entered.set()
@@ -97,7 +97,7 @@ def test_a_cancelled_block_records_it(database: Database) -> None:
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
-def test_a_cancellation_at_any_moment_leaves_nobody_running(database: Database) -> None:
+def test_attempt_cancelled_at_any_step_is_not_left_running(database: Database) -> None:
     """At every step of the event loop: before, during and after each statement of a block."""
 
     async def work(manager: Any, id: str) -> None:
@@ -129,7 +129,7 @@ def test_a_cancellation_at_any_moment_leaves_nobody_running(database: Database) 
     assert {"pending", "retrying", "completed"} <= seen.keys(), seen
 
 
-def test_however_often_it_is_cancelled_a_block_first_records_it(database: Database) -> None:
+def test_attempt_cancelled_repeatedly_still_records(database: Database) -> None:
     async def work(manager: Any, id: str, entered: asyncio.Event, error: Exception | None) -> None:
         async with manager.attempt(id):
             entered.set()
@@ -159,7 +159,7 @@ def test_however_often_it_is_cancelled_a_block_first_records_it(database: Databa
 
 
 @pytest.mark.parametrize("milliseconds", range(0, 40, 2))
-def test_a_loop_that_ends_lets_a_block_record_it(database: Database, milliseconds: int) -> None:
+def test_attempt_when_event_loop_ends_is_recorded(database: Database, milliseconds: int) -> None:
     """`asyncio.run` cancels every task that it knows, and all at once."""
 
     async def work(manager: Any, id: str) -> None:
@@ -185,7 +185,7 @@ def test_a_loop_that_ends_lets_a_block_record_it(database: Database, millisecond
         assert manager.get(id).status in ("pending", "retrying", "completed")
 
 
-def test_a_block_over_one_connection_for_all_records_it() -> None:
+def test_attempt_cancelled_on_shared_connection_is_retrying() -> None:
     """In-memory SQLite under asyncio."""
 
     async def work(manager: Any, id: str) -> None:
@@ -213,7 +213,7 @@ def test_a_block_over_one_connection_for_all_records_it() -> None:
     assert "running" not in seen
 
 
-def test_a_timeout_around_a_block(database: Database) -> None:
+def test_attempt_in_asyncio_timeout_is_retrying(database: Database) -> None:
     async def run() -> None:
         async with connect_async(database.url) as manager:
             job = await manager.create("a", max_attempts=2)

@@ -18,7 +18,7 @@ from execution_core.sql.driver.engine import create_async_engine
 from ..conftest import Database
 
 
-def test_writes_in_the_callers_transaction(database: Database) -> None:
+def test_attempt_within_writes_follow_the_transaction(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("a").id
         attempt = manager.attempt(manager.start(id)).__enter__()
@@ -38,7 +38,7 @@ def test_writes_in_the_callers_transaction(database: Database) -> None:
         assert manager.get(id).metadata == {}
 
 
-def test_a_whole_attempt_in_the_callers_transaction(database: Database) -> None:
+def test_attempt_within_runs_whole_in_the_transaction(database: Database) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("a", max_attempts=2).id for _ in range(2)]
         with database.engine.connect() as connection:
@@ -57,7 +57,7 @@ def test_a_whole_attempt_in_the_callers_transaction(database: Database) -> None:
         assert [manager.get(id).status for id in ids] == ["pending", "completed"]
 
 
-def test_a_transaction_that_was_aborted_hides_no_error(
+def test_attempt_within_aborted_transaction_keeps_error(
     postgres_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On PostgreSQL; no error makes SQLite refuse what follows it."""
@@ -74,7 +74,7 @@ def test_a_transaction_that_was_aborted_hides_no_error(
     assert "failed, and that could not be recorded" in caplog.text
 
 
-def test_a_session_of_the_task_stays_with_the_task(database: Database) -> None:
+def test_attempt_within_task_scoped_session_uses_that_session(database: Database) -> None:
     """SQLAlchemy's recipe for asyncio: a session for each task, found by asking which this is."""
     from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
 

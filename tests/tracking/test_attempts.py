@@ -24,7 +24,7 @@ from ..support.attempts import LOSSES, Outage, UnreachableStore
 from ..support.history import assert_legal
 
 
-def test_a_block_starts_and_completes(any_manager: ExecutionManager) -> None:
+def test_attempt_block_starts_and_completes(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a", {"n": 1})
     with any_manager.attempt(job.id, worker="host") as attempt:
         running = any_manager.get(job.id)
@@ -46,14 +46,14 @@ def test_a_block_starts_and_completes(any_manager: ExecutionManager) -> None:
     assert attempt.retry_after is None
 
 
-def test_without_a_result(any_manager: ExecutionManager) -> None:
+def test_attempt_without_result_completes_with_none(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a")
     with any_manager.attempt(job.id):
         pass
     assert (any_manager.get(job.id).status, any_manager.get(job.id).result) == ("completed", None)
 
 
-def test_what_start_refuses_the_block_refuses(any_manager: ExecutionManager) -> None:
+def test_attempt_when_start_is_refused_is_not_entered(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a")
     any_manager.cancel(job.id)
     with (
@@ -66,7 +66,7 @@ def test_what_start_refuses_the_block_refuses(any_manager: ExecutionManager) -> 
             pytest.fail("it was entered")
 
 
-def test_what_was_claimed_is_not_started_again(any_manager: ExecutionManager) -> None:
+def test_attempt_of_claimed_execution_is_not_started_again(any_manager: ExecutionManager) -> None:
     any_manager.create("a", max_attempts=2)
     (claimed,) = any_manager.claim(worker="host")
     with any_manager.attempt(claimed) as attempt:
@@ -77,9 +77,7 @@ def test_what_was_claimed_is_not_started_again(any_manager: ExecutionManager) ->
 
 
 @pytest.mark.parametrize("taken", LOSSES)
-def test_what_was_taken_since_its_claim_is_not_worked_on(
-    any_manager: ExecutionManager, taken: str
-) -> None:
+def test_attempt_lost_since_claim_is_not_entered(any_manager: ExecutionManager, taken: str) -> None:
     any_manager.create("a", max_attempts=3)
     (claimed,) = any_manager.claim()
     LOSSES[taken][0](any_manager, claimed.id)
@@ -90,14 +88,14 @@ def test_what_was_taken_since_its_claim_is_not_worked_on(
         assert any_manager.get(claimed.id) == after
 
 
-def test_a_worker_is_named_where_an_attempt_starts(any_manager: ExecutionManager) -> None:
+def test_attempt_of_claimed_execution_refuses_worker(any_manager: ExecutionManager) -> None:
     any_manager.create("a")
     (claimed,) = any_manager.claim()
     with pytest.raises(InvalidValue, match="worker is already set"):
         any_manager.attempt(claimed, worker="other")
 
 
-def test_what_nobody_has_started_is_given_by_its_id(any_manager: ExecutionManager) -> None:
+def test_attempt_of_pending_execution_object_is_refused(any_manager: ExecutionManager) -> None:
     """An execution that `create` returned may run elsewhere: its key finds any status."""
     job = any_manager.create("a")
     with pytest.raises(
@@ -107,7 +105,7 @@ def test_what_nobody_has_started_is_given_by_its_id(any_manager: ExecutionManage
         any_manager.attempt(job)
 
 
-def test_an_attempt_has_one_block(any_manager: ExecutionManager) -> None:
+def test_attempt_entered_twice_raises(any_manager: ExecutionManager) -> None:
     attempt = any_manager.attempt(any_manager.create("a", max_attempts=3).id)
     assert not attempt.started
     with pytest.raises(RuntimeError, match="The attempt starts with its block"):
@@ -166,7 +164,7 @@ EXCEPTIONS: list[tuple[BaseException, str, str | None]] = [
 @pytest.mark.parametrize(
     ("error", "status", "code"), EXCEPTIONS, ids=lambda value: type(value).__name__
 )
-def test_every_exception_goes_on_as_it_came(
+def test_attempt_exception_is_recorded_and_propagates(
     any_manager: ExecutionManager, error: BaseException, status: str, code: str | None
 ) -> None:
     job = any_manager.create("a", max_attempts=2)
@@ -184,11 +182,11 @@ def test_every_exception_goes_on_as_it_came(
     assert left.error.code == (code or type(error).__qualname__)
     assert left.error.retryable == (status == "retrying")
     assert left.error.stack is not None
-    assert "in test_every_exception" in left.error.stack or len(left.error.stack) == 100_000
+    assert "in test_attempt_exception" in left.error.stack or len(left.error.stack) == 100_000
     error.__traceback__ = error.__cause__ = None
 
 
-def test_the_last_attempt_fails_whatever_is_retryable(any_manager: ExecutionManager) -> None:
+def test_attempt_last_with_retryable_error_fails(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a")
     with pytest.raises(Outage), any_manager.attempt(job.id, retry_on=Outage) as attempt:
         raise Outage
@@ -196,7 +194,7 @@ def test_the_last_attempt_fails_whatever_is_retryable(any_manager: ExecutionMana
     assert attempt.retry_after is None
 
 
-def test_a_backoff_delays_the_next_attempt(any_manager: ExecutionManager) -> None:
+def test_attempt_backoff_delays_retry(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a", max_attempts=4)
     backoff = Backoff(timedelta(minutes=1), factor=3, jitter=0)
     for minutes in (1, 3, 9):
@@ -216,7 +214,7 @@ def test_a_backoff_delays_the_next_attempt(any_manager: ExecutionManager) -> Non
     assert any_manager.get(job.id).due_at is None
 
 
-def test_an_interruption_waits_for_nothing(any_manager: ExecutionManager) -> None:
+def test_attempt_interrupted_retries_without_backoff(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a", max_attempts=2)
     backoff = Backoff(timedelta(minutes=1))
     with pytest.raises(SystemExit), any_manager.attempt(job.id, backoff=backoff) as attempt:
@@ -231,9 +229,7 @@ class Untidy(dict[str, int]):
 
 
 @pytest.mark.parametrize("result", [{1, 2}, float("nan"), "\0", b"bytes", Untidy(a=1)], ids=repr)
-def test_a_result_that_cannot_be_stored_is_a_failure(
-    any_manager: ExecutionManager, result: Any
-) -> None:
+def test_attempt_unstorable_result_fails(any_manager: ExecutionManager, result: Any) -> None:
     job = any_manager.create("a")
     with (
         pytest.raises((InvalidValue, AttributeError), match=r"^result "),
@@ -246,7 +242,7 @@ def test_a_result_that_cannot_be_stored_is_a_failure(
     assert left.error.message.startswith("result ")
 
 
-def test_bad_values_change_nothing(any_manager: ExecutionManager) -> None:
+def test_attempt_invalid_arguments_change_nothing(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a")
     with any_manager.attempt(job.id) as attempt:
         before = any_manager.get(job.id)
@@ -289,7 +285,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("taken", LOSSES)
-def test_what_is_lost_is_told_at_the_next_write(
+def test_attempt_write_after_loss_raises_attempt_lost(
     any_manager: ExecutionManager, taken: str, write: str
 ) -> None:
     job = any_manager.create("a", {"n": 1}, max_attempts=3)
@@ -309,7 +305,9 @@ def test_what_is_lost_is_told_at_the_next_write(
 
 
 @pytest.mark.parametrize("taken", LOSSES)
-def test_a_late_failure_is_not_the_successors(any_manager: ExecutionManager, taken: str) -> None:
+def test_attempt_failure_after_loss_changes_nothing(
+    any_manager: ExecutionManager, taken: str
+) -> None:
     job = any_manager.create("a", max_attempts=3)
     with pytest.raises(Outage), any_manager.attempt(job.id, retry_on=Outage) as attempt:
         LOSSES[taken][0](any_manager, job.id)
@@ -320,7 +318,7 @@ def test_a_late_failure_is_not_the_successors(any_manager: ExecutionManager, tak
     assert attempt.retry_after is None
 
 
-def test_whoever_overhears_it_is_told_again(any_manager: ExecutionManager) -> None:
+def test_attempt_lost_swallowed_is_raised_again(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a")
     with pytest.raises(AttemptLost), any_manager.attempt(job.id) as attempt:
         any_manager.cancel(job.id)
@@ -341,7 +339,7 @@ def unplugged(any_manager: Any) -> Iterator[UnreachableStore]:
 @pytest.mark.parametrize(
     ("error", "status", "code"), EXCEPTIONS[:10], ids=lambda v: type(v).__name__
 )
-def test_no_error_is_masked_by_a_database_that_is_down(
+def test_attempt_exception_with_database_down_propagates(
     any_manager: ExecutionManager,
     unplugged: UnreachableStore,
     caplog: pytest.LogCaptureFixture,
@@ -365,7 +363,7 @@ def test_no_error_is_masked_by_a_database_that_is_down(
     error.__traceback__ = None
 
 
-def test_an_end_that_cannot_be_recorded_is_told(
+def test_attempt_completion_with_database_down_raises(
     any_manager: ExecutionManager, unplugged: UnreachableStore
 ) -> None:
     job = any_manager.create("a")
@@ -376,7 +374,7 @@ def test_an_end_that_cannot_be_recorded_is_told(
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_write_brings_no_payload_back(
+def test_attempt_writes_transfer_no_payload(
     postgres_database: Database,
     mode: str,
     runner: asyncio.Runner,
@@ -414,7 +412,7 @@ def test_a_write_brings_no_payload_back(
         assert 0 < count() - before < 1500
 
 
-def test_the_history_stays_legal(database: Database) -> None:
+def test_attempt_losses_leave_valid_history(database: Database) -> None:
     with connect(database.url) as manager:
         for taken, _ in LOSSES.values():
             job = manager.create("a", max_attempts=3)

@@ -29,7 +29,7 @@ def ids(executions: list[Execution]) -> list[str]:
     return [each.id for each in executions]
 
 
-def test_the_oldest_first(any_manager: ExecutionManager) -> None:
+def test_claim_takes_oldest_first(any_manager: ExecutionManager) -> None:
     jobs = [any_manager.create("a", {"n": n}, max_attempts=2) for n in range(5)]
     assert any_manager.claim(limit=2, worker="host") == [any_manager.get(j.id) for j in jobs[:2]]
     (third,) = any_manager.claim()
@@ -43,7 +43,7 @@ def test_the_oldest_first(any_manager: ExecutionManager) -> None:
     assert any_manager.claim(limit=9) == []
 
 
-def test_one_type(any_manager: ExecutionManager) -> None:
+def test_claim_of_type_takes_only_that_type(any_manager: ExecutionManager) -> None:
     jobs = [any_manager.create(type) for type in "abab"]
     assert ids(any_manager.claim("b", limit=9)) == [jobs[1].id, jobs[3].id]
     assert any_manager.claim("b") == []
@@ -51,7 +51,7 @@ def test_one_type(any_manager: ExecutionManager) -> None:
     assert ids(any_manager.claim(limit=9)) == [jobs[0].id, jobs[2].id]
 
 
-def test_nothing_before_its_time(any_manager: ExecutionManager) -> None:
+def test_claim_before_due_time_takes_nothing(any_manager: ExecutionManager) -> None:
     soon, later = timedelta(seconds=1), HOUR
     delayed = any_manager.create("a", start_after=soon)
     assert delayed.due_at == delayed.created_at + soon
@@ -71,7 +71,7 @@ def test_nothing_before_its_time(any_manager: ExecutionManager) -> None:
     assert any_manager.get(far.id).status == "pending"
 
 
-def test_who_has_waited_longest_since_it_was_due(any_manager: ExecutionManager) -> None:
+def test_claim_orders_by_due_time(any_manager: ExecutionManager) -> None:
     delayed = any_manager.create("a", start_after=timedelta(seconds=1))
     time.sleep(0.02)
     at_once = any_manager.create("a")
@@ -81,7 +81,7 @@ def test_who_has_waited_longest_since_it_was_due(any_manager: ExecutionManager) 
     assert order == [at_once.id, delayed.id, latest.id]
 
 
-def test_a_start_waits_for_nothing(any_manager: ExecutionManager) -> None:
+def test_start_before_due_time_is_allowed(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a", max_attempts=3, start_after=HOUR)
     assert any_manager.start(job.id).due_at is None
     any_manager.fail(job.id, "no", retryable=True, retry_after=HOUR)
@@ -90,7 +90,7 @@ def test_a_start_waits_for_nothing(any_manager: ExecutionManager) -> None:
     assert (started.status, started.due_at) == ("running", None)
 
 
-def test_what_does_not_wait_has_no_time_to_wait_for(any_manager: ExecutionManager) -> None:
+def test_due_time_is_null_unless_waiting(any_manager: ExecutionManager) -> None:
     m = any_manager
     cancelled = m.create("a", start_after=HOUR)
     assert m.cancel(cancelled.id, "why").due_at is None
@@ -115,14 +115,16 @@ def test_what_does_not_wait_has_no_time_to_wait_for(any_manager: ExecutionManage
     [{"limit": 0}, {"limit": 10_001}, {"limit": True}, {"type": ""}, {"type": 7}, {"worker": ""}],
     ids=str,
 )
-def test_claims_that_make_no_sense(any_manager: ExecutionManager, options: dict[str, Any]) -> None:
+def test_claim_invalid_arguments_are_refused(
+    any_manager: ExecutionManager, options: dict[str, Any]
+) -> None:
     any_manager.create("a")
     with pytest.raises(InvalidValue, match=f"^{next(iter(options))} "):
         any_manager.claim(**options)
     assert any_manager.claim() != []
 
 
-def test_delays_that_make_no_sense(any_manager: ExecutionManager) -> None:
+def test_delay_invalid_is_refused(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a", max_attempts=2)
     any_manager.start(job.id)
     for delay in (5, timedelta(seconds=-1), timedelta(days=36_501), "5s", datetime.now(UTC)):
@@ -134,7 +136,7 @@ def test_delays_that_make_no_sense(any_manager: ExecutionManager) -> None:
     assert len(any_manager.list()) == 1
 
 
-def test_a_backoff_grows_to_its_maximum() -> None:
+def test_backoff_grows_to_maximum() -> None:
     backoff = Backoff(timedelta(seconds=1), factor=2, maximum=timedelta(seconds=10), jitter=0)
     seconds = [backoff.delay(n).total_seconds() for n in (1, 2, 3, 4, 5, 1000, 2**31 - 1)]
     assert seconds == [1, 2, 4, 8, 10, 10, 10]
@@ -159,7 +161,7 @@ def test_a_backoff_grows_to_its_maximum() -> None:
         backoff.delay(0)
 
 
-def test_a_claim_skips_what_others_hold(postgres_database: Database) -> None:
+def test_claim_skips_rows_locked_by_others(postgres_database: Database) -> None:
     """On PostgreSQL; SQLite has one writer at a time."""
     postgres_database.run("TRUNCATE executions CASCADE")
     impatient = create_sync_engine(postgres_database.url + "?options=-clock_timeout%3D1")
@@ -197,7 +199,9 @@ def claim_all(number: int, url: str, share: int) -> tuple[int, list[str], float]
 
 
 @pytest.mark.parametrize("share", [1, 7])
-def test_each_is_claimed_once(database: Database, share: int, tell: Callable[[str], None]) -> None:
+def test_claim_by_eight_processes_takes_each_once(
+    database: Database, share: int, tell: Callable[[str], None]
+) -> None:
     """By eight processes at once; the time is printed, beside that of one."""
     took = {}
     for processes in (1, PROCESSES):

@@ -78,7 +78,7 @@ def made_at(id: str) -> datetime:
     return datetime.fromtimestamp((UUID(id).int >> 80) / 1000, UTC)
 
 
-def test_nothing_else_reads_the_time() -> None:
+def test_clock_is_read_only_in_known_modules() -> None:
     """Else `shift` would leave it out. Monotonic clocks are not set; the database has its own."""
     package = Path(execution_core.__file__).parent
     reads = re.compile(r"datetime\.now\(|utcnow\(|today\(|time\.time\b|uuid7\(")
@@ -170,7 +170,7 @@ def sweep(url: str, stop: Any) -> None:
 
 @on_postgresql
 @both_ways
-def test_only_what_is_due_is_swept(database: Database, by: timedelta) -> None:
+def test_sweep_with_skewed_clocks_takes_only_due(database: Database, by: timedelta) -> None:
     """Two days lie between the worker and the sweeper."""
     stop, begin = spawn.Event(), clock(database)
     swept = "SELECT count(*) AS n FROM executions WHERE status = 'timed_out'"
@@ -228,7 +228,7 @@ def claim_two(url: str) -> list[Execution]:
 
 @on_postgresql
 @both_ways
-def test_what_waits_is_claimed_when_it_is_due(database: Database, by: timedelta) -> None:
+def test_claim_with_skewed_clocks_waits_until_due(database: Database, by: timedelta) -> None:
     begin = clock(database)
     soon = on_host(by, wait_in_line, database.url)
     due = {str(r["id"]): r["due_at"] for r in database.rows("SELECT id, due_at FROM executions")}
@@ -258,7 +258,7 @@ def prune(url: str) -> int:
 
 @on_postgresql
 @both_ways
-def test_only_what_is_old_is_pruned(database: Database, by: timedelta) -> None:
+def test_prune_with_skewed_clocks_deletes_only_old(database: Database, by: timedelta) -> None:
     old, young = on_host(by, finish, database.url)
     assert on_host(-by, prune, database.url) == 0
     for id, minutes in ((old, 61), (young, 59)):
@@ -274,7 +274,7 @@ def test_only_what_is_old_is_pruned(database: Database, by: timedelta) -> None:
 
 @on_postgresql
 @both_ways
-def test_the_command_line_goes_by_the_databases_clock(database: Database, by: timedelta) -> None:
+def test_cli_list_with_skewed_clock_uses_database_clock(database: Database, by: timedelta) -> None:
     made = sorted(chain(*(on_host(each, finish, database.url) for each in (by, 0 * by, -by))))
     database.run(
         "UPDATE executions SET completed_at = completed_at - interval '61 minutes' WHERE id = :id",
@@ -321,7 +321,7 @@ def say_something(url: str, id: str) -> list[str]:
 
 @on_postgresql
 @both_ways
-def test_a_page_leaves_nothing_out(database: Database, by: timedelta) -> None:
+def test_list_with_skewed_clocks_is_complete(database: Database, by: timedelta) -> None:
     """Newest first is by the clocks of those who made them; each is there once all the same."""
     hosts = (by, -by, 0 * by)
     with connect(database.url) as manager:
@@ -377,7 +377,7 @@ def run_command(url: str) -> int:
 @on_postgresql
 @both_ways
 @pytest.mark.parametrize("work", [call_tracked, run_command])
-def test_a_backoff_is_waited_for(
+def test_backoff_with_skewed_clocks_is_kept(
     database: Database, by: timedelta, work: Callable[[str], int]
 ) -> None:
     assert on_host(by, work, database.url) in (0, 1)
@@ -450,7 +450,7 @@ LIFE: list[Callable[[ExecutionManager, str], Execution]] = [
 
 @on_sqlite
 @pytest.mark.parametrize("then", range(len(LIFE)))
-def test_no_time_lies_before_an_earlier_one(database: Database, host: Host, then: int) -> None:
+def test_times_after_clock_set_back_stay_ordered(database: Database, host: Host, then: int) -> None:
     """Whenever the clock is set back by a day; and a day later it is right again."""
     was = host.manager.create("job", max_attempts=3, timeout=HOUR)
     for n, step in enumerate(LIFE):
@@ -471,7 +471,7 @@ def test_no_time_lies_before_an_earlier_one(database: Database, host: Host, then
 
 
 @on_sqlite
-def test_what_was_due_waits_until_the_clock_is_right(host: Host) -> None:
+def test_claim_and_sweep_after_clock_set_back_wait(host: Host) -> None:
     """Late, and never early; what is started by its id does not wait."""
     manager = host.manager
     waiting, chosen = (manager.create("job") for _ in range(2))
@@ -485,7 +485,7 @@ def test_what_was_due_waits_until_the_clock_is_right(host: Host) -> None:
 
 
 @on_sqlite
-def test_no_line_is_lost_when_the_clock_is_set_back(host: Host) -> None:
+def test_logs_after_clock_set_back_are_complete(host: Host) -> None:
     """In a log the order is by its clock; nothing else hangs on it."""
     id = host.manager.create("job").id
     lines = []

@@ -11,7 +11,7 @@ from ..conftest import Database
 from ..support.states import STATES
 
 
-def test_a_repeat_returns_the_execution(any_manager: ExecutionManager) -> None:
+def test_create_repeated_returns_same_execution(any_manager: ExecutionManager) -> None:
     payload = {"b": [1, 2.5, None, True], "a": {"y": 1, "x": "ü"}}
     first = any_manager.create("pay", payload, idempotency_key="k")
     assert any_manager.create("pay", payload, idempotency_key="k") == first
@@ -23,7 +23,9 @@ def test_a_repeat_returns_the_execution(any_manager: ExecutionManager) -> None:
 
 
 @pytest.mark.parametrize("situation", STATES)
-def test_in_whatever_status_it_is(any_manager: ExecutionManager, situation: str) -> None:
+def test_create_repeated_in_any_state_returns_execution(
+    any_manager: ExecutionManager, situation: str
+) -> None:
     execution = any_manager.create("work", 1, max_attempts=2, idempotency_key="k")
     for step in STATES[situation]:
         execution = step(any_manager, execution.id)
@@ -45,7 +47,7 @@ def test_in_whatever_status_it_is(any_manager: ExecutionManager, situation: str)
         (("pay", {"a": None}), ("pay", {})),
     ],
 )
-def test_other_work_under_the_same_key_is_refused(
+def test_create_other_work_with_same_key_conflicts(
     any_manager: ExecutionManager, one: tuple[str, Any], other: tuple[str, Any]
 ) -> None:
     for first, second in ((one, other), (other, one)):
@@ -60,14 +62,14 @@ def test_other_work_under_the_same_key_is_refused(
 @pytest.mark.parametrize(
     "payload", [1e23, 5e-324, 1.7976931348623157e308, -0.0, 10**400, Decimal("1.10")], ids=str
 )
-def test_a_repeat_is_a_repeat_however_the_database_spells_numbers(
+def test_create_repeated_with_exact_numbers_returns_same_execution(
     manager: ExecutionManager, payload: Any
 ) -> None:
     first = manager.create("pay", payload, idempotency_key="k")
     assert manager.create("pay", payload, idempotency_key="k").id == first.id
 
 
-def test_a_parent_must_exist(any_manager: ExecutionManager) -> None:
+def test_create_with_missing_parent_is_refused(any_manager: ExecutionManager) -> None:
     gone = any_manager.create("a")
     any_manager.delete(gone.id)
     for key in (None, "k"):
@@ -77,14 +79,16 @@ def test_a_parent_must_exist(any_manager: ExecutionManager) -> None:
     assert any_manager.list() == []
 
 
-def test_a_repeat_needs_no_parent_any_more(any_manager: ExecutionManager) -> None:
+def test_create_repeated_after_parent_deletion_returns_execution(
+    any_manager: ExecutionManager,
+) -> None:
     parent = any_manager.create("a")
     child = any_manager.create("b", parent_id=parent.id, idempotency_key="k")
     any_manager.delete(parent.id)
     assert any_manager.create("b", parent_id=parent.id, idempotency_key="k").id == child.id
 
 
-def test_a_row_inserted_by_hand_has_no_fingerprint(
+def test_create_after_manual_insert_compares_payload(
     database: Database, manager: ExecutionManager
 ) -> None:
     database.run(

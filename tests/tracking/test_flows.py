@@ -9,7 +9,7 @@ import pytest
 from execution_core import ExecutionFailure, ExecutionManager, ExecutionNotFound, ExecutionStatus
 
 
-def test_the_whole_way(any_manager: ExecutionManager) -> None:
+def test_lifecycle_from_create_to_complete(any_manager: ExecutionManager) -> None:
     m = any_manager
     execution = m.create("my-task", {"user_id": "123"}, max_attempts=3, metadata={"by": "ada"})
     assert execution.status is ExecutionStatus.PENDING
@@ -35,7 +35,7 @@ def test_the_whole_way(any_manager: ExecutionManager) -> None:
     assert m.get(done.id) == done
 
 
-def test_a_retry_by_hand(any_manager: ExecutionManager) -> None:
+def test_retry_of_retrying_then_start_completes(any_manager: ExecutionManager) -> None:
     m = any_manager
     id = m.create("pay", max_attempts=2).id
     m.start(id)
@@ -45,14 +45,14 @@ def test_a_retry_by_hand(any_manager: ExecutionManager) -> None:
     assert m.complete(id).status == "completed"
 
 
-def test_a_retry_without_the_word(any_manager: ExecutionManager) -> None:
+def test_start_of_retrying_needs_no_retry(any_manager: ExecutionManager) -> None:
     id = any_manager.create("pay", max_attempts=2).id
     any_manager.start(id)
     any_manager.fail(id, "declined", retryable=True)
     assert any_manager.start(id).status == "running"
 
 
-def test_a_timeout_then_another_attempt(any_manager: ExecutionManager) -> None:
+def test_timeout_then_retry_sets_new_deadline(any_manager: ExecutionManager) -> None:
     m = any_manager
     id = m.create("pay", max_attempts=2, timeout=timedelta(seconds=30)).id
     first = m.start(id)
@@ -65,7 +65,7 @@ def test_a_timeout_then_another_attempt(any_manager: ExecutionManager) -> None:
     assert second.deadline_at == second.started_at + timedelta(seconds=30)
 
 
-def test_checkpoints_and_progress_survive_a_retry(any_manager: ExecutionManager) -> None:
+def test_retry_keeps_checkpoints_and_progress(any_manager: ExecutionManager) -> None:
     m = any_manager
     id = m.create("batch", max_attempts=2).id
     m.start(id)
@@ -80,7 +80,7 @@ def test_checkpoints_and_progress_survive_a_retry(any_manager: ExecutionManager)
     assert m.checkpoint(id, "other", {"deep": {"b": 2}}).checkpoints["other"] == {"deep": {"b": 2}}
 
 
-def test_cancelling_keeps_the_metadata(any_manager: ExecutionManager) -> None:
+def test_cancel_keeps_metadata(any_manager: ExecutionManager) -> None:
     m = any_manager
     reasoned = m.cancel(m.create("a", metadata={"by": "ada"}).id, "customer withdrew")
     assert reasoned.metadata == {"by": "ada", "cancellation_reason": "customer withdrew"}
@@ -88,7 +88,7 @@ def test_cancelling_keeps_the_metadata(any_manager: ExecutionManager) -> None:
     assert silent.metadata == {"by": "ada"}
 
 
-def test_how_a_failure_is_described(any_manager: ExecutionManager) -> None:
+def test_fail_describes_error(any_manager: ExecutionManager) -> None:
     m = any_manager
 
     def failed(error: ExecutionFailure | BaseException | str, **options: Any) -> ExecutionFailure:
@@ -114,7 +114,7 @@ def test_how_a_failure_is_described(any_manager: ExecutionManager) -> None:
     assert failed(KeyboardInterrupt()).message == "KeyboardInterrupt"
 
 
-def test_percent(any_manager: ExecutionManager) -> None:
+def test_progress_percent_is_computed(any_manager: ExecutionManager) -> None:
     id = any_manager.create("a").id
 
     def percent(current: int, total: int, given: float | None = None) -> float:
@@ -132,7 +132,7 @@ def test_percent(any_manager: ExecutionManager) -> None:
     assert percent(1, 3, 12.5) == 12.5
 
 
-def test_listing(any_manager: ExecutionManager) -> None:
+def test_list_filters_and_pages(any_manager: ExecutionManager) -> None:
     m = any_manager
     parent = m.create("batch")
     children = [m.create("item", n, parent_id=parent.id) for n in range(5)]
@@ -155,7 +155,7 @@ def test_listing(any_manager: ExecutionManager) -> None:
     assert ids(limit=4, before=second[-1]) == []
 
 
-def test_deleting(any_manager: ExecutionManager) -> None:
+def test_delete_keeps_children(any_manager: ExecutionManager) -> None:
     m = any_manager
     parent = m.create("batch", idempotency_key="once")
     child = m.create("item", parent_id=parent.id)
@@ -173,7 +173,7 @@ NO_UUIDS = ["", "nope", "0", "x" * 2_000_000, "a\0b", "\ud800", None, 7, 10**999
 
 
 @pytest.mark.parametrize("id", NO_UUIDS, ids=range(len(NO_UUIDS)))
-def test_what_is_no_uuid_is_simply_not_found(any_manager: ExecutionManager, id: str) -> None:
+def test_get_invalid_uuid_is_not_found(any_manager: ExecutionManager, id: str) -> None:
     m = any_manager
     for verb in (m.get, m.start, m.complete, m.delete, m.retry, m.cancel, m.timeout):
         with pytest.raises(ExecutionNotFound) as caught:
@@ -183,12 +183,12 @@ def test_what_is_no_uuid_is_simply_not_found(any_manager: ExecutionManager, id: 
         m.create("a", parent_id=id if id is not None else "")
 
 
-def test_ids_are_found_however_they_are_spelt(any_manager: ExecutionManager) -> None:
+def test_get_upper_case_id_is_found(any_manager: ExecutionManager) -> None:
     created = any_manager.create("a")
     assert any_manager.get(created.id.upper()) == created
 
 
-def test_an_id_may_be_a_uuid(any_manager: ExecutionManager) -> None:
+def test_get_uuid_object_is_accepted(any_manager: ExecutionManager) -> None:
     """As the views of PostgreSQL hand it out."""
     created = any_manager.create("a")
     id: Any = uuid.UUID(created.id)
@@ -199,7 +199,7 @@ def test_an_id_may_be_a_uuid(any_manager: ExecutionManager) -> None:
             verb(id)
 
 
-def test_times_are_the_databases(manager: ExecutionManager) -> None:
+def test_times_come_from_the_database(manager: ExecutionManager) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     id = manager.create("a").id
     started = manager.start(id)

@@ -27,7 +27,7 @@ from ..support.attempts import Outage, UnreachableStore
 from ..support.waiting import wait_until
 
 
-def test_what_gives_a_sign_of_life(any_manager: ExecutionManager) -> None:
+def test_heartbeat_is_set_by_every_attempt_write(any_manager: ExecutionManager) -> None:
     job = any_manager.create("a", max_attempts=2)
     assert job.heartbeat_at is None
     m = any_manager
@@ -49,7 +49,9 @@ def test_what_gives_a_sign_of_life(any_manager: ExecutionManager) -> None:
     assert m.fail(job.id, "no", retryable=True).heartbeat_at == after.heartbeat_at
 
 
-def test_a_heart_beats_in_a_thread(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+def test_heartbeat_thread_writes_and_stops(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=9)
         every = timedelta(milliseconds=5)
@@ -69,7 +71,9 @@ def test_a_heart_beats_in_a_thread(database: Database, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("error", [None, Outage()])
-def test_nobody_waits_for_the_next_beat(manager: ExecutionManager, error: Outage | None) -> None:
+def test_heartbeat_long_interval_does_not_delay_exit(
+    manager: ExecutionManager, error: Outage | None
+) -> None:
     begun = time.monotonic()
     with (
         pytest.raises(Outage) if error else nullcontext(),
@@ -80,7 +84,7 @@ def test_nobody_waits_for_the_next_beat(manager: ExecutionManager, error: Outage
     assert time.monotonic() < begun + 30
 
 
-def test_a_heart_stops_when_the_attempt_is_lost(database: Database) -> None:
+def test_heartbeat_thread_stops_when_attempt_is_lost(database: Database) -> None:
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=9)
         every = timedelta(milliseconds=5)
@@ -92,7 +96,7 @@ def test_a_heart_stops_when_the_attempt_is_lost(database: Database) -> None:
             assert manager.get(job.id) == cancelled
 
 
-def test_a_heart_goes_on_after_an_outage(
+def test_heartbeat_continues_after_outage(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect(database.url) as manager:
@@ -110,7 +114,7 @@ def hearts() -> list[Any]:
     return [task for task in asyncio.all_tasks() if task.get_name().startswith("heartbeat-")]
 
 
-def test_a_heart_beats_in_a_task(database: Database) -> None:
+def test_heartbeat_task_writes_and_stops(database: Database) -> None:
     async def run() -> None:
         async with connect_async(database.url) as manager:
             job = await manager.create("a", max_attempts=9)
@@ -132,7 +136,7 @@ def test_a_heart_beats_in_a_task(database: Database) -> None:
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-def test_no_heart_beats_on_a_shared_connection() -> None:
+def test_heartbeat_on_shared_connection_is_refused() -> None:
     """In-memory SQLite is one database to each thread, or one connection to them all."""
     for options in ({}, {"poolclass": StaticPool}):
         engine = configure_sqlite(create_engine("sqlite://", **options))

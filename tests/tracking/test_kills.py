@@ -132,9 +132,7 @@ class Workers:
             process.kill()
 
 
-def test_whoever_is_killed_everything_is_done(
-    database: Database, tell: Callable[[str], None]
-) -> None:
+def test_kill_of_workers_loses_no_item(database: Database, tell: Callable[[str], None]) -> None:
     watch = WATCH_SQLITE if database.name == "sqlite" else WATCH_POSTGRESQL
     for statement in (DONE, COVERED, watch):
         database.run(statement)

@@ -39,7 +39,7 @@ def messages(manager: ExecutionManager, id: str) -> list[str]:
 
 
 @pytest.mark.parametrize("situation", STATES)
-def test_anybody_may_add_a_line_at_any_time(any_manager: ExecutionManager, situation: str) -> None:
+def test_log_in_any_state_adds_entry(any_manager: ExecutionManager, situation: str) -> None:
     execution = bring_to(any_manager, situation)
     entry = any_manager.log(execution.id, "refunded", level="warning", data={"by": ["hand", 1.5]})
     assert any_manager.logs(execution.id) == [entry]
@@ -51,7 +51,7 @@ def test_anybody_may_add_a_line_at_any_time(any_manager: ExecutionManager, situa
     assert any_manager.get(execution.id) == execution  # no sign of life, and no change
 
 
-def test_only_the_attempt_that_owns_it_may(any_manager: ExecutionManager) -> None:
+def test_log_with_stale_attempt_is_refused(any_manager: ExecutionManager) -> None:
     second = bring_to(any_manager, "running-last")
     assert any_manager.log(second.id, "mine", attempt=2).attempt == 2
     for stale in (0, 1, 3):
@@ -64,7 +64,7 @@ def test_only_the_attempt_that_owns_it_may(any_manager: ExecutionManager) -> Non
     assert messages(any_manager, second.id) == ["mine"]
 
 
-def test_pages(any_manager: ExecutionManager) -> None:
+def test_logs_are_paged(any_manager: ExecutionManager) -> None:
     id, other = any_manager.create("a").id, any_manager.create("a").id
     entries = [any_manager.log(id, str(n)) for n in range(7)]
     any_manager.log(other, "elsewhere")
@@ -75,7 +75,7 @@ def test_pages(any_manager: ExecutionManager) -> None:
     assert any_manager.logs(id, before=newest[6].id) == []
 
 
-def test_what_is_not_there(any_manager: ExecutionManager) -> None:
+def test_log_of_unknown_execution_raises_not_found(any_manager: ExecutionManager) -> None:
     id = "0198aaaa-0000-7000-8000-000000000000"
     for call in (any_manager.logs, lambda id: any_manager.log(id, "x")):
         for unknown in (id, "nonsense"):
@@ -83,7 +83,7 @@ def test_what_is_not_there(any_manager: ExecutionManager) -> None:
                 call(unknown)
 
 
-def test_a_message_is_never_lost_for_its_own_sake(any_manager: ExecutionManager) -> None:
+def test_log_unstorable_message_is_sanitized(any_manager: ExecutionManager) -> None:
     id = any_manager.create("a").id
     assert any_manager.log(id, "a\0b\ud800c").message == "a\ufffdb\ufffdc"
     assert any_manager.log(id, "x" * 20_000).message == "x" * 10_000
@@ -104,7 +104,9 @@ def test_a_message_is_never_lost_for_its_own_sake(any_manager: ExecutionManager)
         ({"attempt": True}, "attempt must be an integer"),
     ],
 )
-def test_bad_arguments(any_manager: ExecutionManager, arguments: dict[str, Any], says: str) -> None:
+def test_log_invalid_arguments_are_refused(
+    any_manager: ExecutionManager, arguments: dict[str, Any], says: str
+) -> None:
     id = any_manager.create("a").id
     with pytest.raises(InvalidValue, match=says):
         any_manager.log(id, **{"message": "x", **arguments})
@@ -112,13 +114,13 @@ def test_bad_arguments(any_manager: ExecutionManager, arguments: dict[str, Any],
 
 
 @pytest.mark.parametrize("data", [None, 0, "", [], {"a": None}, 1e23, "ü'\"\\;--"])
-def test_data_comes_back_as_it_went_in(any_manager: ExecutionManager, data: object) -> None:
+def test_log_data_round_trips(any_manager: ExecutionManager, data: object) -> None:
     id = any_manager.create("a").id
     assert any_manager.log(id, "x", data=data).data == data
     assert any_manager.logs(id)[0].data == data
 
 
-def test_a_log_goes_with_its_execution(any_manager: ExecutionManager) -> None:
+def test_log_is_deleted_with_execution(any_manager: ExecutionManager) -> None:
     id = any_manager.create("a").id
     any_manager.log(id, "x")
     any_manager.delete(id)
@@ -131,7 +133,7 @@ def log_much(number: int, url: str, id: str) -> list[str]:
         return [manager.log(id, f"{number}-{n}").message for n in range(50)]
 
 
-def test_none_is_lost_whoever_writes_at_once(database: Database) -> None:
+def test_log_by_eight_processes_keeps_every_entry(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("a").id
         said = [line for lines in race(log_much, database.url, id) for line in lines]
@@ -142,7 +144,7 @@ def test_none_is_lost_whoever_writes_at_once(database: Database) -> None:
         assert own == [f"{number}-{n}" for n in range(50)]
 
 
-def test_a_line_for_what_is_deleted_meanwhile_breaks_nothing(database: Database) -> None:
+def test_log_of_deleted_execution_keeps_transaction_usable(database: Database) -> None:
     """No foreign key fails in the caller's transaction: it could not go on after that."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     gone, other = manager.create("a"), manager.create("a")
@@ -158,7 +160,7 @@ def test_a_line_for_what_is_deleted_meanwhile_breaks_nothing(database: Database)
 # --- attempts ----------------------------------------------------------------------------------
 
 
-def test_an_attempt_logs(any_manager: ExecutionManager) -> None:
+def test_attempt_log_adds_entries(any_manager: ExecutionManager) -> None:
     id = any_manager.create("a", max_attempts=2).id
     with any_manager.attempt(id) as attempt:
         attempt.log("begun", data={"rows": 3})
@@ -170,7 +172,7 @@ def test_an_attempt_logs(any_manager: ExecutionManager) -> None:
     ]
 
 
-def test_an_attempt_that_was_lost_logs_nothing_more(any_manager: ExecutionManager) -> None:
+def test_attempt_log_after_loss_raises_attempt_lost(any_manager: ExecutionManager) -> None:
     id = any_manager.create("a").id
     with pytest.raises(AttemptLost), any_manager.attempt(id) as attempt:
         any_manager.cancel(id)
@@ -193,7 +195,9 @@ def logger() -> Iterator[logging.Logger]:
     logger.removeHandler(handler)
 
 
-def test_records_go_to_the_attempt_around_them(database: Database, logger: logging.Logger) -> None:
+def test_log_handler_writes_to_surrounding_attempt(
+    database: Database, logger: logging.Logger
+) -> None:
     with connect(database.url) as manager:
         outer, inner = manager.create("a").id, manager.create("a").id
         logger.info("before")
@@ -210,7 +214,7 @@ def test_records_go_to_the_attempt_around_them(database: Database, logger: loggi
         assert last.data == {"logger": "tests.service"}
 
 
-def test_an_inner_block_that_was_left_elsewhere_is_no_wall(
+def test_log_handler_after_inner_attempt_left_in_thread_uses_outer(
     database: Database, logger: logging.Logger
 ) -> None:
     """What is logged then is the outer block's, whether or not there still is an inner attempt."""
@@ -230,7 +234,9 @@ def test_an_inner_block_that_was_left_elsewhere_is_no_wall(
         assert messages(manager, outer) == ["one", "two", "three"]
 
 
-def test_records_of_a_block_that_fails_are_kept(database: Database, logger: logging.Logger) -> None:
+def test_log_handler_keeps_records_of_failed_attempt(
+    database: Database, logger: logging.Logger
+) -> None:
     with connect(database.url) as manager:
         id = manager.create("a", max_attempts=2).id
         with pytest.raises(ZeroDivisionError), manager.attempt(id, retry_on=ZeroDivisionError):
@@ -247,7 +253,7 @@ def test_records_of_a_block_that_fails_are_kept(database: Database, logger: logg
         assert [first.attempt, second.attempt] == [1, 2]
 
 
-def test_nobody_waits_for_the_log(database: Database, logger: logging.Logger) -> None:
+def test_log_handler_does_not_wait_for_locks(database: Database, logger: logging.Logger) -> None:
     """Not even for the lock that the block itself holds, on a database with one writer."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     id = manager.create("a").id
@@ -260,7 +266,9 @@ def test_nobody_waits_for_the_log(database: Database, logger: logging.Logger) ->
     assert messages(manager, id) == [str(n) for n in range(100)]
 
 
-def test_threads_log_to_their_own_attempts(database: Database, logger: logging.Logger) -> None:
+def test_log_handler_in_threads_uses_own_attempt(
+    database: Database, logger: logging.Logger
+) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("a").id for _ in range(4)]
 
@@ -278,7 +286,9 @@ def test_threads_log_to_their_own_attempts(database: Database, logger: logging.L
             assert messages(manager, id) == [f"{id} {n}" for n in range(25)]
 
 
-def test_a_thread_of_no_attempt_logs_nowhere(database: Database, logger: logging.Logger) -> None:
+def test_log_handler_in_thread_without_attempt_drops_records(
+    database: Database, logger: logging.Logger
+) -> None:
     with connect(database.url) as manager:
         id = manager.create("a").id
         with manager.attempt(id):
@@ -288,7 +298,9 @@ def test_a_thread_of_no_attempt_logs_nowhere(database: Database, logger: logging
         assert manager.logs(id) == []
 
 
-def test_in_the_callers_transaction(database: Database, logger: logging.Logger) -> None:
+def test_log_handler_within_transaction_follows_it(
+    database: Database, logger: logging.Logger
+) -> None:
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     kept, lost = manager.create("a").id, manager.create("a").id
     with database.engine.begin() as connection, manager.within(connection).attempt(kept) as attempt:
@@ -304,7 +316,7 @@ def test_in_the_callers_transaction(database: Database, logger: logging.Logger) 
     assert manager.logs(lost) == []
 
 
-def test_in_memory(logger: logging.Logger) -> None:
+def test_log_handler_on_in_memory_sqlite_works(logger: logging.Logger) -> None:
     from execution_core import migrate
     from execution_core.sql.driver.engine import create_sync_engine
 
@@ -318,7 +330,7 @@ def test_in_memory(logger: logging.Logger) -> None:
     engine.dispose()
 
 
-def test_what_the_database_says_while_it_logs_is_not_logged(database: Database) -> None:
+def test_log_handler_on_root_ignores_own_statements(database: Database) -> None:
     """A handler on the root logger sees its own statements as well."""
     handler, root = ExecutionLogHandler(), logging.getLogger()
     engine_logger = logging.getLogger("sqlalchemy.engine")
@@ -345,7 +357,7 @@ def test_what_the_database_says_while_it_logs_is_not_logged(database: Database) 
         assert not any("INSERT INTO execution_logs" in line for line in found)
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(
+def test_log_handler_write_failure_does_not_fail_attempt(
     database: Database, logger: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = ExecutionManager(SqlExecutionStore(database.engine))
@@ -363,9 +375,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(
     assert manager.logs(id) == []
 
 
-def test_a_lost_attempt_hears_of_it_from_its_own_writes(
-    database: Database, logger: logging.Logger
-) -> None:
+def test_log_handler_after_loss_drops_records(database: Database, logger: logging.Logger) -> None:
     with connect(database.url) as manager:
         id = manager.create("a").id
         with pytest.raises(AttemptLost), manager.attempt(id):
@@ -379,14 +389,14 @@ def test_a_lost_attempt_hears_of_it_from_its_own_writes(
     [(0, "debug"), (10, "debug"), (19, "debug"), (20, "info"), (25, "info"), (30, "warning"),
      (40, "error"), (49, "error"), (50, "critical"), (99, "critical")],
 )  # fmt: skip
-def test_levels_of_logging(number: int, level: str) -> None:
+def test_log_level_maps_python_levels(number: int, level: str) -> None:
     assert to_log_level(number) == level
 
 
 # --- logging in asyncio --------------------------------------------------------------------------
 
 
-def test_tasks_log_to_their_own_attempts(database: Database, logger: logging.Logger) -> None:
+def test_log_handler_in_tasks_uses_own_attempt(database: Database, logger: logging.Logger) -> None:
     async def main() -> None:
         async with connect_async(database.url) as manager:
             ids = [(await manager.create("a")).id for _ in range(4)]
@@ -413,7 +423,7 @@ def test_tasks_log_to_their_own_attempts(database: Database, logger: logging.Log
     asyncio.run(main())
 
 
-def test_a_cancelled_task_has_logged_all_it_said(
+def test_log_handler_in_cancelled_task_keeps_records(
     database: Database, logger: logging.Logger
 ) -> None:
     ids: list[str] = []
@@ -435,7 +445,7 @@ def test_a_cancelled_task_has_logged_all_it_said(
         assert error.code == "interrupted"
 
 
-def test_in_the_callers_transaction_in_asyncio(
+def test_log_handler_within_async_transaction_follows_it(
     database: Database, logger: logging.Logger, tmp_path: Path
 ) -> None:
     from execution_core import AsyncExecutionManager, AsyncSqlExecutionStore

@@ -29,7 +29,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_what_has_finished_costs_nothing(
+def test_claim_and_sweep_plans_ignore_finished_rows(
     database: Database, name: str, tell: Callable[[str], None]
 ) -> None:
     """Among 20,000 finished executions as many rows are read as among 4,000; all is printed.
@@ -68,7 +68,7 @@ def test_what_has_finished_costs_nothing(
 
 
 @pytest.mark.parametrize(("days", "found"), [(30, 5), (30_000, 0)])
-def test_it_reads_what_it_deletes(
+def test_prune_plan_reads_only_deleted_rows(
     database: Database, days: int, found: int, tell: Callable[[str], None]
 ) -> None:
     """However much has finished: by its index, whether that is old enough or not."""

@@ -35,7 +35,7 @@ def start_all(number: int, url: str, ids: list[str]) -> list[str]:
     return won
 
 
-def test_one_winner_for_each_start(database: Database) -> None:
+def test_start_by_eight_processes_succeeds_once(database: Database) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("race").id for _ in range(100)]
     winners = race(start_all, database.url, ids)
@@ -61,7 +61,7 @@ def create_all(number: int, url: str, keys: list[str]) -> list[str]:
     return [ids[key] for key in keys]
 
 
-def test_one_row_of_many_creates(database: Database) -> None:
+def test_create_by_eight_processes_inserts_once(database: Database) -> None:
     keys = [f"key-{n}" for n in range(50)]
     answers = race(create_all, database.url, keys)
     assert all(answer == answers[0] for answer in answers)
@@ -77,7 +77,7 @@ def checkpoint_all(number: int, url: str, id: str) -> int:
     return number
 
 
-def test_no_checkpoint_is_lost(database: Database) -> None:
+def test_checkpoint_by_eight_processes_keeps_all(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("race").id
         race(checkpoint_all, database.url, id)
@@ -134,7 +134,7 @@ def live_wildly(number: int, url: str, ids: list[str]) -> Counter[str]:
     return done
 
 
-def test_whatever_happens_the_history_is_a_legal_walk(database: Database) -> None:
+def test_history_under_random_verbs_is_valid(database: Database) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("race", max_attempts=4).id for _ in range(20)]
     total: Counter[str] = sum(race(live_wildly, database.url, ids), Counter())
@@ -142,7 +142,7 @@ def test_whatever_happens_the_history_is_a_legal_walk(database: Database) -> Non
     assert_legal(database)
 
 
-def test_the_control_finds_a_walk_that_is_not_legal(database: Database) -> None:
+def test_history_control_detects_invalid_transition(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("race").id
         manager.cancel(id)
@@ -168,7 +168,7 @@ def hold_a_key(number: int, url: str, barrier: Any, end: str) -> str:
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_create_waits_for_an_open_one(database: Database, end: str) -> None:
+def test_create_waits_for_open_transaction(database: Database, end: str) -> None:
     first, *others = sorted_by_number(
         race(numbered, hold_a_key, database.url, spawn.Barrier(PROCESSES), end)
     )
@@ -195,7 +195,7 @@ class Vanishing:
     def find_by_id(self, id: str) -> Execution | None: ...
 
 
-def test_a_create_does_not_try_for_ever() -> None:
+def test_create_with_vanishing_key_gives_up() -> None:
     manager = ExecutionManager(Vanishing())  # type: ignore[arg-type]
     with pytest.raises(ConcurrentUpdate, match=r"Cannot create execution .*: try again"):
         manager.create("a", idempotency_key="k")

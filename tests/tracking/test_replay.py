@@ -23,7 +23,9 @@ LIVE = [each for each in STATES if each not in OVER]
 
 
 @pytest.mark.parametrize("situation", OVER)
-def test_what_is_over_can_be_done_again(any_manager: ExecutionManager, situation: str) -> None:
+def test_replay_of_finished_creates_execution(
+    any_manager: ExecutionManager, situation: str
+) -> None:
     over = bring_to(any_manager, situation)
     again = any_manager.replay(over.id)
     assert again == any_manager.get(again.id)
@@ -35,7 +37,7 @@ def test_what_is_over_can_be_done_again(any_manager: ExecutionManager, situation
 
 
 @pytest.mark.parametrize("situation", LIVE)
-def test_what_is_not_over_cannot(any_manager: ExecutionManager, situation: str) -> None:
+def test_replay_of_live_is_refused(any_manager: ExecutionManager, situation: str) -> None:
     live = bring_to(any_manager, situation)
     with pytest.raises(InvalidStateTransition) as caught:
         any_manager.replay(live.id)
@@ -44,7 +46,7 @@ def test_what_is_not_over_cannot(any_manager: ExecutionManager, situation: str) 
     assert any_manager.list() == [live]
 
 
-def test_what_is_taken_over_and_what_is_not(any_manager: ExecutionManager) -> None:
+def test_replay_copies_only_the_request(any_manager: ExecutionManager) -> None:
     parent = any_manager.create("workflow")
     old = any_manager.create(
         "work",
@@ -70,25 +72,25 @@ def test_what_is_taken_over_and_what_is_not(any_manager: ExecutionManager) -> No
 
 
 @pytest.mark.parametrize("payload", [None, {"other": 1}, 0, [], ""])
-def test_with_another_payload(any_manager: ExecutionManager, payload: object) -> None:
+def test_replay_with_payload_uses_it(any_manager: ExecutionManager, payload: object) -> None:
     old = bring_to(any_manager, "failed")
     assert any_manager.replay(old.id, payload=payload).payload == payload
 
 
-def test_bad_payloads_change_nothing(any_manager: ExecutionManager) -> None:
+def test_replay_invalid_payload_is_refused(any_manager: ExecutionManager) -> None:
     old = bring_to(any_manager, "failed")
     with pytest.raises(InvalidValue, match="payload"):
         any_manager.replay(old.id, payload=float("nan"))
     assert any_manager.list() == [old]
 
 
-def test_what_is_not_there(any_manager: ExecutionManager) -> None:
+def test_replay_of_unknown_execution_raises_not_found(any_manager: ExecutionManager) -> None:
     for id in ("0198aaaa-0000-7000-8000-000000000000", "nonsense"):
         with pytest.raises(ExecutionNotFound):
             any_manager.replay(id)
 
 
-def test_a_replay_survives_what_it_replays(any_manager: ExecutionManager) -> None:
+def test_replay_outlives_original(any_manager: ExecutionManager) -> None:
     old = bring_to(any_manager, "completed")
     first, second = any_manager.replay(old.id), any_manager.replay(old.id)
     any_manager.delete(old.id)
@@ -96,7 +98,7 @@ def test_a_replay_survives_what_it_replays(any_manager: ExecutionManager) -> Non
     any_manager.delete(second.id)
 
 
-def test_a_parent_deleted_meanwhile_leaves_the_replay_without_one(
+def test_replay_after_parent_deletion_has_no_parent(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connect(database.url) as manager, connect(database.url) as other:
@@ -116,7 +118,7 @@ def test_a_parent_deleted_meanwhile_leaves_the_replay_without_one(
         assert (again.parent_id, again.replay_of) == (None, child.id)
 
 
-def test_it_joins_the_callers_transaction(database: Database) -> None:
+def test_replay_within_transaction_follows_it(database: Database) -> None:
     with connect(database.url) as manager:
         old = bring_to(manager, "failed")
     from execution_core import SqlExecutionStore
@@ -132,7 +134,7 @@ def test_it_joins_the_callers_transaction(database: Database) -> None:
     assert database.rows("SELECT * FROM execution_logs") == []
 
 
-def test_many_replays_at_once(database: Database) -> None:
+def test_replay_by_eight_threads_creates_each(database: Database) -> None:
     with connect(database.url) as manager:
         old = bring_to(manager, "completed")
         made: list[Execution] = []

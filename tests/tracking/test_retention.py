@@ -46,7 +46,7 @@ def left(manager: ExecutionManager) -> set[str]:
     return {each.id for each in manager.list(limit=10_000)}
 
 
-def test_only_what_is_over_and_all_of_it(any_manager: ExecutionManager) -> None:
+def test_prune_deletes_all_finished_and_no_live(any_manager: ExecutionManager) -> None:
     situations = {name: bring_to(any_manager, name) for name in STATES}
     live = {each.id for each in situations.values() if each.status not in OVER}
     assert any_manager.prune(DAY) == 0
@@ -56,7 +56,7 @@ def test_only_what_is_over_and_all_of_it(any_manager: ExecutionManager) -> None:
     assert any_manager.prune(NOW) == 0
 
 
-def test_by_the_time_when_it_came_to_rest(database: Database) -> None:
+def test_prune_age_counts_from_completion(database: Database) -> None:
     clock = Clock()
     manager = ExecutionManager(SqlExecutionStore(database.engine, clock=clock))
     old, slow = manager.create("a"), manager.create("a")
@@ -70,7 +70,7 @@ def test_by_the_time_when_it_came_to_rest(database: Database) -> None:
     assert manager.prune(timedelta(hours=23)) == 1
 
 
-def test_some_statuses_or_one_type(any_manager: ExecutionManager) -> None:
+def test_prune_filters_by_status_and_type(any_manager: ExecutionManager) -> None:
     made = {name: bring_to(any_manager, name) for name in OVER}
     assert any_manager.prune(NOW, status="completed") == 1
     assert any_manager.prune(NOW, status=["failed", "timed_out"], type="other") == 0
@@ -79,7 +79,7 @@ def test_some_statuses_or_one_type(any_manager: ExecutionManager) -> None:
     assert any_manager.prune(NOW, status=[]) == 0
 
 
-def test_the_oldest_first_and_no_more_than_asked(any_manager: ExecutionManager) -> None:
+def test_prune_with_limit_deletes_oldest(any_manager: ExecutionManager) -> None:
     made = [any_manager.create("a") for _ in range(5)]
     for each in (made[3], made[0], made[4], made[1], made[2]):
         any_manager.cancel(each.id)
@@ -92,7 +92,7 @@ def test_the_oldest_first_and_no_more_than_asked(any_manager: ExecutionManager) 
     assert any_manager.prune(NOW, limit=1) == 0
 
 
-def test_a_key_can_be_kept_for_longer(any_manager: ExecutionManager) -> None:
+def test_prune_keeps_idempotency_keys_longer(any_manager: ExecutionManager) -> None:
     keyed = any_manager.create("a", idempotency_key="once")
     plain = any_manager.create("a")
     for each in (keyed, plain):
@@ -104,7 +104,7 @@ def test_a_key_can_be_kept_for_longer(any_manager: ExecutionManager) -> None:
     assert any_manager.create("a", idempotency_key="once").id != keyed.id
 
 
-def test_a_parent_waits_for_its_children(any_manager: ExecutionManager) -> None:
+def test_prune_keeps_parent_of_live_child(any_manager: ExecutionManager) -> None:
     parent = any_manager.create("workflow", max_attempts=2)
     child = any_manager.create("step", parent_id=parent.id, max_attempts=2)
     done = any_manager.create("step", parent_id=parent.id)
@@ -120,7 +120,7 @@ def test_a_parent_waits_for_its_children(any_manager: ExecutionManager) -> None:
     assert any_manager.prune(NOW) == 2
 
 
-def test_what_belongs_to_it_goes_and_what_names_it_stays(
+def test_prune_deletes_history_and_logs_and_clears_links(
     database: Database, manager: ExecutionManager
 ) -> None:
     old = bring_to(manager, "completed")
@@ -134,7 +134,7 @@ def test_what_belongs_to_it_goes_and_what_names_it_stays(
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-def test_without_foreign_keys_logs_and_links_are_forgotten_too(database: Database) -> None:
+def test_delete_without_foreign_keys_clears_logs_and_links(database: Database) -> None:
     with connect(database.url) as manager:
         old = bring_to(manager, "completed")
         manager.log(old.id, "a line")
@@ -162,7 +162,7 @@ def test_without_foreign_keys_logs_and_links_are_forgotten_too(database: Databas
         ({"older_than": DAY, "limit": True}, "limit must be an integer"),
     ],
 )
-def test_what_makes_no_sense(
+def test_prune_invalid_arguments_are_refused(
     any_manager: ExecutionManager, arguments: dict[str, Any], says: str
 ) -> None:
     done = bring_to(any_manager, "completed")
@@ -171,7 +171,7 @@ def test_what_makes_no_sense(
     assert left(any_manager) == {done.id}
 
 
-def test_it_joins_the_callers_transaction(database: Database) -> None:
+def test_prune_within_transaction_follows_it(database: Database) -> None:
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     done = bring_to(manager, "completed")
     with database.engine.connect() as connection:
@@ -185,7 +185,7 @@ on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=Tru
 
 
 @on_postgresql
-def test_what_another_transaction_holds_is_left_alone(database: Database) -> None:
+def test_prune_skips_rows_locked_by_others(database: Database) -> None:
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     failed, done = bring_to(manager, "failed"), bring_to(manager, "completed")
     with database.engine.begin() as connection:
@@ -198,7 +198,7 @@ def test_what_another_transaction_holds_is_left_alone(database: Database) -> Non
 
 
 @on_postgresql
-def test_a_parent_to_be_waits_as_well(database: Database) -> None:
+def test_prune_skips_parent_of_uncommitted_child(database: Database) -> None:
     """Its child's transaction holds it until the child is there to be seen."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     parent = bring_to(manager, "completed")
@@ -210,7 +210,7 @@ def test_a_parent_to_be_waits_as_well(database: Database) -> None:
 
 
 @on_postgresql
-def test_a_child_committed_after_the_statement_began_keeps_its_parent(database: Database) -> None:
+def test_prune_keeps_parent_of_child_committed_meanwhile(database: Database) -> None:
     """The statement has chosen the parent, and waits before it locks it; then comes the child."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     parent = bring_to(manager, "completed")
@@ -263,7 +263,7 @@ def prune_all(number: int, url: str) -> int:
     return pruned
 
 
-def test_pruners_at_once_delete_each_once(database: Database) -> None:
+def test_prune_by_eight_processes_deletes_each_once(database: Database) -> None:
     with connect(database.url) as manager:
         kept = bring_to(manager, "running")
         for _ in range(200):
@@ -288,7 +288,7 @@ def make_children(number: int, url: str, parents: list[str]) -> list[tuple[str, 
     return made
 
 
-def test_no_child_loses_its_parent_to_a_pruner(database: Database) -> None:
+def test_prune_beside_creates_keeps_parents(database: Database) -> None:
     with connect(database.url) as manager:
         parents = [bring_to(manager, "completed").id for _ in range(100)]
         for made in race(make_children, database.url, parents):

@@ -36,7 +36,7 @@ def clocked(database: Database) -> tuple[ExecutionManager, list[datetime]]:
     return ExecutionManager(store), clock
 
 
-def test_what_is_past_its_deadline(clocked: tuple[ExecutionManager, list[datetime]]) -> None:
+def test_sweep_past_deadline_times_out(clocked: tuple[ExecutionManager, list[datetime]]) -> None:
     manager, clock = clocked
     limited, unlimited = manager.create("a", timeout=HOUR), manager.create("a")
     manager.create("never started", timeout=HOUR)
@@ -53,7 +53,9 @@ def test_what_is_past_its_deadline(clocked: tuple[ExecutionManager, list[datetim
     assert manager.get(unlimited.id).status == "running"
 
 
-def test_what_gives_no_sign_of_life(clocked: tuple[ExecutionManager, list[datetime]]) -> None:
+def test_sweep_without_heartbeat_times_out_as_stalled(
+    clocked: tuple[ExecutionManager, list[datetime]],
+) -> None:
     manager, clock = clocked
     silent, beating, limited = (
         manager.create("a", timeout=timeout) for timeout in (None, None, timedelta(seconds=5))
@@ -81,7 +83,9 @@ def test_what_gives_no_sign_of_life(clocked: tuple[ExecutionManager, list[dateti
     assert ids(manager.sweep(stalled_after=minute)) == [beating.id]
 
 
-def test_both_at_once_is_a_timeout(clocked: tuple[ExecutionManager, list[datetime]]) -> None:
+def test_sweep_overdue_and_stalled_is_timeout(
+    clocked: tuple[ExecutionManager, list[datetime]],
+) -> None:
     manager, clock = clocked
     job = manager.create("a", timeout=HOUR)
     manager.start(job.id)
@@ -90,7 +94,7 @@ def test_both_at_once_is_a_timeout(clocked: tuple[ExecutionManager, list[datetim
     assert swept.error == state_machine.TIMEOUT_ERROR
 
 
-def test_a_sweep_by_the_databases_own_clock(any_manager: ExecutionManager) -> None:
+def test_sweep_uses_database_clock(any_manager: ExecutionManager) -> None:
     jobs = [
         any_manager.create("a", max_attempts=2, timeout=timedelta(milliseconds=1)),
         any_manager.create("a"),
@@ -106,7 +110,7 @@ def test_a_sweep_by_the_databases_own_clock(any_manager: ExecutionManager) -> No
     assert any_manager.get(jobs[2].id).status == "running"
 
 
-def test_a_sweep_in_batches(any_manager: ExecutionManager) -> None:
+def test_sweep_with_limit_takes_batches(any_manager: ExecutionManager) -> None:
     jobs = [any_manager.create(type, timeout=timedelta(milliseconds=1)) for type in "abaaa"]
     for job in jobs:
         any_manager.start(job.id)
@@ -120,7 +124,7 @@ def test_a_sweep_in_batches(any_manager: ExecutionManager) -> None:
             any_manager.sweep(**options)
 
 
-def test_what_a_hand_has_started_is_not_stalled_at_once(database: Database) -> None:
+def test_sweep_after_manual_start_is_not_stalled_at_once(database: Database) -> None:
     """A hand sets no heartbeat, or leaves that of the last attempt."""
     now = "statement_timestamp()"
     if database.name == "sqlite":
@@ -142,7 +146,7 @@ def test_what_a_hand_has_started_is_not_stalled_at_once(database: Database) -> N
         assert ids(manager.sweep(stalled_after=stalled_after)) == [fresh.id, again.id]
 
 
-def test_a_sweep_skips_what_others_hold(postgres_database: Database) -> None:
+def test_sweep_skips_rows_locked_by_others(postgres_database: Database) -> None:
     """On PostgreSQL; whoever is writing gives a sign of life, and a sweeper has it already."""
     postgres_database.run("TRUNCATE executions CASCADE")
     with connect(postgres_database.url) as manager:
@@ -160,7 +164,7 @@ def test_a_sweep_skips_what_others_hold(postgres_database: Database) -> None:
         assert ids(manager.sweep()) == [jobs[1].id]
 
 
-def test_sweep_and_retry_are_one_transaction(database: Database) -> None:
+def test_sweep_and_retry_commit_together(database: Database) -> None:
     """As the README has it: no crash leaves what was swept without its retry."""
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
@@ -205,7 +209,7 @@ def sweep_or_work(number: int, url: str, job_ids: list[str]) -> Counter[str]:
     return done
 
 
-def test_sweepers_and_workers_never_fight(database: Database) -> None:
+def test_sweep_beside_workers_loses_no_transition(database: Database) -> None:
     with connect(database.url) as manager:
         job_ids = [manager.create("race", max_attempts=5).id for _ in range(SWEPT)]
     total: Counter[str] = sum(race(sweep_or_work, database.url, job_ids), Counter())

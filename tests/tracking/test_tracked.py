@@ -53,7 +53,7 @@ def track(manager: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-def test_a_call_is_an_execution(any_manager: ExecutionManager) -> None:
+def test_tracked_call_is_an_execution(any_manager: ExecutionManager) -> None:
     calls = []
 
     @track(
@@ -82,7 +82,7 @@ def test_a_call_is_an_execution(any_manager: ExecutionManager) -> None:
         pay({"id": 7, "more": 1})
 
 
-def test_without_a_key_every_call_runs(any_manager: ExecutionManager) -> None:
+def test_tracked_without_key_runs_every_call(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a")
     def work() -> None:
         return None
@@ -91,7 +91,7 @@ def test_without_a_key_every_call_runs(any_manager: ExecutionManager) -> None:
     assert [e.status for e in any_manager.list(type="a")] == ["completed", "completed"]
 
 
-def test_it_is_retried_in_place(any_manager: ExecutionManager) -> None:
+def test_tracked_retryable_error_is_retried_in_place(any_manager: ExecutionManager) -> None:
     begun = []
 
     @track(
@@ -117,7 +117,7 @@ def test_it_is_retried_in_place(any_manager: ExecutionManager) -> None:
     assert (job.status, job.attempts, job.error) == ("completed", 3, None)
 
 
-def test_when_no_attempt_is_left(any_manager: ExecutionManager) -> None:
+def test_tracked_without_attempts_left_raises(any_manager: ExecutionManager) -> None:
     errors = [Outage(n) for n in range(9)]
     raised = iter(errors)
 
@@ -136,7 +136,7 @@ def test_when_no_attempt_is_left(any_manager: ExecutionManager) -> None:
     assert any_manager.get(job.id) == job
 
 
-def test_a_failure_that_is_not_retryable_waits_for_the_next_call(
+def test_tracked_non_retryable_error_runs_at_next_call(
     any_manager: ExecutionManager,
 ) -> None:
     answers: list[Any] = [ValueError("bad"), "good"]
@@ -158,7 +158,7 @@ def test_a_failure_that_is_not_retryable_waits_for_the_next_call(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), asyncio.CancelledError()])
-def test_what_was_interrupted_goes_on_with_the_next_call(
+def test_tracked_interrupted_runs_at_next_call(
     manager: ExecutionManager, error: BaseException
 ) -> None:
     errors = [error]
@@ -177,7 +177,7 @@ def test_what_was_interrupted_goes_on_with_the_next_call(
     assert work() == 7
 
 
-def test_what_another_runs_is_refused(any_manager: ExecutionManager) -> None:
+def test_tracked_running_elsewhere_raises_already_running(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a", idempotency_key=lambda: "k", max_attempts=3)
     def work() -> int:
         return 7
@@ -196,7 +196,7 @@ def test_what_another_runs_is_refused(any_manager: ExecutionManager) -> None:
     assert any_manager.get(job.id).attempts == 2
 
 
-def test_what_was_cancelled_is_refused(any_manager: ExecutionManager) -> None:
+def test_tracked_cancelled_is_refused(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a", idempotency_key=lambda: "k")
     def work() -> None:
         pytest.fail("it ran")
@@ -206,7 +206,7 @@ def test_what_was_cancelled_is_refused(any_manager: ExecutionManager) -> None:
         work()
 
 
-def test_a_delay_is_kept_by_whoever_calls(any_manager: ExecutionManager) -> None:
+def test_tracked_waits_for_retry_delay(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a", idempotency_key=lambda: "k", max_attempts=2)
     def work() -> int:
         return 7
@@ -219,7 +219,7 @@ def test_a_delay_is_kept_by_whoever_calls(any_manager: ExecutionManager) -> None
     assert time.monotonic() - begun >= 0.199  # the database counts in milliseconds
 
 
-def test_a_delay_that_is_over_is_not_waited_for(any_manager: ExecutionManager) -> None:
+def test_tracked_elapsed_retry_delay_is_not_waited_for(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a", idempotency_key=lambda: "k", max_attempts=2)
     def work() -> int:
         return 7
@@ -234,7 +234,7 @@ def test_a_delay_that_is_over_is_not_waited_for(any_manager: ExecutionManager) -
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
-def test_an_interruption_is_never_retried_in_place(
+def test_tracked_interruption_is_not_retried_in_place(
     manager: ExecutionManager, error: type[BaseException]
 ) -> None:
     ran = []
@@ -249,7 +249,7 @@ def test_an_interruption_is_never_retried_in_place(
     assert ran == [1]
 
 
-def test_a_refusal_of_its_own_goes_up(any_manager: ExecutionManager) -> None:
+def test_tracked_function_raising_refusal_propagates(any_manager: ExecutionManager) -> None:
     problem = InvalidStateTransition("id", "start", ExecutionStatus.FAILED, None, ())
 
     @track(any_manager, "a")
@@ -261,7 +261,7 @@ def test_a_refusal_of_its_own_goes_up(any_manager: ExecutionManager) -> None:
     assert caught.value is problem
 
 
-def test_a_call_with_other_arguments_creates_nothing(any_manager: ExecutionManager) -> None:
+def test_tracked_wrong_arguments_create_nothing(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a")
     def work(order: int) -> None:
         pytest.fail("it ran")
@@ -282,7 +282,7 @@ def test_a_call_with_other_arguments_creates_nothing(any_manager: ExecutionManag
     assert any_manager.list() == []
 
 
-def test_a_call_cancelled_while_it_starts_leaves_nobody_running(database: Database) -> None:
+def test_tracked_cancelled_while_starting_is_not_left_running(database: Database) -> None:
     async def run() -> set[str]:
         seen = set()
         async with connect_async(database.url) as manager:
@@ -308,7 +308,7 @@ def test_a_call_cancelled_while_it_starts_leaves_nobody_running(database: Databa
     assert "running" not in seen
 
 
-def test_a_result_that_is_not_json_is_a_failure(any_manager: ExecutionManager) -> None:
+def test_tracked_unstorable_result_fails(any_manager: ExecutionManager) -> None:
     @track(any_manager, "a", idempotency_key=lambda: "k")
     def work() -> Any:
         return {1, 2}
@@ -320,7 +320,7 @@ def test_a_result_that_is_not_json_is_a_failure(any_manager: ExecutionManager) -
     assert job.status == "failed"
 
 
-def test_a_loss_is_not_retried(database: Database) -> None:
+def test_tracked_attempt_lost_is_not_retried(database: Database) -> None:
     with connect(database.url) as manager:
 
         @manager.tracked("a", max_attempts=3, retry_on=Exception)
@@ -335,7 +335,7 @@ def test_a_loss_is_not_retried(database: Database) -> None:
         assert (job.status, job.attempts) == ("retrying", 1)
 
 
-def test_the_attempt_as_a_keyword(database: Database) -> None:
+def test_tracked_passes_attempt_as_keyword(database: Database) -> None:
     with connect(database.url) as manager:
 
         @manager.tracked("a", max_attempts=2, retry_on=Outage)
@@ -371,7 +371,7 @@ def test_the_attempt_as_a_keyword(database: Database) -> None:
     asyncio.run(run())
 
 
-def test_what_cannot_be_tracked(database: Database) -> None:
+def test_tracked_invalid_options_are_refused(database: Database) -> None:
     async def colourful() -> None: ...
 
     with connect(database.url) as manager:
@@ -423,19 +423,21 @@ UNTRACKED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("function", "says"), UNTRACKED)
-def test_functions_that_cannot_be_tracked(database: Database, function: Any, says: str) -> None:
+def test_tracked_unsuitable_functions_are_refused(
+    database: Database, function: Any, says: str
+) -> None:
     with connect(database.url) as manager, pytest.raises(InvalidValue, match=f"function {says}"):
         manager.tracked("a")(function)
 
 
-def test_plain_functions_are_for_the_other_manager(database: Database) -> None:
+def test_tracked_sync_function_on_async_manager_is_refused(database: Database) -> None:
     asynchronous = connect_async(database.url)
     with pytest.raises(InvalidValue, match="an async function: ExecutionManager tracks"):
         asynchronous.tracked("a")(len)
     asyncio.run(asynchronous.close())
 
 
-def test_of_many_callers_at_once_one_runs(database: Database) -> None:
+def test_tracked_by_eight_threads_runs_once(database: Database) -> None:
     with connect(database.url) as manager:
         for n in range(10):
             ran, barrier = [], threading.Barrier(8)
@@ -461,7 +463,7 @@ def test_of_many_callers_at_once_one_runs(database: Database) -> None:
     assert_legal(database)
 
 
-def test_of_many_callers_of_what_failed_one_runs(database: Database) -> None:
+def test_tracked_by_eight_threads_after_failure_runs_once(database: Database) -> None:
     with connect(database.url) as manager:
         ran = []
 

@@ -37,9 +37,9 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
-@pytest.mark.parametrize(("sync", "asynchronous"), PAIRS)
-def test_twins_have_the_same_functions(sync: type, asynchronous: type) -> None:
-    ours, theirs = public(sync), public(asynchronous)
+@pytest.mark.parametrize(("sync", "colourful"), PAIRS)
+def test_twins_have_equal_signatures(sync: type, colourful: type) -> None:
+    ours, theirs = public(sync), public(colourful)
     assert list(ours) == list(theirs)
     for name in ours:
         assert parameters(ours[name]) == parameters(theirs[name]), name
@@ -54,23 +54,11 @@ def test_twins_have_the_same_docstrings(sync: type, asynchronous: type) -> None:
         assert doc == ours[name].__doc__, name
 
 
-@pytest.mark.parametrize(("sync", "asynchronous"), PAIRS[:3])
-def test_twins_share_every_verb(sync: type, asynchronous: type) -> None:
-    """A verb that stood twice could drift."""
-    ours, theirs = public(sync), public(asynchronous)
-    assert {name for name in ours if ours[name] is not theirs[name]} <= OWN
+def test_connect_functions_have_equal_parameters() -> None:
+    assert parameters(connect) == parameters(connect_async)
 
 
-@pytest.mark.parametrize(
-    ("sync", "asynchronous"),
-    [(connect, connect_async), (sync_decorator.track, async_decorator.track)],
-)
-def test_twin_functions_have_the_same_parameters(sync: Any, asynchronous: Any) -> None:
-    assert parameters(sync) == parameters(asynchronous)
-
-
-@pytest.mark.parametrize("kind", [ExecutionManager, AsyncExecutionManager, Attempt, AsyncAttempt])
-def test_twins_public_verbs_have_an_example(kind: type) -> None:
-    receiver = "attempt" if "Attempt" in kind.__name__ else "manager"
-    for name, function in public(kind).items():
-        assert f"{receiver}.{name}(" in function.__doc__, f"{kind.__name__}.{name}"
+def test_docstring_of_every_verb_shows_a_call() -> None:
+    for kind in (ExecutionManager, AsyncExecutionManager):
+        for name, function in public(kind).items():
+            assert f"manager.{name}(" in function.__doc__, f"{kind.__name__}.{name}"

@@ -123,7 +123,7 @@ def every_verb(manager: ExecutionManager) -> list[str]:
     return [*ids, child]
 
 
-def test_a_rollback_leaves_nothing(database: Database, caller: Caller) -> None:
+def test_within_rollback_undoes_every_verb(database: Database, caller: Caller) -> None:
     kept = caller.outside.create("kept")
     every_verb(caller.inside)
     caller.inside.start(kept.id)
@@ -133,7 +133,7 @@ def test_a_rollback_leaves_nothing(database: Database, caller: Caller) -> None:
     assert len(database.rows("SELECT * FROM execution_history")) == 1
 
 
-def test_the_callers_commit_commits(database: Database, caller: Caller) -> None:
+def test_within_commit_commits_every_verb(database: Database, caller: Caller) -> None:
     ids = every_verb(caller.inside)
     before = [caller.inside.get(id) for id in ids]
     caller.do("commit")
@@ -141,7 +141,7 @@ def test_the_callers_commit_commits(database: Database, caller: Caller) -> None:
     assert len(database.history(ids[2])) == 4
 
 
-def test_a_claim_and_a_sweep_go_with_it(database: Database, caller: Caller) -> None:
+def test_within_claim_and_sweep_follow_the_transaction(database: Database, caller: Caller) -> None:
     """The first statement of a transaction, too: a driver may begin one only for what it knows."""
     job = caller.outside.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
     for end in ("rollback", "commit"):
@@ -157,7 +157,7 @@ def test_a_claim_and_a_sweep_go_with_it(database: Database, caller: Caller) -> N
         assert caller.outside.get(job.id).status == ("running" if end == "rollback" else "retrying")
 
 
-def test_nobody_else_sees_it_before_the_commit(database: Database, caller: Caller) -> None:
+def test_within_before_commit_is_invisible_to_others(database: Database, caller: Caller) -> None:
     id = caller.inside.create("a", idempotency_key="k").id
     with connect(database.url) as other, pytest.raises(ExecutionNotFound):
         other.get(id)
@@ -166,7 +166,7 @@ def test_nobody_else_sees_it_before_the_commit(database: Database, caller: Calle
         assert other.get(id).idempotency_key == "k"
 
 
-def test_the_callers_own_rows_go_with_it(database: Database, caller: Caller) -> None:
+def test_within_commits_with_the_callers_rows(database: Database, caller: Caller) -> None:
     database.run("CREATE TABLE IF NOT EXISTS orders (id integer)")
     database.run("DELETE FROM orders")
     for end, count in (("rollback", 0), ("commit", 1)):
@@ -177,7 +177,7 @@ def test_the_callers_own_rows_go_with_it(database: Database, caller: Caller) -> 
         assert len(database.rows("SELECT * FROM executions")) == count
 
 
-def test_a_refusal_leaves_the_transaction_usable(database: Database, caller: Caller) -> None:
+def test_within_refusal_leaves_transaction_usable(database: Database, caller: Caller) -> None:
     inside = caller.inside
     done = inside.create("a", 1, idempotency_key="k")
     nobody = inside.create("gone").id
@@ -204,7 +204,7 @@ def test_a_refusal_leaves_the_transaction_usable(database: Database, caller: Cal
     assert [e.status for e in caller.outside.list()] == ["failed"]
 
 
-def test_a_conflict_with_what_others_committed(database: Database, caller: Caller) -> None:
+def test_within_sees_keys_committed_by_others(database: Database, caller: Caller) -> None:
     with connect(database.url) as other:
         held = other.create("a", 1, idempotency_key="k")
     assert caller.inside.create("a", 1, idempotency_key="k") == held
@@ -215,7 +215,7 @@ def test_a_conflict_with_what_others_committed(database: Database, caller: Calle
     assert caller.outside.get(held.id).status == "running"
 
 
-def test_a_savepoint_is_the_callers_too(database: Database, caller: Caller) -> None:
+def test_within_savepoint_rollback_undoes_verbs(database: Database, caller: Caller) -> None:
     first = caller.inside.create("a")
     savepoint = caller.do("begin_nested")
     caller.inside.start(first.id)
@@ -226,7 +226,7 @@ def test_a_savepoint_is_the_callers_too(database: Database, caller: Caller) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_engine_as_sqlalchemy_makes_it_will_do(
+def test_engine_with_default_settings_works(
     database: Database, runner: asyncio.Runner, kind: str
 ) -> None:
     caller = Caller(kind, database, runner, configured=False)
@@ -240,7 +240,7 @@ def test_an_engine_as_sqlalchemy_makes_it_will_do(
     caller.close()
 
 
-def test_async_scoped_session(database: Database, runner: asyncio.Runner) -> None:
+def test_within_async_scoped_session_works(database: Database, runner: asyncio.Runner) -> None:
     caller = Caller("async_scoped_session", database, runner, configured=False)
 
     async def work() -> None:
@@ -257,7 +257,7 @@ def test_async_scoped_session(database: Database, runner: asyncio.Runner) -> Non
     runner.run(caller.engine.dispose())
 
 
-def test_a_hosts_own_begin_recipe(database: Database) -> None:
+def test_engine_with_begin_recipe_commits(database: Database) -> None:
     """The recipe of SQLAlchemy's documentation, on an engine that knows nothing of this library."""
     engine = create_engine(database.url)
     if database.name == "sqlite":
@@ -277,7 +277,7 @@ def test_a_hosts_own_begin_recipe(database: Database) -> None:
     engine.dispose()
 
 
-def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.Runner) -> None:
+def test_within_other_objects_are_refused(database: Database, runner: asyncio.Runner) -> None:
     sync, colourful = (
         Caller("Session", database, runner, True),
         Caller("AsyncSession", database, runner, True),
@@ -303,7 +303,7 @@ def test_what_is_no_transaction_is_refused(database: Database, runner: asyncio.R
     colourful.close()
 
 
-def test_a_joined_manager_closes_nothing(database: Database) -> None:
+def test_within_closing_keeps_the_pool(database: Database) -> None:
     with connect(database.url) as manager, database.engine.connect() as connection:
         created = manager.create("a")
         pool = manager._store._bind.engine.pool
@@ -313,7 +313,7 @@ def test_a_joined_manager_closes_nothing(database: Database) -> None:
 
 
 @pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 2}])
-def test_an_engine_that_streams(database: Database, options: dict[str, Any]) -> None:
+def test_engine_with_streaming_works(database: Database, options: dict[str, Any]) -> None:
     engine = create_engine(database.url).execution_options(**options)
     manager = ExecutionManager(SqlExecutionStore(engine))
     every_verb(manager)
@@ -322,7 +322,7 @@ def test_an_engine_that_streams(database: Database, options: dict[str, Any]) -> 
     engine.dispose()
 
 
-def test_an_engine_that_reads_json_its_own_way(database: Database) -> None:
+def test_engine_with_json_deserializer_works(database: Database) -> None:
     engine = create_engine(database.url, json_deserializer=lambda text: "host's own")
     manager = ExecutionManager(SqlExecutionStore(engine))
     created = manager.create("a", {"price": 1.5}, max_attempts=2)
@@ -332,7 +332,7 @@ def test_an_engine_that_reads_json_its_own_way(database: Database) -> None:
     engine.dispose()
 
 
-def test_a_clock_is_asked_everywhere(database: Database, runner: asyncio.Runner) -> None:
+def test_clock_injected_is_used_everywhere(database: Database, runner: asyncio.Runner) -> None:
     ticks = iter(datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) for second in range(60))
     clock = lambda: next(ticks)  # noqa: E731
     async_engine = create_async_engine(
@@ -353,7 +353,7 @@ def test_a_clock_is_asked_everywhere(database: Database, runner: asyncio.Runner)
     runner.run(async_engine.dispose())
 
 
-def test_a_parent_cannot_go_while_a_child_is_made(database: Database) -> None:
+def test_within_delete_of_parent_blocks_create_of_child(database: Database) -> None:
     with connect(database.url) as manager, database.engine.connect() as connection:
         parent = manager.create("a")
         manager.within(connection).delete(parent.id)
@@ -365,7 +365,7 @@ def test_a_parent_cannot_go_while_a_child_is_made(database: Database) -> None:
                 waiting.result(60)
 
 
-def test_transactions_begin_as_writers(database: Database) -> None:
+def test_within_transactions_begin_as_writers(database: Database) -> None:
     """One that reads and then writes waits for its turn, and sees what the other wrote."""
     with connect(database.url) as manager:
         id = manager.create("a").id
@@ -394,13 +394,13 @@ def test_transactions_begin_as_writers(database: Database) -> None:
         assert progress.current == 20
 
 
-def test_a_clock_without_a_timezone_is_refused(database: Database) -> None:
+def test_clock_naive_is_refused(database: Database) -> None:
     manager = ExecutionManager(SqlExecutionStore(database.engine, clock=datetime.now))
     with pytest.raises(InvalidValue, match="clock must return aware datetimes"):
         manager.create("a")
 
 
-def test_configuring_twice_is_configuring_once(tmp_path: Path) -> None:
+def test_configure_sqlite_twice_is_idempotent(tmp_path: Path) -> None:
     engine = configure_sqlite(configure_sqlite(create_engine(f"sqlite:///{tmp_path}/x.db")))
     with engine.begin() as connection:
         connection.execute(text("SELECT 1"))
@@ -412,7 +412,7 @@ def test_configuring_twice_is_configuring_once(tmp_path: Path) -> None:
     assert configure_sqlite(async_engine) is async_engine
 
 
-def test_cancelled_tasks_leave_pool_and_database_free(database: Database) -> None:
+def test_cancelled_tasks_leave_pool_and_locks_free(database: Database) -> None:
     async def cancel_many() -> None:
         async with connect_async(database.url) as manager:
             id = (await manager.create("a")).id
@@ -435,7 +435,7 @@ def test_cancelled_tasks_leave_pool_and_database_free(database: Database) -> Non
     asyncio.run(cancel_many())
 
 
-def test_no_time_lies_before_an_earlier_one(database: Database) -> None:
+def test_times_after_waiting_for_lock_stay_ordered(database: Database) -> None:
     """PostgreSQL reads its clock, then waits for the row: B's time is older than A's, and later."""
     with connect(database.url) as manager, database.engine.connect() as connection:
         id = manager.create("a", max_attempts=2).id
@@ -456,7 +456,7 @@ def test_no_time_lies_before_an_earlier_one(database: Database) -> None:
     assert [str(t["occurred_at"]) for t in times] == sorted(str(t["occurred_at"]) for t in times)
 
 
-def test_closing_leaves_a_hosts_engine_alone(database: Database, runner: asyncio.Runner) -> None:
+def test_close_leaves_host_engine_open(database: Database, runner: asyncio.Runner) -> None:
     caller = Caller("Connection", database, runner, configured=True)
     caller.outside.create("a")
     pool = caller.engine.pool
