@@ -14,7 +14,7 @@ from execution_core import (
 )
 from execution_core.core.json_values import to_json
 
-REFUSED = [
+INVALID = [
     ("type", lambda m, id: m.create("")),
     ("type", lambda m, id: m.create("x" * 256)),
     ("type", lambda m, id: m.create("a\0")),
@@ -82,7 +82,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("argument", "call"), REFUSED)
+@pytest.mark.parametrize(("argument", "call"), INVALID)
 def test_arguments_invalid_are_refused(
     any_manager: ExecutionManager, argument: str, call: Any
 ) -> None:
@@ -122,12 +122,12 @@ TIMEOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("given_", "milliseconds"), TIMEOUTS)
+@pytest.mark.parametrize(("timeout", "milliseconds"), TIMEOUTS)
 def test_timeout_is_rounded_to_milliseconds(
-    any_manager: ExecutionManager, given_: timedelta, milliseconds: int | None
+    any_manager: ExecutionManager, timeout: timedelta, milliseconds: int | None
 ) -> None:
-    expected = given_ if milliseconds is None else timedelta(milliseconds=milliseconds)
-    created = any_manager.create("a", timeout=given_)
+    expected = timeout if milliseconds is None else timedelta(milliseconds=milliseconds)
+    created = any_manager.create("a", timeout=timeout)
     assert created.timeout == expected
     started = any_manager.start(created.id)
     assert started.started_at is not None
@@ -139,7 +139,7 @@ class Unprintable(Exception):
         raise RuntimeError("no text for you")
 
 
-class Chatty(Exception):
+class LongText(Exception):
     def __str__(self) -> str:
         return "x" * 5_000_000
 
@@ -149,7 +149,7 @@ class Detailed(ExecutionFailure, frozen=True, arbitrary_types_allowed=True):
     more: object
 
 
-class Haunted(Exception):
+class UnreadableCause(Exception):
     @property
     def __cause__(self) -> Any:  # type: ignore[override]
         raise RuntimeError("no cause for you")
@@ -160,8 +160,8 @@ FAILURES = {
     "lone surrogate": ValueError("a\ud800b"),
     "megabytes": ValueError("x" * 5_000_000),
     "unprintable": Unprintable(),
-    "chatty": Chatty(),
-    "haunted": Haunted("boo"),
+    "long text": LongText(),
+    "unreadable cause": UnreadableCause("no cause"),
     "text with nul": "a\0b",
     "text with a surrogate": "\udfff",
     "text of megabytes": "y" * 5_000_000,
@@ -215,8 +215,8 @@ def test_arguments_at_limits_are_accepted(manager: ExecutionManager) -> None:
     assert len(to_json("v", "x" * (16 * 2**20 - 2)).text) == 16 * 2**20
 
 
-class Sly(str):
-    """A text that lies about itself."""
+class LyingText(str):
+    """A text whose methods return wrong answers."""
 
     def __contains__(self, part: object) -> bool:
         return False
@@ -228,7 +228,7 @@ class Sly(str):
         raise RuntimeError
 
 
-class SlyNumber(int):
+class LyingNumber(int):
     def __int__(self) -> int:
         return 2**70
 
@@ -236,11 +236,11 @@ class SlyNumber(int):
 def test_arguments_of_subclasses_are_normalized(manager: ExecutionManager) -> None:
     for text in ("a\0b", "\ud800"):
         with pytest.raises(InvalidValue):
-            manager.create(Sly(text))
-    assert manager.create("a", max_attempts=SlyNumber(3)).max_attempts == 3
+            manager.create(LyingText(text))
+    assert manager.create("a", max_attempts=LyingNumber(3)).max_attempts == 3
     id = manager.create("a").id
     manager.start(id)
-    failed = manager.fail(id, Sly("a\0b"))
+    failed = manager.fail(id, LyingText("a\0b"))
     assert failed.error is not None
     assert failed.error.message == "a\ufffdb"
 

@@ -40,15 +40,15 @@ class Pair:
     right: Any
 
 
-class Colour(enum.Enum):
+class Shade(enum.Enum):
     RED = "red"
 
 
-class Name(str, enum.Enum):  # noqa: UP042 - the mixture is what is tested
+class Name(str, enum.Enum):  # noqa: UP042 - the test is about such a class
     ADA = "ada"
 
 
-def cycle() -> list[Any]:
+def reference_cycle() -> list[Any]:
     loop: list[Any] = []
     loop.append({"again": loop})
     return loop
@@ -61,7 +61,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-def exploding() -> Any:
+def shared_references() -> Any:
     value: Any = []
     for _ in range(60):
         value = [value, value]
@@ -85,7 +85,7 @@ NOT_JSON = {
     "function": nested,
     "class": Pair,
     "generator": (n for n in [1]),
-    "cycle": cycle(),
+    "cycle": reference_cycle(),
     "too deep": nested(201),
     "absurdly deep": nested(100_000),
     "too deep in a dataclass": Pair(nested(500), 1),
@@ -120,7 +120,7 @@ def test_json_invalid_value_is_refused(any_manager: ExecutionManager, name: str)
     assert any_manager.list() == [before]
 
 
-GOOD = {
+VALID = {
     "none": (None, None),
     "literal escape": ("\\u0000 \\\\u0000", "\\u0000 \\\\u0000"),
     "quotes": ("'; DROP TABLE executions; --", "'; DROP TABLE executions; --"),
@@ -135,7 +135,7 @@ GOOD = {
     "datetime": (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"),
     "uuid": (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
     "decimal": ({"price": Decimal("1.10")}, {"price": "1.10"}),
-    "enum": ([Colour.RED, Name.ADA], ["red", "ada"]),
+    "enum": ([Shade.RED, Name.ADA], ["red", "ada"]),
     "dataclass": (
         Pair(1, Pair(Decimal(2), None)),
         {"left": 1, "right": {"left": "2", "right": None}},
@@ -150,9 +150,9 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("name", VALID)
 def test_json_value_round_trips(any_manager: ExecutionManager, name: str) -> None:
-    value, stored = GOOD[name]
+    value, stored = VALID[name]
     id = any_manager.create("a", value, metadata={"m": value}).id
     any_manager.start(id)
     any_manager.checkpoint(id, "k", value)
@@ -195,7 +195,7 @@ def test_json_size_limit_applies_to_every_verb(database: Database, runner: async
 
 
 def test_json_large_text_with_exponents_is_parsed_in_linear_time() -> None:
-    """Not a matter of time: the pattern must not go back over what it has read."""
+    """The pattern must not backtrack: this would take minutes."""
     digits = [10**4299] * 200
     assert to_json("v", ["e+", 1e300, *digits]).value == ["e+", 1e300, *digits]
     assert to_json("v", "e+" + "x" * 10**7).value == "e+" + "x" * 10**7
@@ -209,7 +209,7 @@ def test_json_dataclass_content_is_checked() -> None:
 
 def test_json_shared_references_stop_at_size_limit() -> None:
     with pytest.raises(InvalidValue, match="larger than 10000 bytes"):
-        to_json("value", exploding(), 10_000)
+        to_json("value", shared_references(), 10_000)
 
 
 def test_create_mutable_payload_is_copied(any_manager: ExecutionManager) -> None:
@@ -253,11 +253,11 @@ def test_checkpoint_random_keys_and_values_are_exact(
     for key, value in written:
         after = manager.checkpoint(id, key, value)
     assert after.checkpoints == dict(written)
-    assert spelt(after.checkpoints) == spelt(dict(written))
+    assert as_text(after.checkpoints) == as_text(dict(written))
 
 
-def spelt(value: Any) -> str:
-    # True == 1 == 1.0 in Python, but not here. PostgreSQL keeps no negative zero.
+def as_text(value: Any) -> str:
+    # True == 1 == 1.0 in Python, but not in JSON. PostgreSQL keeps no negative zero.
     return json.dumps(value, sort_keys=True).replace("-0.0", "0.0")
 
 

@@ -1,4 +1,4 @@
-"""Why a transition matched nothing, decided from the row alone; and what the problems carry."""
+"""The exception for a transition that matched no row, and what exceptions carry."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ from execution_core.core.creation import NewExecution
 ID = "0198a000-0000-7000-8000-000000000001"
 
 
-def found(status: str, attempts: int = 1, max_attempts: int = 2) -> Execution:
+def execution(status: str, attempts: int = 1, max_attempts: int = 2) -> Execution:
     now = datetime.now(UTC)
     return Execution(
         id=ID, type="a", status=ExecutionStatus(status), attempts=attempts,
@@ -40,19 +40,19 @@ def found(status: str, attempts: int = 1, max_attempts: int = 2) -> Execution:
     ("transition", "row", "refused"),
     [
         (transitions.complete(1, None), None, ExecutionNotFound),
-        (transitions.complete(1, None), found("failed"), InvalidStateTransition),
-        (transitions.complete(1, 1), found("running", 2), StaleAttempt),
-        (transitions.complete(1, 1), found("completed", 2), InvalidStateTransition),
-        (transitions.complete(1, 1), found("running", 1), ConcurrentUpdate),
-        (transitions.complete(1, None), found("running"), ConcurrentUpdate),
-        (transitions.retry(), found("failed", 2), MaxRetriesExceeded),
-        (transitions.retry(), found("failed", 1), ConcurrentUpdate),
-        (transitions.start(None), found("retrying", 2), MaxRetriesExceeded),
-        (transitions.start(None), found("pending", 0), ConcurrentUpdate),
-        (transitions.fail("x", True, None, None), found("running", 2), ConcurrentUpdate),
-        (transitions.checkpoint("k", 1, 0), found("running", 1), StaleAttempt),
-        (transitions.checkpoint("k", 1, 1), found("retrying", 1), InvalidStateTransition),
-        (transitions.fail("x", False, None, 1), found("retrying", 1), InvalidStateTransition),
+        (transitions.complete(1, None), execution("failed"), InvalidStateTransition),
+        (transitions.complete(1, 1), execution("running", 2), StaleAttempt),
+        (transitions.complete(1, 1), execution("completed", 2), InvalidStateTransition),
+        (transitions.complete(1, 1), execution("running", 1), ConcurrentUpdate),
+        (transitions.complete(1, None), execution("running"), ConcurrentUpdate),
+        (transitions.retry(), execution("failed", 2), MaxRetriesExceeded),
+        (transitions.retry(), execution("failed", 1), ConcurrentUpdate),
+        (transitions.start(None), execution("retrying", 2), MaxRetriesExceeded),
+        (transitions.start(None), execution("pending", 0), ConcurrentUpdate),
+        (transitions.fail("x", True, None, None), execution("running", 2), ConcurrentUpdate),
+        (transitions.checkpoint("k", 1, 0), execution("running", 1), StaleAttempt),
+        (transitions.checkpoint("k", 1, 1), execution("retrying", 1), InvalidStateTransition),
+        (transitions.fail("x", False, None, 1), execution("retrying", 1), InvalidStateTransition),
     ],
 )
 def test_refusal_of_row_has_expected_type(
@@ -66,7 +66,7 @@ def test_refusal_of_row_has_expected_type(
 
 
 def test_start_without_attempt_left_changes_nothing() -> None:
-    assert transitions.start(None).apply(found("retrying", 2), datetime.now(UTC)) is None
+    assert transitions.start(None).apply(execution("retrying", 2), datetime.now(UTC)) is None
 
 
 def test_change_without_new_status_sets_updated_at() -> None:
@@ -75,7 +75,7 @@ def test_change_without_new_status_sets_updated_at() -> None:
         transitions.checkpoint("k", 1, None),
         transitions.update_progress(1, 2, None, None, None),
     ):
-        changed = transition.apply(found("running"), later)
+        changed = transition.apply(execution("running"), later)
         assert changed is not None
         assert (changed.status, changed.updated_at) == ("running", later)
 
@@ -95,10 +95,10 @@ def test_change_without_new_status_sets_updated_at() -> None:
         MaxRetriesExceeded(ID, attempts=2, max_attempts=2),
         IdempotencyConflict("key", ID),
         StaleAttempt(ID, 1, current_attempt=2),
-        AttemptLost(ID, 1, found("running", 2)),
-        AttemptLost(ID, 1, found("cancelled", 1)),
+        AttemptLost(ID, 1, execution("running", 2)),
+        AttemptLost(ID, 1, execution("cancelled", 1)),
         AttemptLost(ID, attempt=1, execution=None),
-        AlreadyRunning(found("running")),
+        AlreadyRunning(execution("running")),
         ConcurrentUpdate("start", ID),
         InvalidValue(argument="payload", reason="is not JSON"),
     ],
@@ -112,8 +112,8 @@ def test_problem_pickled_or_copied_is_equal(problem: ExecutionProblem) -> None:
         assert "{" not in str(twin)
 
 
-class Reluctant:
-    """A store in which what stands in the way of the first creation is gone when looked for."""
+class FreedKeyStore:
+    """A store whose first create meets a key that is freed before the lookup."""
 
     def __init__(self) -> None:
         self.created = 0
@@ -126,6 +126,6 @@ class Reluctant:
 
 
 def test_create_after_key_was_freed_tries_again() -> None:
-    store: Any = Reluctant()
+    store: Any = FreedKeyStore()
     assert ExecutionManager(store).create("a", idempotency_key="k").idempotency_key == "k"
     assert store.created == 2

@@ -1,4 +1,4 @@
-"""Every verb in every situation: what the table allows happens, all else changes nothing."""
+"""Every verb in every state: allowed transitions happen, refused ones change nothing."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ VERBS = {
 }
 CHANGE_NO_STATUS = ("progress", "checkpoint", "advance", "heartbeat")
 
-# Written by hand from the design, not derived from the code. A status: the move is made, "same":
+# Written from the design, not derived from the code. A status: the transition is made, "same":
 # accepted and the status stays, "-": InvalidStateTransition, "max": MaxRetriesExceeded.
 TABLE = """
                 pending    running    running-last completed failed    failed-last retrying  timed_out timed_out-last cancelled
@@ -53,9 +53,9 @@ heartbeat       -          same       same         -         -         -        
 
 HEAD, *LINES = (line.split() for line in TABLE.strip().splitlines())
 CASES = [
-    pytest.param(verb, situation, outcome, id=f"{verb}-{situation}")
+    pytest.param(verb, state, outcome, id=f"{verb}-{state}")
     for verb, *outcomes in LINES
-    for situation, outcome in zip(HEAD, outcomes, strict=True)
+    for state, outcome in zip(HEAD, outcomes, strict=True)
 ]
 
 
@@ -66,20 +66,20 @@ def test_transition_table_names_every_state_and_verb() -> None:
 
 
 def stored(database: Database) -> Any:
-    """Everything that is stored, as the database itself spells it."""
+    """Return all rows as the database itself formats them."""
     with database.engine.connect() as connection:
-        spelt = "*" if database.name == "sqlite" else "t::text"
+        columns = "*" if database.name == "sqlite" else "t::text"
         return [
-            connection.execute(text(f"SELECT {spelt} FROM {table} AS t ORDER BY 1")).all()
+            connection.execute(text(f"SELECT {columns} FROM {table} AS t ORDER BY 1")).all()
             for table in ("executions", "execution_history")
         ]
 
 
-@pytest.mark.parametrize(("verb", "situation", "outcome"), CASES)
+@pytest.mark.parametrize(("verb", "state", "outcome"), CASES)
 def test_verb_in_every_state_follows_table(
-    database: Database, manager: ExecutionManager, verb: str, situation: str, outcome: str
+    database: Database, manager: ExecutionManager, verb: str, state: str, outcome: str
 ) -> None:
-    before = bring_to(manager, situation)
+    before = bring_to(manager, state)
     rows = stored(database)
     if outcome in ("-", "max"):
         refused = InvalidStateTransition if outcome == "-" else MaxRetriesExceeded
@@ -95,17 +95,17 @@ def test_verb_in_every_state_follows_table(
         after = VERBS[verb](manager, before.id)
         assert after.status == (before.status if outcome == "same" else outcome)
         assert after == manager.get(before.id)
-        moves = database.history(before.id)
-        assert moves[-1][1] == after.status
-        assert len(moves) == len(rows[1]) + (outcome != "same")
+        history = database.history(before.id)
+        assert history[-1][1] == after.status
+        assert len(history) == len(rows[1]) + (outcome != "same")
 
 
 @pytest.mark.parametrize("any_manager", ["memory"], indirect=True)
-@pytest.mark.parametrize(("verb", "situation", "outcome"), CASES)
+@pytest.mark.parametrize(("verb", "state", "outcome"), CASES)
 def test_verb_on_memory_store_follows_table(
-    any_manager: ExecutionManager, verb: str, situation: str, outcome: str
+    any_manager: ExecutionManager, verb: str, state: str, outcome: str
 ) -> None:
-    before = bring_to(any_manager, situation)
+    before = bring_to(any_manager, state)
     refusals = {"-": InvalidStateTransition, "max": MaxRetriesExceeded}
     if outcome in refusals:
         with pytest.raises(refusals[outcome]):
@@ -140,12 +140,12 @@ def test_fence_with_stale_attempt_refuses(any_manager: ExecutionManager, verb: s
 
 
 @pytest.mark.parametrize("verb", FENCED)
-@pytest.mark.parametrize("situation", ["pending", "retrying", "timed_out", "cancelled"])
+@pytest.mark.parametrize("state", ["pending", "retrying", "timed_out", "cancelled"])
 def test_fence_when_not_running_refuses(
-    any_manager: ExecutionManager, verb: str, situation: str
+    any_manager: ExecutionManager, verb: str, state: str
 ) -> None:
-    """Between two attempts, too: the first one is over, and the second one's are not its own."""
-    before = bring_to(any_manager, situation)
+    """Between two attempts, too: the first attempt has ended and does not own the second."""
+    before = bring_to(any_manager, state)
     with pytest.raises(InvalidStateTransition) as caught:
         FENCED[verb](any_manager, before.id, before.attempts)
     assert caught.value.sources == ("running",)
@@ -173,20 +173,18 @@ def test_start_of_retrying_clears_last_attempt(any_manager: ExecutionManager) ->
     assert again.deadline_at is None
 
 
-@pytest.mark.parametrize("situation", ["completed", "failed", "timed_out", "cancelled"])
-def test_finish_sets_completed_at(any_manager: ExecutionManager, situation: str) -> None:
-    over = bring_to(any_manager, situation)
-    assert over.completed_at == over.updated_at
+@pytest.mark.parametrize("state", ["completed", "failed", "timed_out", "cancelled"])
+def test_finish_sets_completed_at(any_manager: ExecutionManager, state: str) -> None:
+    finished = bring_to(any_manager, state)
+    assert finished.completed_at == finished.updated_at
 
 
-@pytest.mark.parametrize("situation", ["failed", "timed_out"])
-def test_retry_clears_outcome_and_keeps_attempts(
-    any_manager: ExecutionManager, situation: str
-) -> None:
-    over = bring_to(any_manager, situation)
-    again = any_manager.retry(over.id)
+@pytest.mark.parametrize("state", ["failed", "timed_out"])
+def test_retry_clears_outcome_and_keeps_attempts(any_manager: ExecutionManager, state: str) -> None:
+    finished = bring_to(any_manager, state)
+    again = any_manager.retry(finished.id)
     assert (again.error, again.completed_at, again.attempts) == (None, None, 1)
-    assert any_manager.retry(over.id) == again
+    assert any_manager.retry(finished.id) == again
 
 
 def test_timeout_records_timeout_error(any_manager: ExecutionManager) -> None:

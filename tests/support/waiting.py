@@ -11,7 +11,7 @@ def wait_until(
     condition: Callable[[], T],
     describe: Callable[[], object] = lambda: "the condition did not become true",
     *,
-    timeout: float = 30,
+    timeout: float = 60,
     interval: float = 0.005,
 ) -> T:
     """Return the first true answer of a condition.

@@ -16,18 +16,18 @@ from ..conftest import Database
 from ..support.attempts import Outage
 
 
-def crash_after(attempt: Any, items: Any, most: int, **options: Any) -> list[Any]:
-    """Do that many items, and then die in the next one."""
+def crash_after(attempt: Any, items: Any, count: int, **options: Any) -> list[Any]:
+    """Process that many items, and raise in the next one."""
     done: list[Any] = []
     for item in attempt.each(items, **options):
-        if len(done) == most:
+        if len(done) == count:
             raise Outage
         done.append(item)
     return done
 
 
-class Sequence:
-    """No list, no iterator: what Python iterates by `__getitem__`."""
+class GetItemSequence:
+    """Neither a list nor an iterator: Python iterates it with `__getitem__`."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -44,7 +44,7 @@ class Sequence:
 KINDS: dict[str, Callable[[int], Any]] = {
     "list": lambda n: list(range(n)),
     "range": range,
-    "sequence": Sequence,
+    "sequence": GetItemSequence,
     "generator": lambda n: (k for k in range(n)),
     "dict": lambda n: dict.fromkeys(range(n)),
 }
@@ -86,13 +86,13 @@ def test_each_unknown_length_reports_total_at_end(any_manager: ExecutionManager)
     assert (progress.current, progress.total, progress.percent) == (3, 3, 100)
 
 
-NOTHING: list[Callable[[], Any]] = [
+NO_ITEMS_LEFT: list[Callable[[], Any]] = [
     *(list, lambda: iter(()), lambda: [1, 2], lambda: iter([1, 2]), lambda: iter([1])),
     lambda: range(10**20)[:2],
 ]
 
 
-@pytest.mark.parametrize("items", NOTHING)
+@pytest.mark.parametrize("items", NO_ITEMS_LEFT)
 def test_each_without_items_left_writes_nothing(
     any_manager: ExecutionManager, items: Callable[[], Any]
 ) -> None:
@@ -116,7 +116,7 @@ def test_each_left_early_keeps_previous_checkpoint(any_manager: ExecutionManager
             if item == "c":
                 break
         assert attempt.checkpoints == {"last_index": 1}
-        # Nor does another loop take that checkpoint for its own, and skip what it has not done.
+        # A second loop must not take that checkpoint as its own and skip items.
         with pytest.raises(InvalidValue, match="'last_index' is another loop's: give each its own"):
             attempt.each("efgh")
         assert list(attempt.each("efgh", checkpoint="other")) == ["e", "f", "g", "h"]

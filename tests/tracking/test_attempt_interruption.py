@@ -27,12 +27,16 @@ from ..support.attempts import Outage
 def test_attempt_interrupted_while_recording_is_retrying(
     database: Database, error: Outage | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while a block, in no thread but the main one, writes its end."""
+    """Ctrl-C while the main thread records the outcome."""
     with connect(database.url) as manager:
-        job, update, hits = manager.create("a", max_attempts=2), manager._store.update, iter([True])
+        job, update, first_call = (
+            manager.create("a", max_attempts=2),
+            manager._store.update,
+            iter([True]),
+        )
 
         def interrupted(*arguments: Any, **options: Any) -> Any:
-            if next(hits, False):
+            if next(first_call, False):
                 raise KeyboardInterrupt
             return update(*arguments, **options)
 
@@ -98,7 +102,7 @@ def test_attempt_cancelled_is_retrying(database: Database) -> None:
 
 
 def test_attempt_cancelled_at_any_step_is_not_left_running(database: Database) -> None:
-    """At every step of the event loop: before, during and after each statement of a block."""
+    """At every step of the event loop: before, during and after each statement of the block."""
 
     async def work(manager: Any, id: str) -> None:
         async with manager.attempt(id) as attempt:
@@ -122,7 +126,7 @@ def test_attempt_cancelled_at_any_step_is_not_left_running(database: Database) -
                 assert left.status in ("pending", "retrying", "completed"), left
                 if not cancelled:
                     break
-            assert (await manager.create("the pool is whole")).status == "pending"
+            assert (await manager.create("the pool still works")).status == "pending"
         return seen
 
     seen = asyncio.run(asyncio.wait_for(run(), 120))
@@ -160,7 +164,7 @@ def test_attempt_cancelled_repeatedly_still_records(database: Database) -> None:
 
 @pytest.mark.parametrize("milliseconds", range(0, 40, 2))
 def test_attempt_when_event_loop_ends_is_recorded(database: Database, milliseconds: int) -> None:
-    """`asyncio.run` cancels every task that it knows, and all at once."""
+    """`asyncio.run` cancels all tasks at the same time."""
 
     async def work(manager: Any, id: str) -> None:
         async with manager.attempt(id) as attempt:
@@ -186,7 +190,7 @@ def test_attempt_when_event_loop_ends_is_recorded(database: Database, millisecon
 
 
 def test_attempt_cancelled_on_shared_connection_is_retrying() -> None:
-    """In-memory SQLite under asyncio."""
+    """In-memory SQLite with asyncio."""
 
     async def work(manager: Any, id: str) -> None:
         async with manager.attempt(id):

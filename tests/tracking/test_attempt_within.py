@@ -60,7 +60,7 @@ def test_attempt_within_runs_whole_in_the_transaction(database: Database) -> Non
 def test_attempt_within_aborted_transaction_keeps_error(
     postgres_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On PostgreSQL; no error makes SQLite refuse what follows it."""
+    """On PostgreSQL: SQLite does not abort a transaction after an error."""
     with connect(postgres_database.url) as manager:
         id = manager.create("a").id
         with postgres_database.engine.connect() as connection:
@@ -75,7 +75,7 @@ def test_attempt_within_aborted_transaction_keeps_error(
 
 
 def test_attempt_within_task_scoped_session_uses_that_session(database: Database) -> None:
-    """SQLAlchemy's recipe for asyncio: a session for each task, found by asking which this is."""
+    """SQLAlchemy's recipe for asyncio: one session per task, found by the current task."""
     from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
 
     async def run() -> None:

@@ -76,12 +76,12 @@ def test_attempt_of_claimed_execution_is_not_started_again(any_manager: Executio
     assert (done.status, done.attempts, done.worker) == ("completed", 1, "host")
 
 
-@pytest.mark.parametrize("taken", LOSSES)
-def test_attempt_lost_since_claim_is_not_entered(any_manager: ExecutionManager, taken: str) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_attempt_lost_since_claim_is_not_entered(any_manager: ExecutionManager, loss: str) -> None:
     any_manager.create("a", max_attempts=3)
     (claimed,) = any_manager.claim()
-    LOSSES[taken][0](any_manager, claimed.id)
-    after = None if taken == "deleted" else any_manager.get(claimed.id)
+    LOSSES[loss][0](any_manager, claimed.id)
+    after = None if loss == "deleted" else any_manager.get(claimed.id)
     with pytest.raises(AttemptLost), any_manager.attempt(claimed):
         pytest.fail("it was entered")
     if after is not None:
@@ -96,7 +96,7 @@ def test_attempt_of_claimed_execution_refuses_worker(any_manager: ExecutionManag
 
 
 def test_attempt_of_pending_execution_object_is_refused(any_manager: ExecutionManager) -> None:
-    """An execution that `create` returned may run elsewhere: its key finds any status."""
+    """`create` with a key may return an execution that runs elsewhere."""
     job = any_manager.create("a")
     with pytest.raises(
         InvalidValue,
@@ -132,14 +132,14 @@ class Unreadable(Exception):
         raise RuntimeError("no text")
 
 
-class Liar(Exception):
+class FalseClass(Exception):
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return AttemptLost
 
 
 EXCEPTIONS: list[tuple[BaseException, str, str | None]] = [
-    # the exception, and then the status and the code; by default as its class is called
+    # the exception, the status, and the code; None: the name of its class
     (ValueError("no"), "failed", None),
     (Outage("down"), "retrying", None),
     (Worse("down"), "retrying", None),
@@ -153,10 +153,10 @@ EXCEPTIONS: list[tuple[BaseException, str, str | None]] = [
     (ValueError("nul \0 and half a \ud800"), "failed", None),
     (ExceptionGroup("two", [ValueError(1), TypeError(2)]), "failed", None),
     (BaseExceptionGroup("two", [KeyboardInterrupt()]), "retrying", "interrupted"),
-    (AttemptLost("another one's", 1, None), "failed", None),
+    (AttemptLost("another execution", 1, None), "failed", None),
     (ExceptionGroup("all of it", [Outage(), ExceptionGroup("too", [Worse()])]), "retrying", None),
     (ExceptionGroup("part of it", [Outage(), ValueError()]), "failed", None),
-    (Liar(), "failed", None),
+    (FalseClass(), "failed", None),
     (ValueError("x" * 3_000_000), "failed", None),
 ]
 
@@ -279,22 +279,25 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "advance": lambda attempt: attempt.advance(1, 2, key="k", value=1),
     "heartbeat": lambda attempt: attempt.heartbeat(),
     "each": lambda attempt: list(attempt.each("abc")),
-    "the end": lambda attempt: None,
+    "completion": lambda attempt: None,
 }
 
 
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("taken", LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_attempt_write_after_loss_raises_attempt_lost(
-    any_manager: ExecutionManager, taken: str, write: str
+    any_manager: ExecutionManager, loss: str, write: str
 ) -> None:
     job = any_manager.create("a", {"n": 1}, max_attempts=3)
-    take, says = LOSSES[taken]
-    with pytest.raises(AttemptLost, match=says) as caught, any_manager.attempt(job.id) as attempt:
-        take(any_manager, job.id)
-        after = None if taken == "deleted" else any_manager.get(job.id)
+    lose, message = LOSSES[loss]
+    with (
+        pytest.raises(AttemptLost, match=message) as caught,
+        any_manager.attempt(job.id) as attempt,
+    ):
+        lose(any_manager, job.id)
+        after = None if loss == "deleted" else any_manager.get(job.id)
         WRITES[write](attempt)
-        if write != "the end":
+        if write != "completion":
             pytest.fail("it went on")
     problem = caught.value
     assert (problem.execution_id, problem.attempt, problem.execution) == (job.id, 1, after)
@@ -304,14 +307,14 @@ def test_attempt_write_after_loss_raises_attempt_lost(
     assert attempt.checkpoints == {}
 
 
-@pytest.mark.parametrize("taken", LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_attempt_failure_after_loss_changes_nothing(
-    any_manager: ExecutionManager, taken: str
+    any_manager: ExecutionManager, loss: str
 ) -> None:
     job = any_manager.create("a", max_attempts=3)
     with pytest.raises(Outage), any_manager.attempt(job.id, retry_on=Outage) as attempt:
-        LOSSES[taken][0](any_manager, job.id)
-        after = None if taken == "deleted" else any_manager.get(job.id)
+        LOSSES[loss][0](any_manager, job.id)
+        after = None if loss == "deleted" else any_manager.get(job.id)
         raise Outage
     if after is not None:
         assert any_manager.get(job.id) == after
@@ -325,15 +328,15 @@ def test_attempt_lost_swallowed_is_raised_again(any_manager: ExecutionManager) -
         for _ in range(2):
             with pytest.raises(AttemptLost):
                 attempt.heartbeat()
-        attempt.result = "never seen"
+        attempt.result = "not stored"
 
 
 @pytest.fixture
-def unplugged(any_manager: Any) -> Iterator[UnreachableStore]:
+def unreachable(any_manager: Any) -> Iterator[UnreachableStore]:
     target = getattr(any_manager, "target", any_manager)
-    target._store = unplugged = UnreachableStore(target._store)
-    yield unplugged
-    unplugged.down = False
+    target._store = unreachable = UnreachableStore(target._store)
+    yield unreachable
+    unreachable.down = False
 
 
 @pytest.mark.parametrize(
@@ -341,7 +344,7 @@ def unplugged(any_manager: Any) -> Iterator[UnreachableStore]:
 )
 def test_attempt_exception_with_database_down_propagates(
     any_manager: ExecutionManager,
-    unplugged: UnreachableStore,
+    unreachable: UnreachableStore,
     caplog: pytest.LogCaptureFixture,
     error: BaseException,
     status: str,
@@ -350,11 +353,11 @@ def test_attempt_exception_with_database_down_propagates(
     job = any_manager.create("a", max_attempts=2)
     error.__context__ = None
     with pytest.raises(type(error)) as caught, any_manager.attempt(job.id):
-        unplugged.down = True
+        unreachable.down = True
         raise error
     assert caught.value is error
     assert error.__context__ is None
-    unplugged.down = False
+    unreachable.down = False
     assert any_manager.get(job.id).status == "running"
     (record,) = [each for each in caplog.records if each.name == "execution_core"]
     assert record.levelno == logging.WARNING
@@ -364,12 +367,12 @@ def test_attempt_exception_with_database_down_propagates(
 
 
 def test_attempt_completion_with_database_down_raises(
-    any_manager: ExecutionManager, unplugged: UnreachableStore
+    any_manager: ExecutionManager, unreachable: UnreachableStore
 ) -> None:
     job = any_manager.create("a")
     with pytest.raises(OperationalError), any_manager.attempt(job.id):
-        unplugged.down = True
-    unplugged.down = False
+        unreachable.down = True
+    unreachable.down = False
     assert any_manager.get(job.id).status == "running"
 
 
@@ -380,7 +383,7 @@ def test_attempt_writes_transfer_no_payload(
     runner: asyncio.Runner,
     tell: Callable[[str], None],
 ) -> None:
-    """On PostgreSQL, counted by a proxy; SQLite has no wire."""
+    """On PostgreSQL: a proxy counts the bytes. SQLite has no network."""
     from ..support.proxy import proxied
 
     url = postgres_database.url
@@ -407,15 +410,15 @@ def test_attempt_writes_transfer_no_payload(
                 tell(f"postgresql: {mode}, a write of a block: {count() - before} bytes both ways")
             before = count()
             assert manager.get(job.id).payload == attempt.execution.payload
-            assert count() - before > 5_000_000  # the control
+            assert count() - before > 5_000_000  # the control: a read transfers the payload
             before = count()
         assert 0 < count() - before < 1500
 
 
 def test_attempt_losses_leave_valid_history(database: Database) -> None:
     with connect(database.url) as manager:
-        for taken, _ in LOSSES.values():
+        for lose, _ in LOSSES.values():
             job = manager.create("a", max_attempts=3)
             with pytest.raises(AttemptLost), manager.attempt(job.id):
-                taken(manager, job.id)
+                lose(manager, job.id)
     assert_legal(database)

@@ -98,8 +98,8 @@ def test_due_time_is_null_unless_waiting(any_manager: ExecutionManager) -> None:
     given_up = m.create("a", max_attempts=2)
     m.start(given_up.id)
     m.fail(given_up.id, "no", retryable=True, retry_after=HOUR)
-    assert m.retry(given_up.id).due_at is not None  # it is retrying already, and stays as it is
-    assert m.fail(given_up.id, "no").due_at is None
+    assert m.retry(given_up.id).retry_at is not None  # already retrying: unchanged
+    assert m.fail(given_up.id, "no").retry_at is None
     again = m.retry(given_up.id)
     assert (again.status, again.due_at) == ("retrying", None)
     m.start(given_up.id)
@@ -140,8 +140,8 @@ def test_backoff_grows_to_maximum() -> None:
     backoff = Backoff(timedelta(seconds=1), factor=2, maximum=timedelta(seconds=10), jitter=0)
     seconds = [backoff.delay(n).total_seconds() for n in (1, 2, 3, 4, 5, 1000, 2**31 - 1)]
     assert seconds == [1, 2, 4, 8, 10, 10, 10]
-    shaky = Backoff(timedelta(seconds=8), maximum=timedelta(seconds=8), jitter=0.5)
-    delays = [shaky.delay(3) for _ in range(1000)]
+    jittered = Backoff(timedelta(seconds=8), maximum=timedelta(seconds=8), jitter=0.5)
+    delays = [jittered.delay(3) for _ in range(1000)]
     assert timedelta(seconds=4) <= min(delays) < timedelta(seconds=4.5)
     assert timedelta(seconds=7.5) < max(delays) <= timedelta(seconds=8)
     second, nan = timedelta(seconds=1), float("nan")
@@ -162,7 +162,7 @@ def test_backoff_grows_to_maximum() -> None:
 
 
 def test_claim_skips_rows_locked_by_others(postgres_database: Database) -> None:
-    """On PostgreSQL; SQLite has one writer at a time."""
+    """On PostgreSQL: SQLite has one writer at a time."""
     postgres_database.run("TRUNCATE executions CASCADE")
     impatient = create_sync_engine(postgres_database.url + "?options=-clock_timeout%3D1")
     manager = ExecutionManager(SqlExecutionStore(impatient))
@@ -172,11 +172,11 @@ def test_claim_skips_rows_locked_by_others(postgres_database: Database) -> None:
         manager.within(two).checkpoint(jobs[2].id, "k", 1)
         assert ids(manager.claim(limit=2)) == ids(jobs[3:5])
         with pytest.raises(Exception, match="lock timeout"):
-            manager.start(jobs[0].id)  # the control: whoever wants one of those has to wait
+            manager.start(jobs[0].id)  # the control: a start has to wait
         one.rollback()
         two.commit()
     assert ids(manager.claim(limit=9)) == [*ids(jobs[:3]), jobs[5].id]
-    # A child's row locks its parent's key, and keeps nobody from the parent.
+    # An uncommitted child locks its parent's key only: the parent can be claimed.
     parent = manager.create("a")
     with postgres_database.engine.connect() as one:
         manager.within(one).create("b", parent_id=parent.id)
@@ -202,7 +202,7 @@ def claim_all(number: int, url: str, share: int) -> tuple[int, list[str], float]
 def test_claim_by_eight_processes_takes_each_once(
     database: Database, share: int, tell: Callable[[str], None]
 ) -> None:
-    """By eight processes at once; the time is printed, beside that of one."""
+    """The times of eight processes and of one are reported."""
     took = {}
     for processes in (1, PROCESSES):
         with connect(database.url) as manager:

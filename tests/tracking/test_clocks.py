@@ -1,9 +1,8 @@
-"""Hosts whose clocks are wrong, and a clock that is set back: times are the database's.
+"""Hosts with wrong clocks, and a clock that is set back: times come from the database.
 
-A host is a real process here, in which all that this library reads the time with is off: Python's
-`datetime.now`, and the ids, which hold the time of whoever made them. Nothing has to be installed
-for that, or be allowed, and the server's clock stays right. SQLite's clock is its host's: there is
-one, which is set back.
+A host is a process in which everything that the library reads the time with is shifted: Python's
+`datetime.now`, and the ids, which contain the time of their creator. The server's clock stays
+right. SQLite's clock is the host's: it is set back.
 """
 
 import json
@@ -11,7 +10,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -40,23 +38,24 @@ from execution_core.tracking import decorator
 from ..conftest import Database
 from ..support.history import assert_legal
 from ..support.processes import spawn
+from ..support.waiting import wait_until
 
 MILLISECOND, SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 SOON = 150 * MILLISECOND
-PATIENCE = 60
+TIMEOUT = 60
 ROOT = Path(__file__).parents[2]
 
 both_ways = pytest.mark.parametrize("by", [DAY, -DAY], ids=["ahead", "behind"])
-"""By how much the first host's clock is off; the second one's is by as much the other way."""
+"""How far the first host's clock is off; the second one's is off the other way."""
 on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 
-# --- a host ---------------------------------------------------------------------------------------
+# --- a host with a wrong clock ---
 
 
 def shift(by: timedelta) -> None:
-    """Put off, for good, what the library in this process reads the time with."""
+    """Shift all that the library in this process reads the time with."""
 
     class Shifted(datetime):
         @classmethod
@@ -65,48 +64,48 @@ def shift(by: timedelta) -> None:
 
     decorator.datetime = runner.datetime = Shifted  # type: ignore[attr-defined]
     made = validation.new_id
-    validation.new_id = lambda: put_off(made(), by)
+    validation.new_id = lambda: shift_id(made(), by)
 
 
-def put_off(id: str, by: timedelta) -> str:
-    """Return an id as a host would have made it whose clock is off."""
+def shift_id(id: str, by: timedelta) -> str:
+    """Return the id that a host with a shifted clock would have created."""
     return str(UUID(int=UUID(id).int + (by // MILLISECOND << 80)))
 
 
-def made_at(id: str) -> datetime:
-    """Return the time of the host that made an id."""
+def time_of(id: str) -> datetime:
+    """Return the time in an id: that of the host that created it."""
     return datetime.fromtimestamp((UUID(id).int >> 80) / 1000, UTC)
 
 
 def test_clock_is_read_only_in_known_modules() -> None:
-    """Else `shift` would leave it out. Monotonic clocks are not set; the database has its own."""
+    """`shift` has to know them all. Monotonic clocks cannot be set, and are not listed."""
     package = Path(execution_core.__file__).parent
     reads = re.compile(r"datetime\.now\(|utcnow\(|today\(|time\.time\b|uuid7\(")
     readers = {
         str(file.relative_to(package))
         for file in package.rglob("*.py")
         for line in file.read_text().splitlines()
-        if reads.search(line) and '"' not in line  # a message speaks of it
+        if reads.search(line) and '"' not in line  # a message that mentions it
     }
-    assert readers == {"tracking.py", "values.py", "cli/run_execution.py"}
+    assert readers == {"tracking/decorator.py", "core/validation.py", "cli/run/runner.py"}
 
 
 def on_host(by: timedelta, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function returns on a host whose clock is off."""
+    """Run a function on a host with a shifted clock, and return its answer."""
     answers = spawn.Queue()
-    process = spawn.Process(target=there, args=(answers, by, work, *arguments))
+    process = spawn.Process(target=run_shifted, args=(answers, by, work, *arguments))
     process.start()
     try:
-        answer = answers.get(timeout=PATIENCE)
+        answer = answers.get(timeout=TIMEOUT)
     finally:
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         process.kill()
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def there(answers: Any, by: timedelta, work: Callable[..., Any], *arguments: Any) -> None:
+def run_shifted(answers: Any, by: timedelta, work: Callable[..., Any], *arguments: Any) -> None:
     shift(by)
     try:
         answers.put(work(*arguments))
@@ -116,26 +115,19 @@ def there(answers: Any, by: timedelta, work: Callable[..., Any], *arguments: Any
 
 @contextmanager
 def busy_host(by: timedelta, work: Callable[..., Any], url: str, stop: Any) -> Iterator[None]:
-    """Let a host work until it is told to stop."""
+    """Run a host with a shifted clock until `stop` is set."""
     answers = spawn.Queue()
-    process = spawn.Process(target=there, args=(answers, by, work, url, stop))
+    process = spawn.Process(target=run_shifted, args=(answers, by, work, url, stop))
     process.start()
     try:
         yield
         stop.set()
-        answer = answers.get(timeout=PATIENCE)
+        answer = answers.get(timeout=TIMEOUT)
         assert answer is None, answer
     finally:
         stop.set()
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         process.kill()
-
-
-def wait(condition: Callable[[], Any]) -> Any:
-    limit = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < limit
-    return found
 
 
 def clock(database: Database) -> datetime:
@@ -149,16 +141,16 @@ def clock(database: Database) -> datetime:
 
 
 def work(url: str, stop: Any) -> None:
-    """Run some that take too long, some that fall silent, and some that are well."""
+    """Run executions that are late, executions that stop their heartbeats, and healthy ones."""
     with connect(url) as manager:
         for n in range(10):
-            for type, timeout in (("late", SOON), ("silent", None), ("well", HOUR)):
+            for type, timeout in (("late", SOON), ("silent", None), ("healthy", HOUR)):
                 manager.create(type, n, timeout=timeout)
-        running = {type: manager.claim(type, limit=10) for type in ("late", "silent", "well")}
+        running = {type: manager.claim(type, limit=10) for type in ("late", "silent", "healthy")}
         while not stop.is_set():
-            for each in running["well"]:
+            for each in running["healthy"]:
                 manager.heartbeat(each.id, attempt=1)
-                manager.log(each.id, "well", attempt=1)
+                manager.log(each.id, "healthy", attempt=1)
 
 
 def sweep(url: str, stop: Any) -> None:
@@ -175,16 +167,16 @@ def test_sweep_with_skewed_clocks_takes_only_due(database: Database, by: timedel
     stop, begin = spawn.Event(), clock(database)
     swept = "SELECT count(*) AS n FROM executions WHERE status = 'timed_out'"
     with busy_host(by, work, database.url, stop), busy_host(-by, sweep, database.url, stop):
-        wait(lambda: database.rows(swept)[0]["n"] == 20)
-        well = "SELECT 1 FROM executions WHERE type = 'well' AND heartbeat_at > started_at"
-        wait(lambda: len(database.rows(well)) == 10)
+        wait_until(lambda: database.rows(swept)[0]["n"] == 20)
+        healthy = "SELECT 1 FROM executions WHERE type = 'healthy' AND heartbeat_at > started_at"
+        wait_until(lambda: len(database.rows(healthy)) == 10)
     end = clock(database)
     rows = database.rows("SELECT * FROM executions")
     assert len(rows) == 30
     for row in rows:
-        # It is the worker's clock that is in the id, and it is off.
-        assert abs(made_at(str(row["id"])) - row["created_at"] - by) < HOUR
-        if row["type"] == "well":
+        # The id contains the worker's clock, which is shifted.
+        assert abs(time_of(str(row["id"])) - row["created_at"] - by) < HOUR
+        if row["type"] == "healthy":
             assert row["status"] == "running"
         elif row["type"] == "late":
             assert row["deadline_at"] == row["started_at"] + SOON
@@ -193,12 +185,12 @@ def test_sweep_with_skewed_clocks_takes_only_due(database: Database, by: timedel
         else:
             assert row["completed_at"] > row["heartbeat_at"] + 2 * SOON
             assert row["error"]["code"] == "stalled"
-    assert_between(database, begin, end)
+    assert_times_between(database, begin, end)
     assert_legal(database)
 
 
-def assert_between(database: Database, begin: datetime, end: datetime) -> None:
-    """Every time that was written lies between two times of the database."""
+def assert_times_between(database: Database, begin: datetime, end: datetime) -> None:
+    """Every stored time lies between two times of the database."""
     for table, columns in (
         ("executions", "created_at, updated_at, started_at, completed_at, heartbeat_at"),
         ("execution_history", "occurred_at"),
@@ -208,8 +200,8 @@ def assert_between(database: Database, begin: datetime, end: datetime) -> None:
             assert all(time is None or begin <= time <= end for time in row.values()), (table, row)
 
 
-def wait_in_line(url: str) -> list[str]:
-    """Return the ids of what is due soon; as much is due in an hour."""
+def create_waiting(url: str) -> list[str]:
+    """Create executions that are due soon or in an hour; return the ids of the former."""
     with connect(url) as manager:
         ids = []
         for delay in (SOON, HOUR):
@@ -223,20 +215,22 @@ def wait_in_line(url: str) -> list[str]:
 
 def claim_two(url: str) -> list[Execution]:
     with connect(url) as manager:
-        return [each for _ in range(2) for each in wait(manager.claim)]
+        return [each for _ in range(2) for each in wait_until(manager.claim)]
 
 
 @on_postgresql
 @both_ways
 def test_claim_with_skewed_clocks_waits_until_due(database: Database, by: timedelta) -> None:
     begin = clock(database)
-    soon = on_host(by, wait_in_line, database.url)
-    due = {str(r["id"]): r["due_at"] for r in database.rows("SELECT id, due_at FROM executions")}
+    soon = on_host(by, create_waiting, database.url)
+    due = {
+        str(r["id"]): r["retry_at"] for r in database.rows("SELECT id, retry_at FROM executions")
+    }
     claimed = on_host(-by, claim_two, database.url)
     assert sorted(each.id for each in claimed) == sorted(soon)
     assert all(each.started_at >= due[each.id] for each in claimed)
     end = clock(database)
-    assert_between(database, begin, end)
+    assert_times_between(database, begin, end)
     assert all(begin < time - (SOON if id in soon else HOUR) < end for id, time in due.items())
     assert on_host(by, claim_nothing, database.url) == []
 
@@ -314,7 +308,7 @@ def create_some(url: str) -> list[str]:
         return [manager.create("job").id for _ in range(5)]
 
 
-def say_something(url: str, id: str) -> list[str]:
+def log_entries(url: str, id: str) -> list[str]:
     with connect(url) as manager:
         return [manager.log(id, "line").id for _ in range(5)]
 
@@ -322,16 +316,16 @@ def say_something(url: str, id: str) -> list[str]:
 @on_postgresql
 @both_ways
 def test_list_with_skewed_clocks_is_complete(database: Database, by: timedelta) -> None:
-    """Newest first is by the clocks of those who made them; each is there once all the same."""
+    """The order follows the clocks of the creators; each execution is listed once."""
     hosts = (by, -by, 0 * by)
     with connect(database.url) as manager:
         ids = [id for host in hosts for id in on_host(host, create_some, database.url)]
-        lines = [id for host in hosts for id in on_host(host, say_something, database.url, ids[0])]
+        lines = [id for host in hosts for id in on_host(host, log_entries, database.url, ids[0])]
         assert sorted(ids) != ids
         found: list[str] = []
         while page := manager.list(limit=4, before=found[-1] if found else None):
             found += [each.id for each in page]
-            if len(found) < 9:  # what comes meanwhile may be seen or not, and hides nothing
+            if len(found) < 9:  # new ones may be listed or not, and hide none
                 for host in hosts:
                     on_host(host, create_some, database.url)
         assert found == sorted(set(found), reverse=True)
@@ -385,16 +379,16 @@ def test_backoff_with_skewed_clocks_is_kept(
         row["occurred_at"]
         for row in database.rows("SELECT occurred_at FROM execution_history ORDER BY seq")[2:4]
     )
-    assert began >= failed + BACKOFF * 0.9  # of which chance takes a tenth at most
+    assert began >= failed + BACKOFF * 0.9  # jitter takes a tenth at most
 
 
 # --- SQLite: one clock, set back ------------------------------------------------------------------
 
 
 class Host:
-    """A host with SQLite, and a clock that stands where it is set: SQLite's, and that of the ids.
+    """A host with SQLite and a clock that the test sets: SQLite's, and that of the ids.
 
-    SQLite takes a function of the host's own in the place of `strftime`, which reads its clock.
+    A function of the host replaces SQLite's `strftime`, which reads the clock.
     """
 
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +399,7 @@ class Host:
         self.manager = ExecutionManager(SqlExecutionStore(self.engine))
         made = validation.new_id
         monkeypatch.setattr(
-            validation, "new_id", lambda: put_off(made(), self.now - datetime.now(UTC))
+            validation, "new_id", lambda: shift_id(made(), self.now - datetime.now(UTC))
         )
 
     def _prepare(self, connection: sqlite3.Connection, record: object) -> None:
@@ -416,8 +410,8 @@ class Host:
             moment = self.now.strftime("%Y-%m-%d %H:%M:%S.%f")
         marks = ", ".join(["?"] * (2 + len(changes)))
         found = self.plain.execute(f"SELECT strftime({marks})", (form, moment, *changes))
-        spelt: str | None = found.fetchone()[0]
-        return spelt
+        text: str | None = found.fetchone()[0]
+        return text
 
     def close(self) -> None:
         self.engine.dispose()
@@ -433,7 +427,7 @@ def host(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
-LIFE: list[Callable[[ExecutionManager, str], Execution]] = [
+STEPS: list[Callable[[ExecutionManager, str], Execution]] = [
     lambda m, id: m.start(id),
     lambda m, id: m.update_progress(id, 1, 2),
     lambda m, id: m.fail(id, "no", retryable=True, retry_after=SECOND),
@@ -449,12 +443,14 @@ LIFE: list[Callable[[ExecutionManager, str], Execution]] = [
 
 
 @on_sqlite
-@pytest.mark.parametrize("then", range(len(LIFE)))
-def test_times_after_clock_set_back_stay_ordered(database: Database, host: Host, then: int) -> None:
-    """Whenever the clock is set back by a day; and a day later it is right again."""
+@pytest.mark.parametrize("set_back_at", range(len(STEPS)))
+def test_times_after_clock_set_back_stay_ordered(
+    database: Database, host: Host, set_back_at: int
+) -> None:
+    """At each step the clock is set back by a day; three steps later it is right again."""
     was = host.manager.create("job", max_attempts=3, timeout=HOUR)
-    for n, step in enumerate(LIFE):
-        host.now += {then: -DAY, then + 3: DAY}.get(n, MILLISECOND)
+    for n, step in enumerate(STEPS):
+        host.now += {set_back_at: -DAY, set_back_at + 3: DAY}.get(n, MILLISECOND)
         now = step(host.manager, was.id)
         assert was.created_at <= was.updated_at <= now.updated_at
         assert now.started_at is not None
@@ -472,7 +468,7 @@ def test_times_after_clock_set_back_stay_ordered(database: Database, host: Host,
 
 @on_sqlite
 def test_claim_and_sweep_after_clock_set_back_wait(host: Host) -> None:
-    """Late, and never early; what is started by its id does not wait."""
+    """Late, never early; `start(id)` does not wait_until."""
     manager = host.manager
     waiting, chosen = (manager.create("job") for _ in range(2))
     running = manager.start(manager.create("job", timeout=MILLISECOND).id)
@@ -486,7 +482,7 @@ def test_claim_and_sweep_after_clock_set_back_wait(host: Host) -> None:
 
 @on_sqlite
 def test_logs_after_clock_set_back_are_complete(host: Host) -> None:
-    """In a log the order is by its clock; nothing else hangs on it."""
+    """The order of a log follows the clock; nothing else depends on it."""
     id = host.manager.create("job").id
     lines = []
     for passed in (MILLISECOND, -DAY, MILLISECOND, DAY):

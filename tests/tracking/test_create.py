@@ -1,4 +1,4 @@
-"""One key, one execution."""
+"""Idempotency keys: one key, one execution."""
 
 from decimal import Decimal
 from typing import Any
@@ -22,12 +22,12 @@ def test_create_repeated_returns_same_execution(any_manager: ExecutionManager) -
     assert len(any_manager.list()) == 1
 
 
-@pytest.mark.parametrize("situation", STATES)
+@pytest.mark.parametrize("state", STATES)
 def test_create_repeated_in_any_state_returns_execution(
-    any_manager: ExecutionManager, situation: str
+    any_manager: ExecutionManager, state: str
 ) -> None:
     execution = any_manager.create("work", 1, max_attempts=2, idempotency_key="k")
-    for step in STATES[situation]:
+    for step in STATES[state]:
         execution = step(any_manager, execution.id)
     assert any_manager.create("work", 1, idempotency_key="k") == execution
 

@@ -1,4 +1,4 @@
-"""The ways through that people take, and what they read afterwards."""
+"""Typical lifecycles, and what is read afterwards."""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -189,7 +189,7 @@ def test_get_upper_case_id_is_found(any_manager: ExecutionManager) -> None:
 
 
 def test_get_uuid_object_is_accepted(any_manager: ExecutionManager) -> None:
-    """As the views of PostgreSQL hand it out."""
+    """The views of PostgreSQL return UUID objects."""
     created = any_manager.create("a")
     id: Any = uuid.UUID(created.id)
     assert any_manager.get(id) == created

@@ -100,17 +100,17 @@ def test_heartbeat_continues_after_outage(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect(database.url) as manager:
-        manager._store = unplugged = UnreachableStore(manager._store)
+        manager._store = unreachable = UnreachableStore(manager._store)
         job = manager.create("a")
         with manager.attempt(job.id, heartbeat=timedelta(milliseconds=5)):
-            unplugged.down = True
+            unreachable.down = True
             wait_until(lambda: "No heartbeat of attempt 1" in caplog.text)
-            unplugged.down = False
+            unreachable.down = False
             before = manager.get(job.id)
             wait_until(lambda: manager.get(job.id) != before)
 
 
-def hearts() -> list[Any]:
+def heartbeat_tasks() -> list[Any]:
     return [task for task in asyncio.all_tasks() if task.get_name().startswith("heartbeat-")]
 
 
@@ -125,11 +125,11 @@ def test_heartbeat_task_writes_and_stops(database: Database) -> None:
                     while (await manager.get(job.id)).heartbeat_at == first:
                         await asyncio.sleep(0.01)
                     raise Outage
-            assert not hearts()
+            assert not heartbeat_tasks()
             with pytest.raises(AttemptLost):
                 async with manager.attempt(job.id, heartbeat=every):
                     cancelled = await manager.cancel(job.id)
-                    while hearts():
+                    while heartbeat_tasks():
                         await asyncio.sleep(0.01)
             assert await manager.get(job.id) == cancelled
 
@@ -137,7 +137,7 @@ def test_heartbeat_task_writes_and_stops(database: Database) -> None:
 
 
 def test_heartbeat_on_shared_connection_is_refused() -> None:
-    """In-memory SQLite is one database to each thread, or one connection to them all."""
+    """In-memory SQLite has one database per thread, or one connection for all threads."""
     for options in ({}, {"poolclass": StaticPool}):
         engine = configure_sqlite(create_engine("sqlite://", **options))
         migrate.upgrade(engine)

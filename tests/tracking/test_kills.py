@@ -1,4 +1,4 @@
-"""Workers killed inside their blocks: nothing is lost, nothing that was covered is done again."""
+"""Workers killed inside their blocks: no item is lost, none before a checkpoint is repeated."""
 
 import asyncio
 import os
@@ -28,15 +28,15 @@ STALLED = timedelta(milliseconds=400)
 
 DONE = "CREATE TABLE done (execution_id TEXT, attempt INTEGER, item INTEGER)"
 COVERED = "CREATE TABLE covered (execution_id TEXT, attempt INTEGER, last INTEGER)"
-# Whatever the library believes: what the checkpoint said when an attempt began.
-WATCH_SQLITE = """
+# Records, independently of the library, the checkpoint at which each attempt began.
+RECORD_CHECKPOINT_SQLITE = """
 CREATE TRIGGER watch AFTER UPDATE OF status ON executions WHEN NEW.status = 'running'
 BEGIN
     INSERT INTO covered
     VALUES (NEW.id, NEW.attempts, coalesce(NEW.checkpoints ->> 'last_index', -1));
 END
 """
-WATCH_POSTGRESQL = """
+RECORD_CHECKPOINT_POSTGRESQL = """
 CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO covered VALUES
@@ -46,7 +46,7 @@ END $$;
 CREATE TRIGGER watch AFTER UPDATE OF status ON executions
     FOR EACH ROW WHEN (NEW.status = 'running') EXECUTE FUNCTION watch();
 """
-CLEAN_POSTGRESQL = "DROP TRIGGER watch ON executions; DROP FUNCTION watch"
+DROP_POSTGRESQL = "DROP TRIGGER watch ON executions; DROP FUNCTION watch"
 
 
 def work(url: str, stop: Any) -> None:
@@ -57,7 +57,7 @@ def work(url: str, stop: Any) -> None:
                 try:
                     with manager.attempt(claimed, heartbeat=BEAT) as attempt:
                         for item in attempt.each(range(ITEMS), every=EVERY):
-                            do(engine, claimed.id, attempt.number, item)
+                            process_item(engine, claimed.id, attempt.number, item)
                         attempt.result = name
                 except AttemptLost:
                     pass
@@ -74,7 +74,7 @@ def work_in_asyncio(url: str, stop: Any) -> None:
                         async with manager.attempt(claimed, heartbeat=BEAT) as attempt:
                             async for item in attempt.each(range(ITEMS), every=EVERY):
                                 await asyncio.to_thread(
-                                    do, engine, claimed.id, attempt.number, item
+                                    process_item, engine, claimed.id, attempt.number, item
                                 )
                             attempt.result = name
                     except AttemptLost:
@@ -83,8 +83,8 @@ def work_in_asyncio(url: str, stop: Any) -> None:
     asyncio.run(run())
 
 
-def do(engine: Engine, id: str, attempt: int, item: int) -> None:
-    """Do an item, so that it can be seen afterwards: in the host's own table and transaction."""
+def process_item(engine: Engine, id: str, attempt: int, item: int) -> None:
+    """Record an item in the host's own table and transaction."""
     time.sleep(0.001)
     with engine.begin() as connection:
         connection.execute(
@@ -103,13 +103,13 @@ def sweep(engine: Engine, stop: threading.Event) -> None:
 
 
 class Workers:
-    """Always as many, whoever is killed."""
+    """A constant number of worker processes: a killed one is replaced."""
 
     def __init__(self, url: str) -> None:
         self.url, self.stop = url, spawn.Event()
-        self.processes = [self.started(n) for n in range(WORKERS)]
+        self.processes = [self.start(n) for n in range(WORKERS)]
 
-    def started(self, n: int) -> Any:
+    def start(self, n: int) -> Any:
         process = spawn.Process(
             target=(work, work_in_asyncio)[n % 2], args=(self.url, self.stop), daemon=True
         )
@@ -122,7 +122,7 @@ class Workers:
         killed.kill()
         killed.join()
         assert killed.exitcode == -signal.SIGKILL
-        self.processes[n] = self.started(n)
+        self.processes[n] = self.start(n)
         return str(killed.pid)
 
     def end(self) -> None:
@@ -133,7 +133,7 @@ class Workers:
 
 
 def test_kill_of_workers_loses_no_item(database: Database, tell: Callable[[str], None]) -> None:
-    watch = WATCH_SQLITE if database.name == "sqlite" else WATCH_POSTGRESQL
+    watch = RECORD_CHECKPOINT_SQLITE if database.name == "sqlite" else RECORD_CHECKPOINT_POSTGRESQL
     for statement in (DONE, COVERED, watch):
         database.run(statement)
     stop, begun = threading.Event(), time.monotonic()
@@ -144,12 +144,14 @@ def test_kill_of_workers_loses_no_item(database: Database, tell: Callable[[str],
     try:
         with connect(database.url) as manager:
             while kills < KILLS:
-                assert time.monotonic() < begun + 240, f"only {kills} were killed inside"
+                assert time.monotonic() < begun + 240, (
+                    f"only {kills} were killed inside their blocks"
+                )
                 while len(manager.list(status=["pending", "retrying"], limit=9)) < 9:
                     manager.create("batch", max_attempts=10_000)
                 time.sleep(random.uniform(0, 0.15))
                 pid = workers.kill_one()
-                # One that died inside left its execution running.
+                # A worker killed inside its block leaves the execution running.
                 kills += any(e.worker == pid for e in manager.list(status="running"))
             while waiting := manager.list(status=["pending", "running", "retrying", "timed_out"]):
                 assert time.monotonic() < begun + 300, waiting
@@ -159,7 +161,7 @@ def test_kill_of_workers_loses_no_item(database: Database, tell: Callable[[str],
         stop.set()
         sweeper.join()
         if database.name == "postgresql":
-            database.run(CLEAN_POSTGRESQL)
+            database.run(DROP_POSTGRESQL)
         done = database.rows("SELECT * FROM done ORDER BY execution_id, attempt, item")
         covered = {
             (row["execution_id"], row["attempt"]): row["last"]
@@ -181,7 +183,7 @@ def test_kill_of_workers_loses_no_item(database: Database, tell: Callable[[str],
     repeated = len(done) - ITEMS * len(rows)
     assert repeated <= EVERY * lost["n"]
     tell(
-        f"{database.name}: {kills} killed inside, {lost['n']} swept, {len(rows)} executions,"
-        f" {ITEMS * len(rows)} items, {repeated} of them done again,"
+        f"{database.name}: {kills} killed in a block, {lost['n']} swept, {len(rows)} executions,"
+        f" {ITEMS * len(rows)} items, {repeated} repeated,"
         f" {time.monotonic() - begun:.0f} s"
     )

@@ -1,4 +1,4 @@
-"""Logs: lines beside an execution, in their order, by whoever owns it; and `logging` into them."""
+"""Log entries of executions, and the handler that writes `logging` records to them."""
 
 import asyncio
 import logging
@@ -35,20 +35,17 @@ def messages(manager: ExecutionManager, id: str) -> list[str]:
     return [entry.message for entry in reversed(manager.logs(id, limit=10_000))]
 
 
-# --- the verb ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("situation", STATES)
-def test_log_in_any_state_adds_entry(any_manager: ExecutionManager, situation: str) -> None:
-    execution = bring_to(any_manager, situation)
-    entry = any_manager.log(execution.id, "refunded", level="warning", data={"by": ["hand", 1.5]})
+@pytest.mark.parametrize("state", STATES)
+def test_log_in_any_state_adds_entry(any_manager: ExecutionManager, state: str) -> None:
+    execution = bring_to(any_manager, state)
+    entry = any_manager.log(execution.id, "refunded", level="warning", data={"by": ["ada", 1.5]})
     assert any_manager.logs(execution.id) == [entry]
     assert (entry.execution_id, entry.attempt) == (execution.id, execution.attempts)
     assert (entry.level, entry.message) == (LogLevel.WARNING, "refunded")
-    assert entry.data == {"by": ["hand", 1.5]}
+    assert entry.data == {"by": ["ada", 1.5]}
     assert entry.logged_at.tzinfo is UTC
     assert entry.logged_at >= execution.updated_at
-    assert any_manager.get(execution.id) == execution  # no sign of life, and no change
+    assert any_manager.get(execution.id) == execution  # no heartbeat, no change
 
 
 def test_log_with_stale_attempt_is_refused(any_manager: ExecutionManager) -> None:
@@ -128,7 +125,7 @@ def test_log_is_deleted_with_execution(any_manager: ExecutionManager) -> None:
         any_manager.logs(id)
 
 
-def log_much(number: int, url: str, id: str) -> list[str]:
+def log_entries(number: int, url: str, id: str) -> list[str]:
     with connect(url) as manager:
         return [manager.log(id, f"{number}-{n}").message for n in range(50)]
 
@@ -136,16 +133,16 @@ def log_much(number: int, url: str, id: str) -> list[str]:
 def test_log_by_eight_processes_keeps_every_entry(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("a").id
-        said = [line for lines in race(log_much, database.url, id) for line in lines]
+        said = [line for lines in race(log_entries, database.url, id) for line in lines]
         found = messages(manager, id)
     assert sorted(found) == sorted(said)
-    for number in range(8):  # and each process's own lines stay in their order
+    for number in range(8):  # the entries of each process stay in order
         own = [line for line in found if line.startswith(f"{number}-")]
         assert own == [f"{number}-{n}" for n in range(50)]
 
 
 def test_log_of_deleted_execution_keeps_transaction_usable(database: Database) -> None:
-    """No foreign key fails in the caller's transaction: it could not go on after that."""
+    """No foreign key fails: on PostgreSQL that would abort the caller's transaction."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     gone, other = manager.create("a"), manager.create("a")
     manager.delete(gone.id)
@@ -155,9 +152,6 @@ def test_log_of_deleted_execution_keeps_transaction_usable(database: Database) -
             inside.log(gone.id, "x")
         inside.log(other.id, "y")
     assert messages(manager, other.id) == ["y"]
-
-
-# --- attempts ----------------------------------------------------------------------------------
 
 
 def test_attempt_log_adds_entries(any_manager: ExecutionManager) -> None:
@@ -180,12 +174,9 @@ def test_attempt_log_after_loss_raises_attempt_lost(any_manager: ExecutionManage
     assert any_manager.logs(id) == []
 
 
-# --- logging -----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
-    """A logger that sends to attempts, and to nobody else."""
+    """A logger whose records go to attempts only."""
     logger = logging.getLogger("tests.service")
     handler = ExecutionLogHandler()
     logger.addHandler(handler)
@@ -217,7 +208,7 @@ def test_log_handler_writes_to_surrounding_attempt(
 def test_log_handler_after_inner_attempt_left_in_thread_uses_outer(
     database: Database, logger: logging.Logger
 ) -> None:
-    """What is logged then is the outer block's, whether or not there still is an inner attempt."""
+    """Later records go to the outer attempt, whether or not the inner object still exists."""
     with connect(database.url) as manager:
         outer = manager.create("a").id
         with manager.attempt(outer):
@@ -254,7 +245,7 @@ def test_log_handler_keeps_records_of_failed_attempt(
 
 
 def test_log_handler_does_not_wait_for_locks(database: Database, logger: logging.Logger) -> None:
-    """Not even for the lock that the block itself holds, on a database with one writer."""
+    """Not even for the lock that the block itself holds in SQLite."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     id = manager.create("a").id
     with manager.attempt(id) as attempt:
@@ -331,7 +322,7 @@ def test_log_handler_on_in_memory_sqlite_works(logger: logging.Logger) -> None:
 
 
 def test_log_handler_on_root_ignores_own_statements(database: Database) -> None:
-    """A handler on the root logger sees its own statements as well."""
+    """A handler on the root logger also receives the records of its own statements."""
     handler, root = ExecutionLogHandler(), logging.getLogger()
     engine_logger = logging.getLogger("sqlalchemy.engine")
     level = engine_logger.level
@@ -380,7 +371,7 @@ def test_log_handler_after_loss_drops_records(database: Database, logger: loggin
         id = manager.create("a").id
         with pytest.raises(AttemptLost), manager.attempt(id):
             manager.cancel(id)
-            logger.info("nobody hears this")
+            logger.info("dropped")
         assert manager.logs(id) == []
 
 
@@ -391,9 +382,6 @@ def test_log_handler_after_loss_drops_records(database: Database, logger: loggin
 )  # fmt: skip
 def test_log_level_maps_python_levels(number: int, level: str) -> None:
     assert to_log_level(number) == level
-
-
-# --- logging in asyncio --------------------------------------------------------------------------
 
 
 def test_log_handler_in_tasks_uses_own_attempt(database: Database, logger: logging.Logger) -> None:

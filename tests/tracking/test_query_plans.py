@@ -16,7 +16,7 @@ from ..support.query_plans import explain, insert_rows
 HOUR = timedelta(hours=1)
 
 
-BATCHES = {
+BATCH_VERBS = {
     "claim": (transitions.claim("host"), None, "ix_executions_due"),
     "claim of a type": (transitions.claim("host"), "b", "ix_executions_type_due"),
     "sweep": (transitions.sweep(None), None, "ix_executions_(status_id|deadline_at)"),
@@ -28,25 +28,25 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("name", BATCH_VERBS)
 def test_claim_and_sweep_plans_ignore_finished_rows(
     database: Database, name: str, tell: Callable[[str], None]
 ) -> None:
-    """Among 20,000 finished executions as many rows are read as among 4,000; all is printed.
+    """Beside 20,000 finished executions as many rows are read as beside 4,000.
 
-    Also when PostgreSQL last looked at the table before there was anything to claim or to sweep. A
-    sweep reads what runs: by its deadline, or in SQLite by its status.
+    Also when PostgreSQL's statistics are older than the rows to claim or to sweep. A sweep reads
+    running executions: by deadline, or in SQLite by status. The plans are reported.
     """
-    transition, type, index = BATCHES[name]
+    transition, type, index = BATCH_VERBS[name]
     query = queries.update_many(check_batch(transition, type, 5), validation.new_id(), None)
 
-    def look(finished: int, known: str = "") -> int:
+    def rows_read(finished: int, statistics: str = "") -> int:
         plan, rows = explain(database, query)
         assert "Seq Scan" not in plan, plan
         assert not re.search(r"SCAN executions(?! USING)", plan), plan
-        assert known or re.search(rf"\b{index}\b", plan), plan
+        assert statistics or re.search(rf"\b{index}\b", plan), plan
         shown = f"{rows} rows read" if database.name == "postgresql" else "by this plan"
-        tell(f"{database.name}: {name} beside {finished} finished{known}, {shown}:\n{plan}")
+        tell(f"{database.name}: {name} beside {finished} finished{statistics}, {shown}:\n{plan}")
         return rows
 
     def analyze() -> None:
@@ -57,21 +57,21 @@ def test_claim_and_sweep_plans_ignore_finished_rows(
     analyze()
     insert_rows(database, "pending", 800)  # half of them not due yet, few of type b
     insert_rows(database, "running", 100)
-    stale = look(4_000, " and nothing else known")
+    stale = rows_read(4_000, ", statistics of these alone")
     analyze()
-    fresh = look(4_000)
+    fresh = rows_read(4_000)
     insert_rows(database, "completed", 16_000)
-    assert look(20_000, " and fewer known") == fresh
+    assert rows_read(20_000, ", statistics of 4000") == fresh
     analyze()
-    assert look(20_000) == fresh
-    assert stale <= 400 + 5  # at worst what is due, and never what has finished
+    assert rows_read(20_000) == fresh
+    assert stale <= 400 + 5  # at worst all that are due, never the finished ones
 
 
 @pytest.mark.parametrize(("days", "found"), [(30, 5), (30_000, 0)])
 def test_prune_plan_reads_only_deleted_rows(
     database: Database, days: int, found: int, tell: Callable[[str], None]
 ) -> None:
-    """However much has finished: by its index, whether that is old enough or not."""
+    """By the index on completed_at, whether the rows are old enough or not."""
     insert_rows(database, "running", 100)
     insert_rows(database, "completed", 20_000)
     if database.name == "postgresql":

@@ -24,36 +24,40 @@ from ..support.processes import PROCESSES, race, spawn
 
 
 def start_all(number: int, url: str, ids: list[str]) -> list[str]:
-    won = []
+    started = []
     with connect(url) as manager:
         for id in ids:
             try:
                 manager.start(id, worker=f"w{number}")
-                won.append(id)
+                started.append(id)
             except InvalidStateTransition:
                 pass
-    return won
+    return started
 
 
 def test_start_by_eight_processes_succeeds_once(database: Database) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("race").id for _ in range(100)]
     winners = race(start_all, database.url, ids)
-    assert Counter(id for won in winners for id in won) == Counter(ids)
-    for number, won in enumerate_workers(winners, database):
-        assert {row["worker"] for row in won} == {f"w{number}"}
+    assert Counter(id for started in winners for id in started) == Counter(ids)
+    for number, started in enumerate_workers(winners, database):
+        assert {row["worker"] for row in started} == {f"w{number}"}
     assert_legal(database)
 
 
 def enumerate_workers(winners: list[list[str]], database: Database) -> list[tuple[int, Any]]:
     rows = {str(r["id"]): r for r in database.rows("SELECT id, worker, attempts FROM executions")}
     assert {r["attempts"] for r in rows.values()} == {1}
-    return [(int(rows[won[0]]["worker"][1:]), [rows[id] for id in won]) for won in winners if won]
+    return [
+        (int(rows[started[0]]["worker"][1:]), [rows[id] for id in started])
+        for started in winners
+        if started
+    ]
 
 
 def create_all(number: int, url: str, keys: list[str]) -> list[str]:
     with connect(url) as manager:
-        # Half of them in the other order, half with another payload for the odd keys.
+        # Half of the processes create in the opposite order.
         order = keys if number % 2 else keys[::-1]
         ids = {key: manager.create("once", {"k": key}, idempotency_key=key).id for key in order}
         with pytest.raises(IdempotencyConflict):
@@ -88,14 +92,14 @@ def test_checkpoint_by_eight_processes_keeps_all(database: Database) -> None:
         }
 
 
-BY_HAND = """
+MANUAL_CANCEL = """
 UPDATE executions SET status = 'cancelled', completed_at = {now}, updated_at = {now}, error = NULL
  WHERE id = :id AND status IN ('pending', 'running')
 """
 
 
-def live_wildly(number: int, url: str, ids: list[str]) -> Counter[str]:
-    """Move everything everywhere, through the library and, in one process, by hand in SQL."""
+def run_random_verbs(number: int, url: str, ids: list[str]) -> Counter[str]:
+    """Call all verbs on all executions; one process also cancels with a manual UPDATE."""
     done: Counter[str] = Counter()
     engine = create_sync_engine(url)
     now = (
@@ -124,12 +128,12 @@ def live_wildly(number: int, url: str, ids: list[str]) -> Counter[str]:
             for n, id in enumerate(ids):
                 try:
                     verbs[(turn + n + number) % len(verbs)](id)
-                    done["moved"] += 1
+                    done["changed"] += 1
                 except ExecutionProblem as problem:
                     done[problem.code] += 1
                 if number == 0 and turn == 5:
                     with engine.begin() as connection:
-                        connection.execute(text(BY_HAND.format(now=now)), {"id": id})
+                        connection.execute(text(MANUAL_CANCEL.format(now=now)), {"id": id})
     engine.dispose()
     return done
 
@@ -137,8 +141,8 @@ def live_wildly(number: int, url: str, ids: list[str]) -> Counter[str]:
 def test_history_under_random_verbs_is_valid(database: Database) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("race", max_attempts=4).id for _ in range(20)]
-    total: Counter[str] = sum(race(live_wildly, database.url, ids), Counter())
-    assert total["moved"] > 20
+    total: Counter[str] = sum(race(run_random_verbs, database.url, ids), Counter())
+    assert total["changed"] > 20
     assert_legal(database)
 
 
@@ -151,14 +155,14 @@ def test_history_control_detects_invalid_transition(database: Database) -> None:
         assert_legal(database)
 
 
-def hold_a_key(number: int, url: str, barrier: Any, end: str) -> str:
-    """One process creates and keeps its transaction open; the others create the same meanwhile."""
+def create_concurrently(number: int, url: str, barrier: Any, end: str) -> str:
+    """Process 0 creates and keeps its transaction open; the others create the same meanwhile."""
     engine = create_sync_engine(url)
     with connect(url) as manager, engine.connect() as connection:
         if number == 0:
             id = manager.within(connection).create("a", 1, idempotency_key="k").id
             barrier.wait(60)
-            # The others are on their way into the lock; what follows is right whoever is first.
+            # The others now run into the lock; the result is the same in every order.
             getattr(connection, end)()
         else:
             barrier.wait(60)
@@ -170,7 +174,7 @@ def hold_a_key(number: int, url: str, barrier: Any, end: str) -> str:
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_create_waits_for_open_transaction(database: Database, end: str) -> None:
     first, *others = sorted_by_number(
-        race(numbered, hold_a_key, database.url, spawn.Barrier(PROCESSES), end)
+        race(numbered, create_concurrently, database.url, spawn.Barrier(PROCESSES), end)
     )
     (row,) = database.rows("SELECT id FROM executions")
     assert set(others) == {str(row["id"])}
@@ -185,8 +189,8 @@ def sorted_by_number(answers: list[tuple[int, Any]]) -> list[Any]:
     return [answer for _, answer in sorted(answers)]
 
 
-class Vanishing:
-    """A store in which what holds the key is gone whenever it is looked for."""
+class VanishingKeyStore:
+    """A store in which the execution with the key is deleted before every lookup."""
 
     def create(self, creation: Any) -> None: ...
 
@@ -196,6 +200,6 @@ class Vanishing:
 
 
 def test_create_with_vanishing_key_gives_up() -> None:
-    manager = ExecutionManager(Vanishing())  # type: ignore[arg-type]
-    with pytest.raises(ConcurrentUpdate, match=r"Cannot create execution .*: try again"):
+    manager = ExecutionManager(VanishingKeyStore())  # type: ignore[arg-type]
+    with pytest.raises(ConcurrentUpdate, match=r"during create of execution .*: try again"):
         manager.create("a", idempotency_key="k")

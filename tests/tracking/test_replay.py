@@ -1,4 +1,4 @@
-"""Replays: what is over is done again, as an execution of its own."""
+"""Replays: the request of a finished execution becomes a new execution."""
 
 import threading
 from datetime import timedelta
@@ -17,28 +17,26 @@ from execution_core import (
 from ..conftest import Database
 from ..support.states import STATES, bring_to
 
-OVER = [each for each in STATES if each.split("-")[0] in
+FINISHED = [each for each in STATES if each.split("-")[0] in
         ("completed", "failed", "timed_out", "cancelled")]  # fmt: skip
-LIVE = [each for each in STATES if each not in OVER]
+LIVE = [each for each in STATES if each not in FINISHED]
 
 
-@pytest.mark.parametrize("situation", OVER)
-def test_replay_of_finished_creates_execution(
-    any_manager: ExecutionManager, situation: str
-) -> None:
-    over = bring_to(any_manager, situation)
-    again = any_manager.replay(over.id)
+@pytest.mark.parametrize("state", FINISHED)
+def test_replay_of_finished_creates_execution(any_manager: ExecutionManager, state: str) -> None:
+    finished = bring_to(any_manager, state)
+    again = any_manager.replay(finished.id)
     assert again == any_manager.get(again.id)
-    assert (again.status, again.attempts, again.replay_of) == ("pending", 0, over.id)
+    assert (again.status, again.attempts, again.replay_of) == ("pending", 0, finished.id)
     assert (again.type, again.payload, again.max_attempts) == ("work", {"n": 1}, 2)
-    assert again.metadata == {"kept": True}  # and no reason of the old one's cancellation
-    assert any_manager.get(over.id) == over
+    assert again.metadata == {"kept": True}  # without the cancellation reason
+    assert any_manager.get(finished.id) == finished
     assert any_manager.start(again.id).attempts == 1
 
 
-@pytest.mark.parametrize("situation", LIVE)
-def test_replay_of_live_is_refused(any_manager: ExecutionManager, situation: str) -> None:
-    live = bring_to(any_manager, situation)
+@pytest.mark.parametrize("state", LIVE)
+def test_replay_of_live_is_refused(any_manager: ExecutionManager, state: str) -> None:
+    live = bring_to(any_manager, state)
     with pytest.raises(InvalidStateTransition) as caught:
         any_manager.replay(live.id)
     assert (caught.value.verb, caught.value.to_status) == ("replay", None)
@@ -105,15 +103,15 @@ def test_replay_after_parent_deletion_has_no_parent(
         parent = manager.create("workflow")
         child = manager.create("work", parent_id=parent.id)
         manager.cancel(child.id)
-        reading = manager.get
+        get = manager.get
 
-        def get_then_lose_it(id: str) -> Execution:
-            found = reading(id)
+        def get_then_delete_parent(id: str) -> Execution:
+            found = get(id)
             if other.list(type="workflow"):
                 other.delete(parent.id)
             return found
 
-        monkeypatch.setattr(manager, "get", get_then_lose_it)
+        monkeypatch.setattr(manager, "get", get_then_delete_parent)
         again = manager.replay(child.id)
         assert (again.parent_id, again.replay_of) == (None, child.id)
 

@@ -28,11 +28,11 @@ NOW = timedelta(0)
 DAY = timedelta(days=1)
 
 
-OVER = ("completed", "failed", "timed_out", "cancelled")
+FINISHED = ("completed", "failed", "timed_out", "cancelled")
 
 
 class Clock:
-    """A clock that is set by hand, and moves a little by itself."""
+    """A clock that the test sets; each reading advances it by a millisecond."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -42,17 +42,17 @@ class Clock:
         return self.now
 
 
-def left(manager: ExecutionManager) -> set[str]:
+def remaining_ids(manager: ExecutionManager) -> set[str]:
     return {each.id for each in manager.list(limit=10_000)}
 
 
 def test_prune_deletes_all_finished_and_no_live(any_manager: ExecutionManager) -> None:
-    situations = {name: bring_to(any_manager, name) for name in STATES}
-    live = {each.id for each in situations.values() if each.status not in OVER}
+    made = {name: bring_to(any_manager, name) for name in STATES}
+    live = {each.id for each in made.values() if each.status not in FINISHED}
     assert any_manager.prune(DAY) == 0
-    assert left(any_manager) == {each.id for each in situations.values()}
-    assert any_manager.prune(NOW) == len(situations) - len(live)
-    assert left(any_manager) == live
+    assert remaining_ids(any_manager) == {each.id for each in made.values()}
+    assert any_manager.prune(NOW) == len(made) - len(live)
+    assert remaining_ids(any_manager) == live
     assert any_manager.prune(NOW) == 0
 
 
@@ -66,16 +66,16 @@ def test_prune_age_counts_from_completion(database: Database) -> None:
     manager.complete(slow.id)
     clock.now += DAY
     assert manager.prune(3 * DAY) == 1
-    assert left(manager) == {slow.id}
+    assert remaining_ids(manager) == {slow.id}
     assert manager.prune(timedelta(hours=23)) == 1
 
 
 def test_prune_filters_by_status_and_type(any_manager: ExecutionManager) -> None:
-    made = {name: bring_to(any_manager, name) for name in OVER}
+    made = {name: bring_to(any_manager, name) for name in FINISHED}
     assert any_manager.prune(NOW, status="completed") == 1
     assert any_manager.prune(NOW, status=["failed", "timed_out"], type="other") == 0
     assert any_manager.prune(NOW, status=["failed", "timed_out"], type="work") == 2
-    assert left(any_manager) == {made["cancelled"].id}
+    assert remaining_ids(any_manager) == {made["cancelled"].id}
     assert any_manager.prune(NOW, status=[]) == 0
 
 
@@ -85,10 +85,10 @@ def test_prune_with_limit_deletes_oldest(any_manager: ExecutionManager) -> None:
         any_manager.cancel(each.id)
     remaining = {each.id for each in made}
     for gone in (3, 0, 4, 1, 2):
-        # Within one millisecond SQLite's clock cannot tell which was the first.
+        # SQLite's clock does not distinguish finishes within one millisecond.
         assert any_manager.prune(NOW, limit=1) == 1
         remaining.discard(made[gone].id)
-        assert len(left(any_manager)) == len(remaining)
+        assert len(remaining_ids(any_manager)) == len(remaining)
     assert any_manager.prune(NOW, limit=1) == 0
 
 
@@ -98,7 +98,7 @@ def test_prune_keeps_idempotency_keys_longer(any_manager: ExecutionManager) -> N
     for each in (keyed, plain):
         any_manager.cancel(each.id)
     assert any_manager.prune(NOW, keys_older_than=DAY) == 1
-    assert left(any_manager) == {keyed.id}
+    assert remaining_ids(any_manager) == {keyed.id}
     assert any_manager.create("a", idempotency_key="once").id == keyed.id
     assert any_manager.prune(DAY, keys_older_than=NOW) == 1
     assert any_manager.create("a", idempotency_key="once").id != keyed.id
@@ -115,7 +115,7 @@ def test_prune_keeps_parent_of_live_child(any_manager: ExecutionManager) -> None
     assert any_manager.prune(NOW) == 0
     any_manager.fail(child.id, "no", retryable=True)
     assert any_manager.prune(NOW) == 0
-    assert left(any_manager) == {parent.id, child.id}
+    assert remaining_ids(any_manager) == {parent.id, child.id}
     any_manager.fail(child.id, "no")
     assert any_manager.prune(NOW) == 2
 
@@ -140,7 +140,7 @@ def test_delete_without_foreign_keys_clears_logs_and_links(database: Database) -
         manager.log(old.id, "a line")
         again = manager.replay(old.id)
         with database.engine.connect() as connection:
-            connection.exec_driver_sql("ROLLBACK")  # the switch works outside transactions alone
+            connection.exec_driver_sql("ROLLBACK")  # the PRAGMA works only outside transactions
             connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
             connection.exec_driver_sql("DELETE FROM executions WHERE id = ?", (old.id,))
             connection.exec_driver_sql("PRAGMA foreign_keys = ON")
@@ -168,7 +168,7 @@ def test_prune_invalid_arguments_are_refused(
     done = bring_to(any_manager, "completed")
     with pytest.raises(InvalidValue, match=says):
         any_manager.prune(**arguments)
-    assert left(any_manager) == {done.id}
+    assert remaining_ids(any_manager) == {done.id}
 
 
 def test_prune_within_transaction_follows_it(database: Database) -> None:
@@ -180,7 +180,7 @@ def test_prune_within_transaction_follows_it(database: Database) -> None:
     assert manager.get(done.id) == done
 
 
-# SQLite has one writer at a time: nothing can come between.
+# SQLite has one writer at a time: these situations cannot occur there.
 on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 
@@ -191,7 +191,7 @@ def test_prune_skips_rows_locked_by_others(database: Database) -> None:
     with database.engine.begin() as connection:
         manager.within(connection).retry(failed.id)
         assert manager.prune(NOW) == 1
-    assert left(manager) == {failed.id}
+    assert remaining_ids(manager) == {failed.id}
     assert manager.get(failed.id).status == "retrying"
     with pytest.raises(ExecutionNotFound):
         manager.get(done.id)
@@ -199,7 +199,7 @@ def test_prune_skips_rows_locked_by_others(database: Database) -> None:
 
 @on_postgresql
 def test_prune_skips_parent_of_uncommitted_child(database: Database) -> None:
-    """Its child's transaction holds it until the child is there to be seen."""
+    """The transaction of the child locks the parent until the child is visible."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     parent = bring_to(manager, "completed")
     with database.engine.begin() as connection:
@@ -211,11 +211,11 @@ def test_prune_skips_parent_of_uncommitted_child(database: Database) -> None:
 
 @on_postgresql
 def test_prune_keeps_parent_of_child_committed_meanwhile(database: Database) -> None:
-    """The statement has chosen the parent, and waits before it locks it; then comes the child."""
+    """The statement has chosen the parent and waits; then the child is committed."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
     parent = bring_to(manager, "completed")
     database.run(
-        # Called for the row after it was chosen by its status and age: it waits for our lock.
+        # Called after the row was chosen by status and age: it waits for the lock of the test.
         "CREATE OR REPLACE FUNCTION test_wait(id uuid) RETURNS boolean LANGUAGE plpgsql VOLATILE"
         " AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4711); RETURN true; END $$"
     )
@@ -227,14 +227,14 @@ def test_prune_keeps_parent_of_child_committed_meanwhile(database: Database) -> 
         )
         with database.engine.begin() as connection:
             compiled: Any = statement.compile(dialect=database.engine.dialect)
-            spelt = compiled.string.replace(
+            waiting = compiled.string.replace(
                 "ORDER BY executions.completed_at",
                 "AND test_wait(executions.id) ORDER BY executions.completed_at",
             )
-            assert spelt != compiled.string
+            assert waiting != compiled.string
             values = {**compiled.params, **parameters}
             found = connection.exec_driver_sql(
-                spelt, {name: values[name] for name in compiled.params}
+                waiting, {name: values[name] for name in compiled.params}
             )
             pruned.append(len(found.all()))
 
@@ -269,9 +269,9 @@ def test_prune_by_eight_processes_deletes_each_once(database: Database) -> None:
         for _ in range(200):
             manager.cancel(manager.create("a").id)
         counts = race(prune_all, database.url)
-        # Where one was skipped because another held it, that other has deleted it.
+        # A row that one process skipped was deleted by the one that had locked it.
         assert sum(counts) == 200
-        assert left(manager) == {kept.id}
+        assert remaining_ids(manager) == {kept.id}
 
 
 def make_children(number: int, url: str, parents: list[str]) -> list[tuple[str, str]]:

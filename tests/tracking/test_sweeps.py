@@ -30,7 +30,7 @@ def ids(executions: list[Execution]) -> list[str]:
 
 @pytest.fixture
 def clocked(database: Database) -> tuple[ExecutionManager, list[datetime]]:
-    """A manager whose clock is set by hand."""
+    """Return a manager and its clock: a list with the current time."""
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
     store = SqlExecutionStore(database.engine, clock=lambda: clock[0])
     return ExecutionManager(store), clock
@@ -125,7 +125,7 @@ def test_sweep_with_limit_takes_batches(any_manager: ExecutionManager) -> None:
 
 
 def test_sweep_after_manual_start_is_not_stalled_at_once(database: Database) -> None:
-    """A hand sets no heartbeat, or leaves that of the last attempt."""
+    """A manual UPDATE sets no heartbeat, or leaves that of the last attempt."""
     now = "statement_timestamp()"
     if database.name == "sqlite":
         now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
@@ -147,7 +147,7 @@ def test_sweep_after_manual_start_is_not_stalled_at_once(database: Database) -> 
 
 
 def test_sweep_skips_rows_locked_by_others(postgres_database: Database) -> None:
-    """On PostgreSQL; whoever is writing gives a sign of life, and a sweeper has it already."""
+    """On PostgreSQL: rows locked by a worker or by another sweep are skipped."""
     postgres_database.run("TRUNCATE executions CASCADE")
     with connect(postgres_database.url) as manager:
         jobs = [manager.create("a", timeout=timedelta(milliseconds=1)) for _ in range(3)]
@@ -165,7 +165,7 @@ def test_sweep_skips_rows_locked_by_others(postgres_database: Database) -> None:
 
 
 def test_sweep_and_retry_commit_together(database: Database) -> None:
-    """As the README has it: no crash leaves what was swept without its retry."""
+    """The recipe of the README: no crash separates a sweep from its retry."""
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
         manager.start(job.id)
@@ -180,7 +180,7 @@ def test_sweep_and_retry_commit_together(database: Database) -> None:
         assert ids(manager.claim()) == [job.id]
 
 
-SWEPT = 300
+EXECUTIONS = 300
 
 
 def sweep_or_work(number: int, url: str, job_ids: list[str]) -> Counter[str]:
@@ -211,17 +211,17 @@ def sweep_or_work(number: int, url: str, job_ids: list[str]) -> Counter[str]:
 
 def test_sweep_beside_workers_loses_no_transition(database: Database) -> None:
     with connect(database.url) as manager:
-        job_ids = [manager.create("race", max_attempts=5).id for _ in range(SWEPT)]
+        job_ids = [manager.create("race", max_attempts=5).id for _ in range(EXECUTIONS)]
     total: Counter[str] = sum(race(sweep_or_work, database.url, job_ids), Counter())
     assert_legal(database)
     rows = database.rows("SELECT to_status, count(*) AS n FROM execution_history GROUP BY 1")
-    moves = {row["to_status"]: row["n"] for row in rows}
-    assert moves.get("timed_out", 0) == total["swept"]
-    assert moves["completed"] == total["completed"]
-    assert_swept_justly(database, timedelta(milliseconds=5))
+    transitions = {row["to_status"]: row["n"] for row in rows}
+    assert transitions.get("timed_out", 0) == total["swept"]
+    assert transitions["completed"] == total["completed"]
+    assert_silent_before_sweep(database, timedelta(milliseconds=5))
 
 
-def assert_swept_justly(database: Database, stalled_after: timedelta) -> None:
-    """No attempt was taken for stalled before it had been silent, or even running, that long."""
+def assert_silent_before_sweep(database: Database, stalled_after: timedelta) -> None:
+    """No attempt was swept as stalled before it had run for that long."""
     for row in database.rows("SELECT * FROM execution_attempts WHERE outcome = 'timed_out'"):
         assert row["duration_seconds"] > stalled_after.total_seconds() - 0.001, row

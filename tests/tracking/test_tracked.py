@@ -1,4 +1,4 @@
-"""Functions whose calls are executions: run once, retried in place, answered from the database."""
+"""Tracked functions: each call is an execution, run once and retried in place."""
 
 import asyncio
 import inspect
@@ -36,7 +36,7 @@ class Outage(Exception):
 
 
 def track(manager: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:
-    """Track a plain function; for asyncio as an async one, whose calls are run to their end."""
+    """Track a sync function; for asyncio wrap it in a coroutine function and run each call."""
 
     def decorate(function: Any) -> Any:
         if not isinstance(manager, Blocking):
@@ -70,7 +70,7 @@ def test_tracked_call_is_an_execution(any_manager: ExecutionManager) -> None:
         calls.append(order)
         return order["id"], order
 
-    assert [pay({"id": 7}) for _ in range(3)] == 3 * [[7, {"id": 7}]]  # a tuple is JSON's list
+    assert [pay({"id": 7}) for _ in range(3)] == 3 * [[7, {"id": 7}]]  # JSON has no tuples
     assert calls == [{"id": 7}]
     job = any_manager.find_by_idempotency_key("pay-7")
     assert job is not None
@@ -372,7 +372,7 @@ def test_tracked_passes_attempt_as_keyword(database: Database) -> None:
 
 
 def test_tracked_invalid_options_are_refused(database: Database) -> None:
-    async def colourful() -> None: ...
+    async def coroutine_function() -> None: ...
 
     with connect(database.url) as manager:
         for options in (
@@ -390,14 +390,14 @@ def test_tracked_invalid_options_are_refused(database: Database) -> None:
         with pytest.raises(InvalidValue, match=r"^type must not be empty"):
             manager.tracked("")
         with pytest.raises(InvalidValue, match="a plain function: AsyncExecutionManager tracks"):
-            manager.tracked("a")(colourful)
+            manager.tracked("a")(coroutine_function)
         assert manager.list() == []
 
 
-def first(attempt: Any, order: int) -> None: ...
-def before_others(order: int, attempt: Any = None, more: int = 1) -> None: ...
-def by_position(attempt: Any, /) -> None: ...
-def before_all(attempt: Any, *orders: int) -> None: ...
+def attempt_first(attempt: Any, order: int) -> None: ...
+def attempt_before_others(order: int, attempt: Any = None, more: int = 1) -> None: ...
+def attempt_positional_only(attempt: Any, /) -> None: ...
+def attempt_before_varargs(attempt: Any, *orders: int) -> None: ...
 
 
 def generator() -> Any:
@@ -408,25 +408,36 @@ async def asynchronous_generator() -> Any:
     yield 1
 
 
-class Colourful:
+class AsyncCallable:
     async def __call__(self) -> None: ...
 
 
 KEYWORD = "must take its attempt as a keyword"
-UNTOLD = "must be one whose parameters Python"
-UNTRACKED: list[tuple[Any, str]] = [
-    *((function, KEYWORD) for function in (first, before_others, by_position, before_all)),
-    *((function, UNTOLD) for function in (None, 7, classmethod(by_position), int)),
+UNKNOWN_PARAMETERS = "must be one whose parameters Python"
+UNSUITABLE: list[tuple[Any, str]] = [
+    *(
+        (function, KEYWORD)
+        for function in (
+            attempt_first,
+            attempt_before_others,
+            attempt_positional_only,
+            attempt_before_varargs,
+        )
+    ),
+    *(
+        (function, UNKNOWN_PARAMETERS)
+        for function in (None, 7, classmethod(attempt_positional_only), int)
+    ),
     *((function, "must return its result") for function in (generator, asynchronous_generator)),
-    (Colourful(), "must be a plain function: AsyncExecutionManager tracks others"),
+    (AsyncCallable(), "must be a plain function: AsyncExecutionManager tracks others"),
 ]
 
 
-@pytest.mark.parametrize(("function", "says"), UNTRACKED)
+@pytest.mark.parametrize(("function", "message"), UNSUITABLE)
 def test_tracked_unsuitable_functions_are_refused(
-    database: Database, function: Any, says: str
+    database: Database, function: Any, message: str
 ) -> None:
-    with connect(database.url) as manager, pytest.raises(InvalidValue, match=f"function {says}"):
+    with connect(database.url) as manager, pytest.raises(InvalidValue, match=f"function {message}"):
         manager.tracked("a")(function)
 
 

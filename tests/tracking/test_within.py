@@ -1,4 +1,4 @@
-"""The caller's transaction: joined, never ended, usable after a refusal."""
+"""`within`: the manager joins the caller's transaction and never ends it."""
 
 import asyncio
 import gc
@@ -54,7 +54,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 class Caller:
-    """A host with an engine as SQLAlchemy makes it, and a transaction under way on it."""
+    """A host with its own SQLAlchemy engine and an open transaction."""
 
     def __init__(
         self, kind: str, database: Database, runner: asyncio.Runner, configured: bool
@@ -76,10 +76,10 @@ class Caller:
         self.outside: ExecutionManager = outside
         self.transaction: Any = KINDS[kind](self.engine)
         if kind == "AsyncConnection":
-            self.await_(self.transaction.start())
+            self.run_awaitable(self.transaction.start())
         self.inside: ExecutionManager = self.outside.within(self.transaction)
 
-    def await_(self, answer: Any) -> Any:
+    def run_awaitable(self, answer: Any) -> Any:
         async def finish() -> Any:
             return await answer
 
@@ -88,11 +88,11 @@ class Caller:
         )
 
     def do(self, verb: str, *args: Any) -> Any:
-        return self.await_(getattr(self.transaction, verb)(*args))
+        return self.run_awaitable(getattr(self.transaction, verb)(*args))
 
     def close(self) -> None:
         self.do("close")
-        self.await_(self.engine.dispose())
+        self.run_awaitable(self.engine.dispose())
 
 
 @pytest.fixture(params=[k for k in KINDS if k != "async_scoped_session"])
@@ -104,11 +104,11 @@ def caller(
     caller.close()
 
 
-def every_verb(manager: ExecutionManager) -> list[str]:
-    """Use every verb, and return the ids of what is left."""
+def call_every_verb(manager: ExecutionManager) -> list[str]:
+    """Call every verb, and return the ids of the executions that remain."""
     ids = []
-    for situation, steps in STATES.items():
-        execution = manager.create("work", {"n": 1}, max_attempts=2, idempotency_key=situation)
+    for state, steps in STATES.items():
+        execution = manager.create("work", {"n": 1}, max_attempts=2, idempotency_key=state)
         for step in steps:
             execution = step(manager, execution.id)
         ids.append(execution.id)
@@ -125,7 +125,7 @@ def every_verb(manager: ExecutionManager) -> list[str]:
 
 def test_within_rollback_undoes_every_verb(database: Database, caller: Caller) -> None:
     kept = caller.outside.create("kept")
-    every_verb(caller.inside)
+    call_every_verb(caller.inside)
     caller.inside.start(kept.id)
     caller.do("rollback")
     assert caller.outside.list() == [kept]
@@ -134,7 +134,7 @@ def test_within_rollback_undoes_every_verb(database: Database, caller: Caller) -
 
 
 def test_within_commit_commits_every_verb(database: Database, caller: Caller) -> None:
-    ids = every_verb(caller.inside)
+    ids = call_every_verb(caller.inside)
     before = [caller.inside.get(id) for id in ids]
     caller.do("commit")
     assert [caller.outside.get(id) for id in ids] == before
@@ -142,7 +142,7 @@ def test_within_commit_commits_every_verb(database: Database, caller: Caller) ->
 
 
 def test_within_claim_and_sweep_follow_the_transaction(database: Database, caller: Caller) -> None:
-    """The first statement of a transaction, too: a driver may begin one only for what it knows."""
+    """As the first statement, too: a driver may not begin a transaction for every statement."""
     job = caller.outside.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
     for end in ("rollback", "commit"):
         (claimed,) = caller.inside.claim()
@@ -219,7 +219,7 @@ def test_within_savepoint_rollback_undoes_verbs(database: Database, caller: Call
     first = caller.inside.create("a")
     savepoint = caller.do("begin_nested")
     caller.inside.start(first.id)
-    caller.await_(savepoint.rollback())
+    caller.run_awaitable(savepoint.rollback())
     assert caller.inside.get(first.id).status == "pending"
     caller.do("commit")
     assert caller.outside.get(first.id) == first
@@ -230,11 +230,11 @@ def test_engine_with_default_settings_works(
     database: Database, runner: asyncio.Runner, kind: str
 ) -> None:
     caller = Caller(kind, database, runner, configured=False)
-    every_verb(caller.outside)
+    call_every_verb(caller.outside)
     for execution in caller.outside.list():
         caller.outside.delete(execution.id)
-    if kind != "async_scoped_session":  # its scope ends with the task, and each call is one here
-        every_verb(caller.inside)
+    if kind != "async_scoped_session":  # its scope is the task, and each call is a task here
+        call_every_verb(caller.inside)
         caller.do("rollback")
         assert caller.outside.list() == []
     caller.close()
@@ -258,7 +258,7 @@ def test_within_async_scoped_session_works(database: Database, runner: asyncio.R
 
 
 def test_engine_with_begin_recipe_commits(database: Database) -> None:
-    """The recipe of SQLAlchemy's documentation, on an engine that knows nothing of this library."""
+    """The BEGIN recipe of SQLAlchemy's documentation, without `configure_sqlite`."""
     engine = create_engine(database.url)
     if database.name == "sqlite":
 
@@ -278,29 +278,29 @@ def test_engine_with_begin_recipe_commits(database: Database) -> None:
 
 
 def test_within_other_objects_are_refused(database: Database, runner: asyncio.Runner) -> None:
-    sync, colourful = (
+    sync, asynchronous = (
         Caller("Session", database, runner, True),
         Caller("AsyncSession", database, runner, True),
     )
     cases: list[tuple[ExecutionManager, Any]] = [
-        (sync.outside, colourful.transaction),
+        (sync.outside, asynchronous.transaction),
         (sync.outside, sync.engine),
         (sync.outside, None),
-        (colourful.outside, sync.transaction),
-        (colourful.outside, colourful.engine),
+        (asynchronous.outside, sync.transaction),
+        (asynchronous.outside, asynchronous.engine),
     ]
     for manager, wrong in cases:
         with pytest.raises(InvalidValue) as caught:
             manager.within(wrong)
         assert caught.value.argument == "transaction"
     with pytest.raises(InvalidValue, match="engine must be an Engine, not AsyncEngine"):
-        SqlExecutionStore(colourful.engine)
+        SqlExecutionStore(asynchronous.engine)
     with pytest.raises(InvalidValue, match="engine must be an AsyncEngine, not Engine"):
         AsyncSqlExecutionStore(sync.engine)
     with pytest.raises(NotImplementedError, match="MemoryStore cannot join a transaction"):
         ExecutionManager(memory_store()).within(sync.transaction)
     sync.close()
-    colourful.close()
+    asynchronous.close()
 
 
 def test_within_closing_keeps_the_pool(database: Database) -> None:
@@ -316,14 +316,14 @@ def test_within_closing_keeps_the_pool(database: Database) -> None:
 def test_engine_with_streaming_works(database: Database, options: dict[str, Any]) -> None:
     engine = create_engine(database.url).execution_options(**options)
     manager = ExecutionManager(SqlExecutionStore(engine))
-    every_verb(manager)
+    call_every_verb(manager)
     with engine.connect() as connection:
         assert manager.within(connection).create("a").status == "pending"
     engine.dispose()
 
 
 def test_engine_with_json_deserializer_works(database: Database) -> None:
-    engine = create_engine(database.url, json_deserializer=lambda text: "host's own")
+    engine = create_engine(database.url, json_deserializer=lambda text: "the host's value")
     manager = ExecutionManager(SqlExecutionStore(engine))
     created = manager.create("a", {"price": 1.5}, max_attempts=2)
     manager.start(created.id)
@@ -366,7 +366,7 @@ def test_within_delete_of_parent_blocks_create_of_child(database: Database) -> N
 
 
 def test_within_transactions_begin_as_writers(database: Database) -> None:
-    """One that reads and then writes waits for its turn, and sees what the other wrote."""
+    """A transaction that reads and then writes waits, and sees the other one's writes."""
     with connect(database.url) as manager:
         id = manager.create("a").id
 
@@ -418,15 +418,15 @@ def test_cancelled_tasks_leave_pool_and_locks_free(database: Database) -> None:
             id = (await manager.create("a")).id
             for n in range(200):
                 task = asyncio.create_task(manager.checkpoint(id, "k", n))
-                for _ in range(n % 25):  # at one await after the other
+                for _ in range(n % 25):  # at a different await each time
                     await asyncio.sleep(0)
                 if n % 2:
                     await asyncio.sleep(random.choice([0.0003, 0.001, 0.002]))
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            gc.collect()  # complains of connections that nobody gave back
-            with connect(database.url) as other:  # finds no lock that the cancelled left behind
+            gc.collect()  # warns of connections that were not returned
+            with connect(database.url) as other:  # meets no lock of a cancelled task
                 other.checkpoint(id, "k", "done")
             assert (await manager.get(id)).checkpoints == {"k": "done"}
             pool = manager._store._bind.engine.pool
@@ -436,7 +436,7 @@ def test_cancelled_tasks_leave_pool_and_locks_free(database: Database) -> None:
 
 
 def test_times_after_waiting_for_lock_stay_ordered(database: Database) -> None:
-    """PostgreSQL reads its clock, then waits for the row: B's time is older than A's, and later."""
+    """PostgreSQL reads its clock, then waits for the row: B reads earlier and writes later."""
     with connect(database.url) as manager, database.engine.connect() as connection:
         id = manager.create("a", max_attempts=2).id
         manager.start(id)
