@@ -1,6 +1,6 @@
-"""Two connections, one execution: every order of their steps, at every level of isolation.
+"""Two connections, one execution: every order of their steps, at every isolation level.
 
-Locks are held and seen to be waited for; nothing sleeps, and nothing hangs on luck.
+The tests hold locks and observe who waits for them; nothing depends on timing.
 """
 
 from collections import Counter
@@ -22,16 +22,16 @@ from ..conftest import Database
 from ..support.history import assert_legal
 from ..support.interleaving import (
     BATCHES,
-    FAMILY,
-    PATIENCE,
     STATES,
+    TIMEOUT,
     TRY_AGAIN,
-    Scene,
-    Side,
-    Stage,
-    Stopping,
-    ask,
-    seen,
+    WITH_CHILD,
+    Caller,
+    InitialState,
+    Interleaver,
+    PausingStore,
+    call,
+    read_all,
 )
 
 LEVELS = {
@@ -40,17 +40,17 @@ LEVELS = {
 }
 OUTSIDE = ("outside", "outside, asyncio", "outside, SERIALIZABLE by default")
 OTHERS = 1
-"""In so many other ways each pair meets besides the main ones, in turn."""
+"""How many of the other ways each pair runs in, besides the main ones, in turn."""
 
 Way = tuple[str, str, str]
 """The level of A, the level of B, and when A commits."""
 
-# SQLite has one writer at a time: nothing can come between, and nothing can lock each other.
+# SQLite has one writer at a time: no interleaving, no deadlock.
 on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 
 def ways(name: str) -> tuple[list[Way], list[Way]]:
-    """Return the main ways to meet, and all others."""
+    """Return the main ways to interleave, and all others."""
     levels = LEVELS[name]
     outside = OUTSIDE if name == "postgresql" else OUTSIDE[:2]
     main = [(level, level, "commit") for level in levels] + [(levels[0], "outside", "commit")]
@@ -63,25 +63,25 @@ def ways(name: str) -> tuple[list[Way], list[Way]]:
     return main, [way for way in everything if way not in main]
 
 
-class Theatre:
-    """A stage, and the callers that play on it, one of each kind."""
+class Callers:
+    """An interleaver, and one caller of each kind."""
 
     def __init__(self, database: Database, stack: ExitStack) -> None:
         self.database, self.stack = database, stack
-        self.stage = stack.enter_context(closing(Stage(database)))
-        self.sides: dict[tuple[str, str], Side] = {}
+        self.interleaver = stack.enter_context(closing(Interleaver(database)))
+        self.callers_by_name: dict[tuple[str, str], Caller] = {}
 
-    def side(self, name: str, level: str, store: type[Stopping] = Stopping) -> Side:
-        if (name, level) not in self.sides:
-            side = Side(name, self.database, level, store)
-            self.sides[name, level] = self.stack.enter_context(closing(side))
-        return self.sides[name, level]
+    def caller(self, name: str, level: str, store: type[PausingStore] = PausingStore) -> Caller:
+        if (name, level) not in self.callers_by_name:
+            caller = Caller(name, self.database, level, store)
+            self.callers_by_name[name, level] = self.stack.enter_context(closing(caller))
+        return self.callers_by_name[name, level]
 
 
 @pytest.fixture
-def theatre(database: Database) -> Iterator[Theatre]:
+def callers(database: Database) -> Iterator[Callers]:
     with ExitStack() as stack:
-        yield Theatre(database, stack)
+        yield Callers(database, stack)
 
 
 COMPETE = {
@@ -99,121 +99,121 @@ COMPETE = {
     "retrying": [("start", "claim"), ("fail", "start")],
     "failed": [("retry", "retry"), ("retry", "start"), ("prune", "retry"), ("replay", "delete")],
     "completed": [("prune", "replay"), ("prune", "create a child"), ("delete", "replay")],
-    FAMILY: [("prune", "retry the child"), ("retry the child", "prune")],
+    WITH_CHILD: [("prune", "retry the child"), ("retry the child", "prune")],
 }
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_interleaving_competing_pairs_include_known(database: Database, state: str) -> None:
-    """The pure machine finds out by itself, of these at least."""
-    assert {*COMPETE[state]} <= {*Scene(database, state).competing()}
+    """The pure machine derives the pairs; these must be among them."""
+    assert {*COMPETE[state]} <= {*InitialState(database, state).competing()}
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_interleaving_of_two_callers_is_linearizable(
-    database: Database, theatre: Theatre, state: str, tell: Callable[[str], None]
+    database: Database, callers: Callers, state: str, tell: Callable[[str], None]
 ) -> None:
-    scene = Scene(database, state)
+    initial = InitialState(database, state)
     main, others = ways(database.name)
     turn = cycle(others)
-    plays = [
+    runs = [
         (pair, way)
-        for pair in scene.competing()
+        for pair in initial.competing()
         for way in [*main, *(next(turn) for _ in range(OTHERS))]
     ]
-    counts: Counter[str] = Counter(plays=len(plays))
-    for subject, (pair, way) in zip(scene.subjects(len(plays)), plays, strict=True):
-        a, b, when = theatre.side("a", way[0]), theatre.side("b", way[1]), way[2]
-        story = theatre.stage.play(a, b, subject, pair, when)
-        assert story.is_explained(scene), (way, story)
-        collide = scene.has_to_wait(*pair)
-        if database.name == "postgresql" and story.meets_open:
-            assert story.waited >= collide, (way, story)
-            assert not (story.waited and pair[1] in BATCHES), (way, story)
-        # A snapshot that is older than what the other one has changed is of no use.
-        assert story.put_off >= (collide and b.has_snapshot and when != "rollback"), (way, story)
-        assert story.put_off <= b.has_snapshot, (way, story)
-        counts.update(waited=story.waited, put_off=story.put_off)
+    counts: Counter[str] = Counter(runs=len(runs))
+    for target, (pair, way) in zip(initial.targets(len(runs)), runs, strict=True):
+        a, b, when = callers.caller("a", way[0]), callers.caller("b", way[1]), way[2]
+        result = callers.interleaver.run(a, b, target, pair, when)
+        assert result.is_explained(initial), (way, result)
+        collide = initial.has_to_wait(*pair)
+        if database.name == "postgresql" and result.overlaps:
+            assert result.waited >= collide, (way, result)
+            assert not (result.waited and pair[1] in BATCHES), (way, result)
+        # A snapshot older than the other caller's change cannot be written with.
+        assert result.retried >= (collide and b.has_snapshot and when != "rollback"), (way, result)
+        assert result.retried <= b.has_snapshot, (way, result)
+        counts.update(waited=result.waited, retried=result.retried)
     assert_legal(database)
     tell(f"{database.name}, {state}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_interleaving_during_refusal_lookup_is_linearizable(
-    database: Database, theatre: Theatre, state: str
+    database: Database, callers: Callers, state: str
 ) -> None:
-    """B's statement changes nothing; A moves; B looks: B says what was so, or is so, or neither."""
-    scene = Scene(database, state)
+    """B's statement is refused; A changes the row; B looks up the reason."""
+    initial = InitialState(database, state)
     levels = ("outside", "READ COMMITTED") if database.name == "postgresql" else ("outside",)
-    plays = [(pair, b) for pair in scene.pairs() if scene.refuses(pair[1]) for b in levels]
-    for subject, (pair, b) in zip(scene.subjects(len(plays)), plays, strict=True):
-        a = theatre.side("a", "outside")
-        story = theatre.stage.play(a, theatre.side("b", b), subject, pair, "between")
-        assert story.is_explained(scene), (b, story)
+    runs = [(pair, b) for pair in initial.pairs() if initial.refuses(pair[1]) for b in levels]
+    for target, (pair, b) in zip(initial.targets(len(runs)), runs, strict=True):
+        a = callers.caller("a", "outside")
+        result = callers.interleaver.run(a, callers.caller("b", b), target, pair, "between")
+        assert result.is_explained(initial), (b, result)
     assert_legal(database)
 
 
-# --- several executions -------------------------------------------------------------------------
+# --- several executions ---
 
 
 @on_postgresql
 @pytest.mark.parametrize("level", LEVELS["postgresql"])
 @pytest.mark.parametrize(("state", "verb"), [("pending", "start"), ("nothing", "create")])
 def test_interleaving_in_opposite_order_retries_one(
-    database: Database, theatre: Theatre, level: str, state: str, verb: str
+    database: Database, callers: Callers, level: str, state: str, verb: str
 ) -> None:
-    """Each waits for the other: one is told to try again, and the other goes on."""
-    scene, stage = Scene(database, state), theatre.stage
-    first, second = scene.subjects(2)
-    sides = {name: theatre.side(name, level) for name in "ab"}
-    a, b = (side.begin() for side in sides.values())
-    ask(a, verb, first, "a")
-    ask(b, verb, second, "b")
-    asked = stage.thread.submit(ask, b, verb, first, "b")
-    assert stage.waits(sides["a"], sides["b"], asked)
-    answers = {"a": ask(a, verb, second, "a"), "b": asked.result(PATIENCE)}
-    winner, loser = sorted(sides, key=lambda name: answers[name] == TRY_AGAIN)
-    expected = scene.outcome((winner, verb), (loser, verb))
+    """Each waits for the other: one is refused with "try again", the other continues."""
+    initial, interleaver = InitialState(database, state), callers.interleaver
+    first, second = initial.targets(2)
+    callers_by_name = {name: callers.caller(name, level) for name in "ab"}
+    a, b = (caller.begin() for caller in callers_by_name.values())
+    call(a, verb, first, "a")
+    call(b, verb, second, "b")
+    asked = interleaver.thread.submit(call, b, verb, first, "b")
+    assert interleaver.waits(callers_by_name["a"], callers_by_name["b"], asked)
+    answers = {"a": call(a, verb, second, "a"), "b": asked.result(TIMEOUT)}
+    winner, loser = sorted(callers_by_name, key=lambda name: answers[name] == TRY_AGAIN)
+    expected = initial.outcome((winner, verb), (loser, verb))
     assert answers == {winner: expected.answers[winner], loser: TRY_AGAIN}
-    assert not sides[loser].end("rollback")
-    assert sides[winner].end("commit")
-    again = sides[loser].begin()
-    for subject in (first, second):
-        assert ask(again, verb, subject, loser) == expected.answers[loser]
-        assert seen(again, subject) == expected.left
-    assert sides[loser].end("commit")
+    assert not callers_by_name[loser].end("rollback")
+    assert callers_by_name[winner].end("commit")
+    again = callers_by_name[loser].begin()
+    for target in (first, second):
+        assert call(again, verb, target, loser) == expected.answers[loser]
+        assert read_all(again, target) == expected.left
+    assert callers_by_name[loser].end("commit")
     assert_legal(database)
 
 
 @on_postgresql
-def test_claim_never_waits_for_locks(database: Database, theatre: Theatre) -> None:
-    """So none is in a deadlock, whatever the others hold and wait for."""
-    stage = theatre.stage
-    sides = {name: theatre.side(name, "READ COMMITTED") for name in "ab"}
-    sides["c"] = theatre.side("c", "outside")
-    managers = {name: side.begin() for name, side in sides.items()}
-    jobs = [stage.manager.create("job").id for _ in range(6)]
+def test_claim_never_waits_for_locks(database: Database, callers: Callers) -> None:
+    """Therefore a claim is never part of a deadlock."""
+    interleaver = callers.interleaver
+    callers_by_name = {name: callers.caller(name, "READ COMMITTED") for name in "ab"}
+    callers_by_name["c"] = callers.caller("c", "outside")
+    managers = {name: caller.begin() for name, caller in callers_by_name.items()}
+    jobs = [interleaver.manager.create("job").id for _ in range(6)]
     claimed: list[tuple[str, str]] = []
     for name in "abcab":
-        asked = stage.thread.submit(managers[name].claim, "job")
-        claimed += [(each.id, name) for each in asked.result(PATIENCE)]
+        asked = interleaver.thread.submit(managers[name].claim, "job")
+        claimed += [(each.id, name) for each in asked.result(TIMEOUT)]
     of_b = next(id for id, name in claimed if name == "b")
-    waiting = stage.thread.submit(managers["a"].start, of_b)
-    assert stage.waits(sides["b"], sides["a"], waiting)
+    waiting = interleaver.thread.submit(managers["a"].start, of_b)
+    assert interleaver.waits(callers_by_name["b"], callers_by_name["a"], waiting)
     claimed += [(each.id, "b") for each in managers["b"].claim("job", limit=9)]
-    assert sides["b"].end("commit")
+    assert callers_by_name["b"].end("commit")
     with pytest.raises(InvalidStateTransition):
-        waiting.result(PATIENCE)
-    assert sides["a"].end("commit")
+        waiting.result(TIMEOUT)
+    assert callers_by_name["a"].end("commit")
     assert sorted(id for id, _ in claimed) == sorted(jobs)
     assert_legal(database)
 
 
-# --- the control --------------------------------------------------------------------------------
+# --- the control ---
 
 
-class ReadThenWrite(Stopping):
-    """What a service does that has a status column: it reads a row, decides, and writes it."""
+class ReadThenWrite(PausingStore):
+    """The control: reads a row, decides, and writes it, without a condition."""
 
     def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         found = self.find_by_id(id)
@@ -253,15 +253,15 @@ def as_row(execution: Execution) -> dict[str, Any]:
     ],
 )
 def test_interleaving_control_read_then_write_is_detected(
-    database: Database, theatre: Theatre, state: str, first: str, second: str
+    database: Database, callers: Callers, state: str, first: str, second: str
 ) -> None:
-    """SQLite cannot be seen to wait between the two."""
-    scene = Scene(database, state)
-    (subject,) = scene.subjects(1)
-    a, b = (theatre.side(name, "READ COMMITTED", ReadThenWrite) for name in "ab")
-    story = theatre.stage.play(a, b, subject, (first, second), "commit")
-    assert story.waited
-    assert not story.is_explained(scene)
+    """On PostgreSQL: SQLite does not show that a caller waits."""
+    initial = InitialState(database, state)
+    (target,) = initial.targets(1)
+    a, b = (callers.caller(name, "READ COMMITTED", ReadThenWrite) for name in "ab")
+    result = callers.interleaver.run(a, b, target, (first, second), "commit")
+    assert result.waited
+    assert not result.is_explained(initial)
     if {first, second} == {"complete", "cancel"}:
         with pytest.raises(AssertionError):
             assert_legal(database)

@@ -1,7 +1,7 @@
-"""Two callers of one execution, step by step, and the order that explains what they were told.
+"""Interleave two callers of one execution step by step, and check that it is linearizable.
 
-There must be an order in which the pure machine, one call after the other, gives the same answers
-and leaves the same behind: `Transition.apply` and its like, by way of a store in memory.
+There must be an order in which the pure state machine, called sequentially, gives the same answers
+and leaves the same rows: `Transition.apply` and its like, run by a store in memory.
 """
 
 import asyncio
@@ -37,44 +37,44 @@ from .memory import memory_store
 from .states import Steps
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-TRY_AGAIN = "another writer came between: try again"
-PATIENCE = 30
+TRY_AGAIN = "a concurrent write: try again"
+TIMEOUT = 30
 COUNTER = count()
-NOBODY = "0198a000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "0198a000-0000-7000-8000-000000000000"
 
-FAMILY = "completed, with a failed child"
+WITH_CHILD = "completed, with a failed child"
 STATES: dict[str, Steps] = {
     "nothing": (),
     **{name: states.STATES[name] for name in ("pending", "running", "retrying", "failed")},
     "completed": states.STATES["completed"],
-    FAMILY: states.STATES["completed"],
+    WITH_CHILD: states.STATES["completed"],
 }
-"""What tells verbs apart: timed_out is to them as failed is, cancelled as completed."""
+"""States that verbs distinguish: timed_out is equivalent to failed, cancelled to completed."""
 
-WAITING = text(
+LOCK_WAITS = text(
     "SELECT count(*) FROM pg_stat_activity AS held JOIN pg_stat_activity AS waiting"
     " ON held.pid = ANY (pg_blocking_pids(waiting.pid))"
     " WHERE held.application_name = :a AND waiting.application_name = :b"
     " AND waiting.datname = current_database()"
 )
-LATE = text(
+EXPIRE_DEADLINES = text(
     "UPDATE executions SET deadline_at = '2000-01-01T00:00:00.000Z' WHERE status = 'running'"
 )
 
 
 @dataclass(frozen=True)
-class Subject:
-    """An execution alone of its type, which is its key as well; perhaps with a child."""
+class Target:
+    """The only execution of its type, which is also its key; perhaps with a child."""
 
     type: str
     id: str
     child: str = ""
 
 
-Call = Callable[[ExecutionManager, Subject, str], Any]
+VerbCall = Callable[[ExecutionManager, Target, str], Any]
 
-# What both callers may ask; the last argument is who does.
-VERBS: dict[str, Call] = {
+# What a caller may call; the last argument is its name.
+VERBS: dict[str, VerbCall] = {
     "create": lambda m, it, who: m.create(it.type, {"n": 1}, idempotency_key=it.type),
     "create a child": lambda m, it, who: m.create(it.type, who, parent_id=it.id),
     "start": lambda m, it, who: m.start(it.id, worker=who),
@@ -97,54 +97,54 @@ VERBS: dict[str, Call] = {
     "retry the child": lambda m, it, who: m.retry(it.child),
 }
 BATCHES = ("claim", "sweep", "prune")
-"""They leave alone what is in other hands."""
-SHARING = ("create", "create a child", "log", "log as attempt", "replay")
-"""They change nothing of the subject itself."""
+"""These skip rows that another transaction has locked."""
+INDEPENDENT = ("create", "create a child", "log", "log as attempt", "replay")
+"""These do not change the target itself."""
 
 
-def ask(manager: ExecutionManager, verb: str, subject: Subject, who: str) -> Any:
+def call(manager: ExecutionManager, verb: str, target: Target, who: str) -> Any:
     try:
-        return told(VERBS[verb](manager, subject, who), subject)
+        return normalize(VERBS[verb](manager, target, who), target)
     except ConcurrentUpdate:
         return TRY_AGAIN
     except ExecutionProblem as problem:
-        return type(problem), told(str(problem), subject)
+        return type(problem), normalize(str(problem), target)
     except OperationalError as error:
-        # Who has read in SQLite cannot wait for a writer.
+        # A SQLite transaction that has read cannot wait for a writer.
         if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
             raise
         return TRY_AGAIN
 
 
-def told(value: Any, subject: Subject) -> Any:
-    """Return what was told, in words that are the same for every subject and store."""
-    names = {subject.id: "the subject", subject.child: "its child"}
+def normalize(value: Any, target: Target) -> Any:
+    """Return an answer without ids and times: equal for every target and store."""
+    names = {target.id: "the target", target.child: "its child"}
     match value:
         case str():
-            spelt = "its type" if value == subject.type else value
-            return UUID.sub(lambda id: names.get(id[0], "a new one"), spelt)
+            text = "its type" if value == target.type else value
+            return UUID.sub(lambda id: names.get(id[0], "a new execution"), text)
         case datetime():
             return "a time"
         case BaseModel():
-            return {n: told(each, subject) for n, each in value if n != "fingerprint"}
+            return {n: normalize(each, target) for n, each in value if n != "fingerprint"}
         case dict():
-            return {name: told(value[name], subject) for name in sorted(value)}
+            return {name: normalize(value[name], target) for name in sorted(value)}
         case list():
-            return [told(each, subject) for each in value]
+            return [normalize(each, target) for each in value]
     return value
 
 
-def seen(manager: ExecutionManager, subject: Subject) -> list[str]:
-    """Return all there is of a subject's type, and its logs."""
+def read_all(manager: ExecutionManager, target: Target) -> list[str]:
+    """Return all executions of the target's type, with their logs, normalized."""
     found = (
-        (told(each, subject), sorted(map(repr, told(manager.logs(each.id), subject))))
-        for each in manager.list(type=subject.type)
+        (normalize(each, target), sorted(map(repr, normalize(manager.logs(each.id), target))))
+        for each in manager.list(type=target.type)
     )
     return sorted(map(repr, found))
 
 
-class Later:
-    """The memory's `datetime`: what was created by whatever clock is due."""
+class LateClock:
+    """The `datetime` of the memory store: an hour ahead, so that every execution is due."""
 
     @staticmethod
     def now(zone: tzinfo) -> datetime:
@@ -152,11 +152,11 @@ class Later:
 
 
 MEMORY: Any = type(memory_store())
-MEMORY.create.__globals__["datetime"] = Later
+MEMORY.create.__globals__["datetime"] = LateClock
 
 
-class Pure(MEMORY):  # type: ignore[misc]
-    """The pure machine, while some executions are in other hands."""
+class PureStore(MEMORY):  # type: ignore[misc]
+    """The pure state machine, while other transactions hold locks on some executions."""
 
     def __init__(self, rows: Iterable[Execution], held: AbstractSet[str]) -> None:
         super().__init__()
@@ -165,57 +165,57 @@ class Pure(MEMORY):  # type: ignore[misc]
 
     def update_many(self, batch: BatchTransition) -> list[Execution]:
         free = [row for row in self.rows.values() if row.id not in self.held]
-        moved = batch.apply(free, Later.now(UTC))
+        moved = batch.apply(free, LateClock.now(UTC))
         self.rows.update((each.id, each) for each in moved)
         return moved
 
     def prune(self, pruning: PruneRequest) -> int:
-        gone = pruning.apply(self.rows.values(), Later.now(UTC))
+        gone = pruning.apply(self.rows.values(), LateClock.now(UTC))
         return sum(self.delete(each.id) for each in gone if each.id not in self.held)
 
 
-class Scene:
-    """A state in which executions are met, and what the pure machine makes of any calls in it."""
+class InitialState:
+    """The state that two callers find, and the outcome of any calls by the pure machine."""
 
     def __init__(self, database: Database, name: str) -> None:
         self.engine = database.engine
         self.manager = manager = ExecutionManager(SqlExecutionStore(database.engine))
         self.name = name
-        (self.sample,) = self.subjects(1)
+        (self.sample,) = self.targets(1)
         self._rows = manager.list(type=self.sample.type)
         self._known: dict[Any, Outcome] = {}
 
-    def _subject(self) -> Subject:
+    def _target(self) -> Target:
         type = f"{self.name} {next(COUNTER)}"
         if self.name == "nothing":
-            return Subject(type, NOBODY)
+            return Target(type, UNKNOWN_ID)
         made = self.manager.create(
             type, {"n": 1}, max_attempts=3, timeout=timedelta(days=1), idempotency_key=type
         )
         for step in STATES[self.name]:
             step(self.manager, made.id)
-        if self.name != FAMILY:
-            return Subject(type, made.id)
+        if self.name != WITH_CHILD:
+            return Target(type, made.id)
         child = self.manager.create(type, max_attempts=3, parent_id=made.id).id
         for step in STATES["failed"]:
             step(self.manager, child)
-        return Subject(type, made.id, child)
+        return Target(type, made.id, child)
 
-    def subjects(self, number: int) -> list[Subject]:
-        """Return new ones, whose deadlines have passed."""
-        made = [self._subject() for _ in range(number)]
+    def targets(self, number: int) -> list[Target]:
+        """Create targets in this state, their deadlines in the past."""
+        made = [self._target() for _ in range(number)]
         with self.engine.begin() as connection:
-            connection.execute(LATE)
+            connection.execute(EXPIRE_DEADLINES)
         return made
 
     def outcome(self, *calls: tuple[str, str], held: AbstractSet[str] = frozenset()) -> "Outcome":
-        """Return what comes of calls, each of somebody for a verb, one after the other."""
+        """Return the outcome of sequential calls, each a pair of caller and verb."""
         key = (calls, held)
         if key not in self._known:
             hidden = {getattr(self.sample, name) for name in held}
-            pure = ExecutionManager(Pure(self._rows, hidden))
-            answers = {who: ask(pure, verb, self.sample, who) for who, verb in calls}
-            self._known[key] = Outcome(answers, seen(pure, self.sample))
+            pure = ExecutionManager(PureStore(self._rows, hidden))
+            answers = {who: call(pure, verb, self.sample, who) for who, verb in calls}
+            self._known[key] = Outcome(answers, read_all(pure, self.sample))
         return self._known[key]
 
     def changes(self, verb: str, *, after: str | None = None) -> bool:
@@ -226,7 +226,7 @@ class Scene:
         return isinstance(self.outcome(("B", verb)).answers["B"], tuple)
 
     def competing(self) -> list[tuple[str, str]]:
-        """Return all pairs of which the second changes something, alone or after the first."""
+        """Return the pairs whose second verb changes something, alone or after the first."""
         return [
             (first, second)
             for first, second in self.pairs()
@@ -234,9 +234,9 @@ class Scene:
         ]
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Return all pairs of which the first changes something, and one the subject itself."""
+        """Return the pairs whose first verb changes something, and one of them the target."""
         verbs = [verb for verb in VERBS if self.sample.child or verb != "retry the child"]
-        shared = {*SHARING} - {"create"}
+        shared = {*INDEPENDENT} - {"create"}
         return [
             (first, second)
             for first, second in product(filter(self.changes, verbs), verbs)
@@ -244,12 +244,12 @@ class Scene:
         ]
 
     def has_to_wait(self, first: str, second: str) -> bool:
-        """Tell whether the second cannot go on before the first one's transaction has ended."""
+        """Tell whether the second has to wait for the end of the first one's transaction."""
         return (
             self.changes(first)
             and self.changes(second)
-            and first not in SHARING
-            and second not in (*SHARING, *BATCHES)
+            and first not in INDEPENDENT
+            and second not in (*INDEPENDENT, *BATCHES)
         )
 
 
@@ -258,8 +258,8 @@ class Outcome(NamedTuple):
     left: list[str]
 
 
-class Stopping(SqlExecutionStore):
-    """A store in which something may happen between a refused statement and the look at why."""
+class PausingStore(SqlExecutionStore):
+    """A store that calls `happens` between a refused statement and the lookup of the reason."""
 
     happens: Callable[[], object] = staticmethod(bool)
 
@@ -268,11 +268,11 @@ class Stopping(SqlExecutionStore):
         return super().find_by_id(id)
 
 
-class Side:
-    """A caller: in a transaction at a level, or outside of any."""
+class Caller:
+    """A caller: in a transaction at an isolation level, or outside of any."""
 
     def __init__(
-        self, name: str, database: Database, level: str, store: type[Stopping] = Stopping
+        self, name: str, database: Database, level: str, store: type[PausingStore] = PausingStore
     ) -> None:
         self.name, self.level = name, level
         self.has_snapshot = level in ("REPEATABLE READ", "SERIALIZABLE", "DEFERRED")
@@ -282,7 +282,7 @@ class Side:
             options = (
                 f"-cdefault_transaction_isolation={default}",
                 "-cdeadlock_timeout=10ms",
-                f"-clock_timeout={PATIENCE // 2}s",  # a failure instead of a wait for ever
+                f"-clock_timeout={TIMEOUT // 2}s",  # fail instead of waiting forever
             )
             url = url.update_query_dict({"application_name": name, "options": " ".join(options)})
         self.engine = create_sync_engine(url)
@@ -304,7 +304,7 @@ class Side:
         return manager.within(self.connection)
 
     def end(self, how: str) -> bool:
-        """Commit or roll back, and tell whether what was done is there to stay."""
+        """Commit or roll back; return whether the changes are committed."""
         if self.connection is None:
             return True
         try:
@@ -328,24 +328,24 @@ class Side:
 
 
 @dataclass
-class Story:
-    """What happened to A and B."""
+class Interleaving:
+    """The calls of A and B, and their answers."""
 
     calls: dict[str, str]
     when: str
     answers: dict[str, Any] = field(default_factory=dict)
     orders: list[str] = field(default_factory=list)
-    """The orders in which what is there to stay may have been done."""
+    """The orders in which the committed calls may have taken effect."""
     waited: bool = False
     """Whether B had to wait for A."""
-    put_off: bool = False
-    """Whether B was told to try again, and did."""
+    retried: bool = False
+    """Whether B was refused with "try again", and did."""
     left: list[str] = field(default_factory=list)
 
-    def is_explained(self, scene: Scene) -> bool:
-        """Tell whether it is what the pure machine makes of one of the orders."""
+    def is_explained(self, scene: InitialState) -> bool:
+        """Return whether the pure machine gives the same outcome in one of the orders."""
         held: list[AbstractSet[str]] = [frozenset()]
-        if self.meets_open and self.calls["B"] in BATCHES:
+        if self.overlaps and self.calls["B"] in BATCHES:
             held += [frozenset(names) for names in (["id"], ["child"], ["id", "child"])]
         outcomes = [
             scene.outcome(*((who, self.calls[who]) for who in order), held=hidden)
@@ -354,18 +354,18 @@ class Story:
         ]
         return any(
             self.left == outcome.left
-            and all(self.answers[who] == told for who, told in outcome.answers.items())
+            and all(self.answers[who] == answer for who, answer in outcome.answers.items())
             for outcome in outcomes
         )
 
     @property
-    def meets_open(self) -> bool:
-        """Whether B was called while A had not ended."""
+    def overlaps(self) -> bool:
+        """Whether B was called before A's transaction ended."""
         return self.when in ("commit", "rollback")
 
 
-class Stage:
-    """Where they meet: `stage.play(a, b, subject, ("start", "cancel"), "commit")`."""
+class Interleaver:
+    """Run two callers: `interleaver.run(a, b, target, ("start", "cancel"), "commit")`."""
 
     def __init__(self, database: Database) -> None:
         self.thread = ThreadPoolExecutor(1)
@@ -380,61 +380,63 @@ class Stage:
         if self.watch is not None:
             self.watch.close()
 
-    def play(self, a: Side, b: Side, subject: Subject, calls: tuple[str, str], when: str) -> Story:
-        """A calls, then B, and A is to "commit" or "rollback", for which B may have to wait.
+    def run(
+        self, a: Caller, b: Caller, target: Target, calls: tuple[str, str], when: str
+    ) -> Interleaving:
+        """Call A, then B, and end A with `when`: "commit" or "rollback". B may have to wait for it.
 
-        Or A has committed "before", but not before B began; or A calls and commits "between" B's
-        statement and B's look at why it was refused.
+        With "before", A commits before B's call, but after B began its transaction. With "between",
+        A calls and commits between B's refused statement and B's lookup of the reason.
         """
-        story = Story(dict(zip("AB", calls, strict=True)), when)
-        stays = []
+        result = Interleaving(dict(zip("AB", calls, strict=True)), when)
+        committed = []
 
         def call_a(*, and_commit: bool = False) -> None:
-            story.answers["A"] = ask(a.begin(), calls[0], subject, "A")
+            result.answers["A"] = call(a.begin(), calls[0], target, "A")
             if and_commit:
-                stays.append(a.end("commit"))
+                committed.append(a.end("commit"))
 
         def meanwhile() -> None:
-            if when == "between" and not stays:
+            if when == "between" and not committed:
                 call_a(and_commit=True)
 
         b.store.happens = meanwhile
         inside_b = b.begin()
         if b.has_snapshot:
-            inside_b.list(type=subject.type)
+            inside_b.list(type=target.type)
         if when != "between":
             call_a(and_commit=when == "before")
-        asked = self.thread.submit(ask, inside_b, calls[1], subject, "B")
-        if story.meets_open:
-            story.waited = self.waits(a, b, asked)
-            stays.append(a.end(when))
-        story.answers["B"] = asked.result(PATIENCE)
-        self._finish(b, subject, story)
-        earlier = "A" if stays == [True] else ""
-        story.orders = [earlier + "B"]
-        if not (story.put_off or (when == "before" and not b.has_snapshot)):
-            story.orders.append("B" + earlier)
-        story.left = seen(self.manager, subject)
-        return story
+        asked = self.thread.submit(call, inside_b, calls[1], target, "B")
+        if result.overlaps:
+            result.waited = self.waits(a, b, asked)
+            committed.append(a.end(when))
+        result.answers["B"] = asked.result(TIMEOUT)
+        self._finish(b, target, result)
+        earlier = "A" if committed == [True] else ""
+        result.orders = [earlier + "B"]
+        if not (result.retried or (when == "before" and not b.has_snapshot)):
+            result.orders.append("B" + earlier)
+        result.left = read_all(self.manager, target)
+        return result
 
-    def _finish(self, b: Side, subject: Subject, story: Story) -> None:
-        """Commit what B has done; where it was told to try again, do so first."""
-        if story.answers["B"] != TRY_AGAIN and b.end("commit"):
+    def _finish(self, b: Caller, target: Target, result: Interleaving) -> None:
+        """Commit B's changes; if B was refused with "try again", call again first."""
+        if result.answers["B"] != TRY_AGAIN and b.end("commit"):
             return
-        story.put_off = True
+        result.retried = True
         b.end("rollback")
-        story.answers["B"] = ask(b.begin(), story.calls["B"], subject, "B")
-        assert story.answers["B"] != TRY_AGAIN, story
-        assert b.end("commit"), story
+        result.answers["B"] = call(b.begin(), result.calls["B"], target, "B")
+        assert result.answers["B"] != TRY_AGAIN, result
+        assert b.end("commit"), result
 
-    def waits(self, a: Side, b: Side, asked: "Future[Any]") -> bool:
-        """Return once B's call has ended, or is seen to wait for A; and which of them it is.
+    def waits(self, a: Caller, b: Caller, asked: "Future[Any]") -> bool:
+        """Wait until B's call has ended (return False) or waits for a lock of A (return True).
 
-        SQLite shows nothing of the kind, and needs not: whoever is to write after A waits for A.
+        SQLite does not show lock waits; a writer there waits for A in any case.
         """
-        limit = time.monotonic() + PATIENCE
+        limit = time.monotonic() + TIMEOUT
         while self.watch is not None and not asked.done():
-            if self.watch.scalar(WAITING, {"a": a.name, "b": b.name}):
+            if self.watch.scalar(LOCK_WAITS, {"a": a.name, "b": b.name}):
                 return True
             assert time.monotonic() < limit
         return False
