@@ -1,4 +1,4 @@
-"""Databases and managers for the tests: everything runs on both databases, in both colours."""
+"""Databases and managers for the tests: both databases, sync and async."""
 
 import asyncio
 import inspect
@@ -31,7 +31,7 @@ STACK = pytest.StashKey[ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One server per run: xdist's workers are told its address."""
+    """Start one server per run; xdist's workers get its address."""
     if hasattr(config, "workerinput"):
         config.stash[SERVER] = postgres.Server(*config.workerinput["postgres"])
         return
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """A function that shows what was measured, at the end of the run and whoever ran the test."""
+    """A function that prints a measured figure at the end of the run."""
     return lambda line: record_property("measured", line)
 
 
@@ -83,7 +83,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @dataclass(frozen=True)
 class Database:
-    """A migrated and empty database, and an engine for looking behind the library's back."""
+    """A migrated and empty database, and an engine that bypasses the library."""
 
     name: str
     url: str
@@ -163,7 +163,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 class Blocking:
-    """An object whose coroutines are run to their end: one suite then serves both colours."""
+    """A sync wrapper of an async object: one test then covers the sync and the async API."""
 
     def __init__(self, target: Any, runner: asyncio.Runner) -> None:
         self.target = target
@@ -184,7 +184,7 @@ class Blocking:
 
 
 class BlockingAttempt(Blocking):
-    """An attempt for asyncio as a plain with-block. Its heart only beats while something is run."""
+    """A sync wrapper of an async attempt. Heartbeats are sent only while a call runs."""
 
     def __enter__(self) -> Self:
         self.runner.run(self.target.__aenter__())
@@ -229,7 +229,7 @@ def open_manager(url: str, mode: str, runner: asyncio.Runner) -> Iterator[Execut
 
 @pytest.fixture
 def manager(database: Database, mode: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
-    """A manager over each database, in each mode."""
+    """A manager over each database, sync and async."""
     with open_manager(database.url, mode, runner) as manager:
         yield manager
 
@@ -238,7 +238,7 @@ def manager(database: Database, mode: str, runner: asyncio.Runner) -> Iterator[E
 def any_manager(
     request: pytest.FixtureRequest, mode: str, runner: asyncio.Runner
 ) -> Iterator[ExecutionManager]:
-    """The same, and a manager over a store that knows no SQL."""
+    """The same, and a manager over the memory store."""
     if request.param == "memory":
         blocking: Any = Blocking(AsyncExecutionManager(AsyncMemoryStore()), runner)
         yield ExecutionManager(memory_store()) if mode == "sync" else blocking

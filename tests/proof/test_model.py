@@ -1,6 +1,7 @@
-"""A transition as data and as SQL: every verb on every store, side by side, whatever is passed.
+"""Random calls of every verb give the same answers with SQL as with the pure state machine.
 
-EXECUTION_CORE_PROOF=1 makes as many runs as the proof asks for; else they are the same few.
+The runs are random with EXECUTION_CORE_PROOF=1, as in `make proof`, and otherwise always the same;
+`make test` makes a few of them.
 """
 
 import os
@@ -54,7 +55,7 @@ REFUSALS = (
 
 
 def sweep_all(manager: ExecutionManager, *, limit: Any, **options: Any) -> Any:
-    """Sweep until nothing is left: a limit takes any of what is to be swept."""
+    """Sweep until nothing is left: with a limit, any of the candidates may be swept."""
     sizes, swept = [], []
     while found := manager.sweep(limit=limit, **options):
         assert [each.id for each in found] == sorted(each.id for each in found)
@@ -64,7 +65,7 @@ def sweep_all(manager: ExecutionManager, *, limit: Any, **options: Any) -> Any:
 
 
 class Machine(RuleBasedStateMachine):
-    """All that a manager does, and time, which goes by before each step."""
+    """All calls of a manager; time advances before each step."""
 
     def __init__(self, sides: SideBySide, figures: Counter[Any]) -> None:
         super().__init__()
@@ -85,14 +86,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(step=model_arguments.steps)
     def step(self, step: tuple[str, dict[str, Any]]) -> None:
-        # A single rule: of many, every run would leave half out, and few would get anywhere.
+        # A single rule: with many, each run would disable half of them and reach few states.
         name, passed = step
         own = ("attempt", "prune", "logs", "wait", "in_time")
         call = getattr(self, name) if name in own else partial(self.ask, name)
         call(**passed)
 
     def attempt(self, id: Any, course: list[tuple[str, dict[str, Any]]]) -> None:
-        """Make a whole attempt, as workers do: single verbs seldom get that far by chance."""
+        """Make a whole attempt, as workers do: random single verbs seldom get that far."""
         started = self.ask("start", id=id)
         if isinstance(started, Execution):
             for name, passed in course:
@@ -100,7 +101,7 @@ class Machine(RuleBasedStateMachine):
 
     def prune(self, **passed: Any) -> None:
         ends = [row.completed_at for row in self.rows if row.completed_at]
-        if len(set(ends)) < len(ends):  # swept together: a limit takes any of these
+        if len(set(ends)) < len(ends):  # swept together: any of these may be pruned first
             passed["limit"] = EVERYTHING
         self.ask("prune", **passed)
 
@@ -113,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         self.sides.clock.time += span // MILLISECOND * MILLISECOND
 
     def in_time(self, which: int, off: timedelta, verb: str, limit: int) -> None:
-        """Claim or sweep on the end of a delay or on a deadline, or beside it."""
+        """Claim or sweep exactly at a due time or deadline, or close to it."""
         next = self.sides.clock.time + MILLISECOND
         moments = [at for row in self.rows for at in (row.deadline_at, row.due_at) if at]
         if ahead := sorted(at for at in moments if at + off > next):
@@ -121,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         self.ask(verb, limit=limit)
 
     def teardown(self) -> None:
-        if not self.agreed:  # nothing more is to be learnt than what has been told
+        if not self.agreed:  # the stores differ already: a second error would hide the first
             return
         for row in self.rows:
             self.sides.ask(partial(ExecutionManager.logs, id=row.id, limit=EVERYTHING))
@@ -134,13 +135,13 @@ class Machine(RuleBasedStateMachine):
         self.agreed = False
         self.sides.clock.time += MILLISECOND
         call: Any = sweep_all if name == "sweep" else getattr(ExecutionManager, name)
-        real = model_arguments.real(passed, self.rows, self.sides.clock.time)
-        found = self.sides.ask(lambda manager: call(manager, **real))
+        resolved = model_arguments.resolve(passed, self.rows, self.sides.clock.time)
+        found = self.sides.ask(lambda manager: call(manager, **resolved))
         self.rows = self.sides.rows()
-        moves = self.history.see(self.rows)
+        transitions = self.history.observe(self.rows)
         self.agreed = True
         kind = type(found) if isinstance(found, ExecutionProblem) else "done"
-        self.figures.update([kind, *moves])
+        self.figures.update([kind, *transitions])
         return found
 
 
@@ -160,8 +161,8 @@ def test_model_sql_stores_match_pure_transitions(
         run_state_machine_as_test(machine, settings=SETTINGS)
     refused = ", ".join(f"{figures[problem]} {problem.__name__}" for problem in REFUSALS)
     tell(
-        f"side by side: {figures['runs']} runs, {figures['done']} calls answered alike and refused"
-        f" alike {refused}, in {time.monotonic() - began:.0f} s"
+        f"side by side: {figures['runs']} runs, {figures['done']} equal answers, equal refusals:"
+        f" {refused}, in {time.monotonic() - began:.0f} s"
     )
-    # Nothing is shown by what never happened.
+    # The test shows nothing about transitions and refusals that did not occur.
     assert {*ALLOWED_TRANSITIONS, *REFUSALS} <= figures.keys()

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="misc, no-any-return"
-"""Stores that break the contract, each in the one way that it is named after."""
+"""Stores that violate the contract, each in the way that its name says."""
 
 import asyncio
 from dataclasses import replace

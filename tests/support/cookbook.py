@@ -1,4 +1,4 @@
-"""The queries of docs/sql.md, and how they are asked: for tests, and for the benchmark."""
+"""The queries of docs/sql.md, and how to run them: for tests and for the benchmark."""
 
 import re
 from pathlib import Path
@@ -15,22 +15,22 @@ def blocks(language: str) -> list[str]:
 
 
 def cookbook() -> dict[str, str]:
-    """Each question and its query."""
+    """Return each heading with its query."""
     asked = r"^### ([^\n]*)\n(?:(?!^#).)*?^```sql\n(.*?)^```"
     return dict(re.findall(asked, PAGE.read_text(), re.MULTILINE | re.DOTALL))
 
 
 def settings(dialect: str) -> dict[str, str]:
-    """The parameters as SQL, as the page has psql or sqlite3 set them."""
+    """Return the parameters as SQL expressions, as the page sets them in psql or sqlite3."""
     if dialect == "postgresql":
         found = re.findall(r"^\\set (\w+) '(.*)'$", blocks("psql")[0], re.MULTILINE)
         return {name: value.replace("''", "'") for name, value in found}
     return dict(re.findall(r'^\.parameter set :(\w+) "(.*)"$', blocks("sqlite3")[0], re.MULTILINE))
 
 
-def ask(connection: Connection, query: str, **values: str) -> list[dict[str, Any]]:
-    """Run a query as psql does, which puts a parameter's text in its place, or as sqlite3 does,
-    which evaluates that text once and binds it."""
+def run_query(connection: Connection, query: str, **values: str) -> list[dict[str, Any]]:
+    """Run a query like psql, which substitutes a parameter's text, or like sqlite3, which evaluates
+    that text once and binds the value."""
     dialect = connection.dialect.name
     given = settings(dialect) | {name: f"'{value}'" for name, value in values.items()}
     if dialect == "postgresql":

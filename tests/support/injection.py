@@ -1,10 +1,9 @@
-"""What is interrupted: every verb, on a manager with one connection; and what is left of it."""
+"""The manager and the rows of an interrupted call, and the outcomes that are allowed."""
 
 import asyncio
 import gc
 import itertools
 import sqlite3
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,32 +30,29 @@ from execution_core.core import transitions
 from execution_core.sql.schema.tables import execution_history
 
 from ..conftest import Database
+from . import waiting
 from .memory import memory_store
-from .model import recorded
+from .model import expected_entry
 from .states import STATES
 from .verbs import SOON, Verb
 
 NAMES = map("injected {}".format, itertools.count())
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 Figures = Counter[str]
 Tell = Callable[[str], None]
 
 
-def said(figures: Figures) -> str:
+def summary(figures: Figures) -> str:
     return ", ".join(f"{n} {end}" for end, n in sorted(figures.items()) if n)
 
 
-def until(condition: Callable[[], bool], said: Callable[[], object]) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > limit:
-            raise AssertionError(said())
-        time.sleep(0.001)
+def wait_until(condition: Callable[[], bool], describe: Callable[[], object]) -> None:
+    waiting.wait_until(condition, describe, timeout=TIMEOUT, interval=0.001)
 
 
-class World:
-    """Two executions in a situation, and what a call makes of them by the pure function alone."""
+class Scenario:
+    """Two executions in a state, and the rows that a call may leave, by the pure state machine."""
 
     def __init__(self, database: Database, verb: Verb) -> None:
         self.database, self.verb = database, verb
@@ -68,82 +64,82 @@ class World:
         for n in range(2):
             given: dict[str, Any] = {"timeout": SOON, "idempotency_key": f"key-{n}"}
             id = self.manager.create("work", 1, max_attempts=2, **given).id
-            for step in STATES[self.verb.situation]:
+            for step in STATES[self.verb.state]:
                 step(self.manager, id)
         self.manager.log(id, "begun")
         self.target = self.manager.get(id)
-        self.before = self.found(self.manager)
-        self.history = self.recorded()
+        self.before = self.read_all(self.manager)
+        self.history = self.read_history()
         self.ends = self.expected()
 
-    def found(self, manager: ExecutionManager) -> list[Any]:
+    def read_all(self, manager: ExecutionManager) -> list[Any]:
         return [*manager.list(), *manager._store.logs(self.target.id, 100, None)]
 
     def memory(self) -> ExecutionManager:
-        """Return a manager over the same in a store that applies what is pure."""
+        """Return a manager over a copy of the rows in the memory store."""
         store: Any = memory_store()
         store.rows = {x.id: x for x in self.before if isinstance(x, Execution)}
         store.entries = [x for x in self.before if not isinstance(x, Execution)]
         return ExecutionManager(store)
 
     def expected(self) -> dict[str, list[Any]]:
-        """Return what may be left; a sweep has to wait until there is something to sweep."""
+        """Return the allowed outcomes; a sweep waits wait_until there is something to sweep."""
         while True:
             manager = self.memory()
             with suppress(ExecutionProblem):
                 self.verb.call(manager, self.target)
-            after = self.found(manager)
+            after = self.read_all(manager)
             if after != self.before or not self.verb.writes:
                 return {"after": after}
 
-    def recorded(self) -> dict[str, list[dict[str, Any]]]:
+    def read_history(self) -> dict[str, list[dict[str, Any]]]:
         columns = execution_history.c
         query = select(execution_history).order_by(columns.execution_id, columns.seq)
-        moves: dict[str, list[dict[str, Any]]] = {}
+        transitions_of: dict[str, list[dict[str, Any]]] = {}
         with self.database.engine.connect() as connection:
             for row in connection.execute(query):
-                moves.setdefault(row.execution_id, []).append(dict(row._mapping))
-        return moves
+                transitions_of.setdefault(row.execution_id, []).append(dict(row._mapping))
+        return transitions_of
 
     def end(self) -> str:
-        """Tell how it ended: all is as before, or as it may be afterwards; or raise."""
-        found = self.found(self.manager)
+        """Return which allowed outcome the rows show, and start again; raise if they show none."""
+        found = self.read_all(self.manager)
         self.assert_recorded([x for x in found if isinstance(x, Execution)])
         if found == self.before:
             return "before" if self.verb.writes else "nothing to change"
-        timeless = self.timeless(found)
+        without_times = self.without_times(found)
         for name, end in self.ends.items():
-            if timeless == self.timeless(end):
+            if without_times == self.without_times(end):
                 self.begin()
                 return name
         raise AssertionError(f"in between: {found}")
 
-    def timeless(self, found: list[Any]) -> list[dict[str, Any]]:
-        known = {x.id for x in self.before}
+    def without_times(self, found: list[Any]) -> list[dict[str, Any]]:
+        existing = {x.id for x in self.before}
         return [
-            {name: self.essence(value) for name, value in x if name != "id" or value in known}
+            {name: self.comparable(value) for name, value in x if name != "id" or value in existing}
             for x in found
         ]
 
     @staticmethod
-    def essence(value: Any) -> Any:
+    def comparable(value: Any) -> Any:
         interrupted = isinstance(value, ExecutionFailure) and value.code == "interrupted"
         return "a time" if isinstance(value, datetime) else "interrupted" if interrupted else value
 
     def assert_recorded(self, rows: list[Execution]) -> None:
-        """The history goes on from where it was to the status that is found, and no further."""
-        moves = self.recorded()
-        assert moves.keys() == {row.id for row in rows}
+        """The history continues the earlier one, and ends in the row's status."""
+        histories = self.read_history()
+        assert histories.keys() == {row.id for row in rows}
         for row in rows:
-            old, all = self.history.get(row.id, []), moves[row.id]
+            old, all = self.history.get(row.id, []), histories[row.id]
             assert all[: len(old)] == old
-            statuses = [None, *(move["to_status"] for move in all)]
-            assert [move["from_status"] for move in all] == statuses[:-1]
+            statuses = [None, *(entry["to_status"] for entry in all)]
+            assert [entry["from_status"] for entry in all] == statuses[:-1]
             assert statuses[-1] == row.status
             assert statuses[len(old) + 1 :] in self.paths(statuses[len(old)], row.status)
             if len(all) > len(old):
-                last = recorded(row, len(all), statuses[-2])
-                if row.status == "running":  # and then it may have been written to since
+                last = expected_entry(row, len(all), statuses[-2])
+                if row.status == "running":  # it may have been written to since
                     del last["occurred_at"]
                 assert {name: all[-1][name] for name in last} == last
 
@@ -154,11 +150,11 @@ class World:
         self.manager.close()
 
 
-class BlockWorld(World):
-    """The same for a block, which makes a whole attempt."""
+class AttemptScenario(Scenario):
+    """The same for a with-block, which makes a whole attempt."""
 
     def expected(self) -> dict[str, list[Any]]:
-        """Return every state on its way, and what an interruption would make of each."""
+        """Return every intermediate state, and each of them after an interruption."""
         ends: dict[str, list[Any]] = {}
         manager = self.memory()
         store: Any = manager._store
@@ -169,10 +165,10 @@ class BlockWorld(World):
         def seen(answer: Any) -> Any:
             rows = dict(store.rows)
             status = rows[self.target.id].status
-            ends[f"{status}, {len(ends)}"] = self.found(manager)
+            ends[f"{status}, {len(ends)}"] = self.read_all(manager)
             if status == "running":
                 update(self.target.id, fail)
-                ends[f"interrupted, {len(ends)}"] = self.found(manager)
+                ends[f"interrupted, {len(ends)}"] = self.read_all(manager)
                 store.rows = rows
             return answer
 
@@ -188,16 +184,16 @@ class BlockWorld(World):
         return [[]] if was == status else [[status], ["running", status]]
 
 
-class Subject:
-    """A manager with one connection: over an engine of its own, or over a host's.
+class ManagerHarness:
+    """A manager with one connection: on its own engine, or on a host's.
 
-    On the engine of a host that listens, statements go SQLAlchemy's own way.
+    On a host engine with event listeners, SQLAlchemy executes the statements.
     """
 
-    patience = 0
-    """For how many seconds a lock of SQLite's may be left."""
-    most = 1
-    """How many connections there may be."""
+    lock_timeout = 0
+    """For how many seconds a SQLite lock may remain."""
+    max_connections = 1
+    """How many connections are allowed."""
 
     def __init__(self, database: Database, kind: str, mode: str) -> None:
         self.database, self.kind, self.mode = database, kind, mode
@@ -233,26 +229,28 @@ class Subject:
         self.drivers[driver.info.backend_pid] = driver
 
     def close(self) -> Any:
-        """Close its connections; in asyncio, return an awaitable that does."""
+        """Close its connections; for asyncio, return an awaitable that does."""
         return self.manager.close() if self.is_own else self.host.dispose()
 
     def disconnect(self) -> None:
-        """Close the connections that are kept, but keep the pool."""
+        """Close the idle connections, but keep the pool."""
         self.manager._store._bind._idle.close()
 
     @property
     def in_use(self) -> int:
-        """How many connections of a host's pool somebody has, or had."""
+        """How many connections of a host's pool are checked out."""
         return 0 if self.is_own else self.engine.pool.checkedout()
 
     def assert_free(self) -> None:
-        """Nobody has a connection, and none is left in the database but the pool's."""
+        """No connection is checked out, and the database has none besides the pool's."""
         assert self.in_use == 0
         if self.database.name == "sqlite":
-            with closing(sqlite3.connect(self.engine.url.database, timeout=self.patience)) as other:
+            with closing(
+                sqlite3.connect(self.engine.url.database, timeout=self.lock_timeout)
+            ) as other:
                 other.execute("BEGIN IMMEDIATE")
         else:
-            until(
+            wait_until(
                 self._is_quiet, lambda: f"{self.backends()}, of which are known {[*self.drivers]}"
             )
 
@@ -260,13 +258,13 @@ class Subject:
         connected = {pid for pid, each in self.drivers.items() if not each.closed}
         backends = self.backends()
         idle = {*backends.values()} <= {"idle"}
-        return idle and backends.keys() <= connected and len(connected) <= self.most
+        return idle and backends.keys() <= connected and len(connected) <= self.max_connections
 
     def sever(self) -> None:
-        """End the server's side of its connections."""
+        """Terminate the backends of its connections."""
         for pid in self.backends():
             self.database.rows("SELECT pg_terminate_backend(:pid)", pid=pid)
-        until(lambda: not self.backends(), self.backends)
+        wait_until(lambda: not self.backends(), self.backends)
 
     def backends(self, waiting_for: str | None = None) -> dict[int, str]:
         rows = self.database.rows(
@@ -278,8 +276,8 @@ class Subject:
 
 
 @contextmanager
-def little_garbage() -> Iterator[None]:
-    """Spare the collector what there is already."""
+def freeze_garbage() -> Iterator[None]:
+    """Exclude existing objects from garbage collection, which then is fast."""
     gc.collect()
     gc.freeze()
     try:
@@ -289,12 +287,12 @@ def little_garbage() -> Iterator[None]:
 
 
 def collect_garbage() -> None:
-    """Have what was abandoned closed by the collector, which complains of it."""
+    """Let the garbage collector close abandoned connections, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gc.collect()
 
 
-async def in_time(work: Any) -> Any:
-    """Await what would wait for ever if a connection were missing."""
+async def with_timeout(work: Any) -> Any:
+    """Await with a timeout: it would wait forever if a connection were lost."""
     return await asyncio.wait_for(work, 10)

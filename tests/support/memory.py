@@ -1,4 +1,4 @@
-"""The in-memory store of docs/stores.md, and its twin for asyncio."""
+"""The in-memory store of docs/stores.md, and the same for asyncio."""
 
 import builtins
 import re

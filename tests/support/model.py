@@ -1,8 +1,8 @@
-"""One machine, three ways: a memory store and both databases, asked the same side by side.
+"""Call a memory store and both databases in the same way, and compare their answers.
 
-All have one clock, in whole milliseconds, and are given the same ids, in no order. So the answers,
-the refusals and the rows are the same to the type and the digit, with one exception: PostgreSQL's
-jsonb has no negative zero.
+All share one clock, in whole milliseconds, and get the same ids, in no order. Answers, refusals and
+rows must be equal in type and in every digit, with one exception: PostgreSQL's jsonb has no
+negative zero.
 """
 
 import uuid
@@ -35,7 +35,7 @@ Call = Callable[[ExecutionManager], Any]
 
 
 class Clock:
-    """The time of all stores; to the README's it is its `datetime`."""
+    """The clock of all stores; for the memory store it replaces `datetime`."""
 
     def begin(self) -> None:
         self.time = datetime(2026, 1, 31, 23, 59, 59, 900_000, UTC)
@@ -48,7 +48,7 @@ class Clock:
 
 
 class Ids:
-    """UUIDs in no order, as from hosts whose clocks disagree; the same for each store."""
+    """UUIDs in no order, as from hosts with different clocks; the same for each store."""
 
     def begin(self) -> None:
         self.first = self.made = 0
@@ -75,12 +75,12 @@ class SideBySide:
         self.memory = type(store)
         monkeypatch.setitem(self.memory.create.__globals__, "datetime", self.clock)
         monkeypatch.setattr(validation, "new_id", self.ids.new)
-        for each in databases:  # once: what a statement is compiled to, a store keeps
+        for each in databases:  # once: a store caches its compiled statements
             sql = SqlExecutionStore(each.engine, clock=self.clock.read)
             self.managers[each.name] = ExecutionManager(sql)
 
     def begin(self) -> None:
-        """Begin from nothing."""
+        """Delete everything and reset the clock."""
         self.clock.begin()
         self.ids.begin()
         self.managers["memory"] = ExecutionManager(self.memory())
@@ -88,7 +88,7 @@ class SideBySide:
             database.run("DELETE FROM executions")
 
     def ask(self, call: Call) -> Any:
-        """Return the answer that all give, or the problem that all raise."""
+        """Call every store; return the common answer or exception."""
         answers = {}
         for name, manager in self.managers.items():
             self.ids.again()
@@ -101,7 +101,7 @@ class SideBySide:
         return expected
 
     def rows(self) -> list[Execution]:
-        """Return everything there is, which is the same everywhere."""
+        """Return all executions, which must be equal in every store."""
         rows: list[Execution] = self.ask(lambda manager: manager.list(limit=EVERYTHING))
         return rows
 
@@ -115,11 +115,11 @@ def answer(call: Call, manager: ExecutionManager) -> Any:
 
 def assert_same(found: Any, expected: Any, name: str) -> None:
     signed = name != "postgresql"
-    assert told(found, signed_zero=signed) == told(expected, signed_zero=signed), name
+    assert normalized(found, signed_zero=signed) == normalized(expected, signed_zero=signed), name
 
 
-def told(value: Any, *, signed_zero: bool) -> Any:
-    """Return what differs wherever values differ, in their type or their digits, too."""
+def normalized(value: Any, *, signed_zero: bool) -> Any:
+    """Return a form that differs wherever values differ, in type or digits too."""
 
     def each(part: Any) -> Any:
         match part:
@@ -140,34 +140,38 @@ def told(value: Any, *, signed_zero: bool) -> Any:
 
 
 class History:
-    """The moves that the rows have shown, and what the databases are to have recorded of them."""
+    """The transitions observed in the rows: the history that the databases must contain."""
 
     def __init__(self) -> None:
-        self.moves: dict[str, list[dict[str, Any]]] = {}
+        self.transitions: dict[str, list[dict[str, Any]]] = {}
 
-    def see(self, rows: list[Execution]) -> list[tuple[str | None, str]]:
-        """Return the moves since the last look; what is gone has no history."""
-        self.moves = {row.id: self.moves.get(row.id, []) for row in rows}
+    def observe(self, rows: list[Execution]) -> list[tuple[str | None, str]]:
+        """Return the transitions since the last call; deleted executions have none."""
+        self.transitions = {row.id: self.transitions.get(row.id, []) for row in rows}
         seen = []
         for row in rows:
-            moves = self.moves[row.id]
-            was = moves[-1]["to_status"] if moves else None
+            transitions = self.transitions[row.id]
+            was = transitions[-1]["to_status"] if transitions else None
             if row.status != was:
-                moves.append(recorded(row, len(moves) + 1, was))
+                transitions.append(expected_entry(row, len(transitions) + 1, was))
                 seen.append((was, str(row.status)))
         return seen
 
     def assert_recorded(self, database: Database) -> None:
-        moves = [move for _, moves in sorted(self.moves.items()) for move in moves]
+        transitions = [
+            transition
+            for _, transitions in sorted(self.transitions.items())
+            for transition in transitions
+        ]
         columns = execution_history.c
-        told = [column for column in columns if column is not columns.write_token]
-        query = select(*told).order_by(columns.execution_id, columns.seq)
+        compared = [column for column in columns if column is not columns.write_token]
+        query = select(*compared).order_by(columns.execution_id, columns.seq)
         with database.engine.connect() as connection:
             found = [dict(row._mapping) for row in connection.execute(query)]
-        assert_same(found, moves, database.name)
+        assert_same(found, transitions, database.name)
 
 
-def recorded(row: Execution, seq: int, was: str | None) -> dict[str, Any]:
+def expected_entry(row: Execution, seq: int, was: str | None) -> dict[str, Any]:
     reason = row.metadata.get("cancellation_reason") if row.status == "cancelled" else None
     return {
         "execution_id": row.id,

@@ -1,4 +1,4 @@
-"""What callers pass: mostly sound, often at a limit, now and then what must be refused."""
+"""Arguments for random calls: mostly valid, often at a limit, sometimes invalid."""
 
 import math
 from collections.abc import Callable
@@ -30,72 +30,72 @@ LONGEST = timedelta(days=36_500)
 
 
 class Relative:
-    """An argument that hangs on what there is when it is passed."""
+    """An argument that depends on the executions at the time of the call."""
 
-    def real(self, id: object, rows: list[Execution], now: datetime) -> Any:
+    def resolve(self, id: object, rows: list[Execution], now: datetime) -> Any:
         raise NotImplementedError
 
 
 def pick(row: int, statuses: Statuses, rows: list[Execution]) -> Execution | None:
-    """Return one of those in the statuses; of all when there are none of these."""
+    """Return an execution in one of the statuses, or any if there is none."""
     chosen = [each for each in rows if each.status in statuses] or rows
     return chosen[row % len(chosen)] if chosen else None
 
 
 @dataclass(frozen=True)
-class Known(Relative):
-    """The id of an execution that there is."""
+class ExistingId(Relative):
+    """The id of an existing execution."""
 
     row: int
     statuses: Statuses
-    spelt: Callable[[str], object]
+    form: Callable[[str], object]
 
-    def real(self, id: object, rows: list[Execution], now: datetime) -> object:
+    def resolve(self, id: object, rows: list[Execution], now: datetime) -> object:
         found = pick(self.row, self.statuses, rows)
-        return found and self.spelt(found.id)
+        return found and self.form(found.id)
 
 
 @dataclass(frozen=True)
 class Fence(Relative):
-    """The number of the attempt that owns the execution, or one beside it."""
+    """The number of the current attempt, or one close to it."""
 
     off: int
 
-    def real(self, id: object, rows: list[Execution], now: datetime) -> int:
+    def resolve(self, id: object, rows: list[Execution], now: datetime) -> int:
         return self.off + next((row.attempts for row in rows if row.id == str(id).lower()), 0)
 
 
 @dataclass(frozen=True)
 class Age(Relative):
-    """How long ago something last happened to an execution, or a little more or less."""
+    """The time since the last update of an execution, or a little more or less."""
 
     row: int
     statuses: Statuses
     off: timedelta
 
-    def real(self, id: object, rows: list[Execution], now: datetime) -> timedelta:
+    def resolve(self, id: object, rows: list[Execution], now: datetime) -> timedelta:
         found = pick(self.row, self.statuses, rows)
         return now - (found.updated_at if found else now) + self.off
 
 
 class OnTheHour(Relative):
-    """Until the next full hour: so several become due at the same time."""
+    """The time until the next full hour: several executions become due together."""
 
-    def real(self, id: object, rows: list[Execution], now: datetime) -> timedelta:
+    def resolve(self, id: object, rows: list[Execution], now: datetime) -> timedelta:
         return HOUR - (now - datetime.min.replace(tzinfo=UTC)) % HOUR
 
     def __repr__(self) -> str:
         return "OnTheHour()"
 
 
-def real(passed: dict[str, Any], rows: list[Execution], now: datetime) -> dict[str, Any]:
-    """Return the arguments as they are passed here and now."""
+def resolve(passed: dict[str, Any], rows: list[Execution], now: datetime) -> dict[str, Any]:
+    """Return the arguments for a call at this time."""
 
     def one(value: Any) -> Any:
-        return value.real(id, rows, now) if isinstance(value, Relative) else value
+        return value.resolve(id, rows, now) if isinstance(value, Relative) else value
 
     id = None
-    id = one(passed.get("id"))  # on which others hang
+    id = one(passed.get("id"))  # other arguments depend on it
     return {name: id if name == "id" else one(value) for name, value in passed.items()}
 
 
@@ -110,14 +110,14 @@ def nested(levels: int) -> Any:
     return value
 
 
-NO_TEXTS = [5, True, b"x", "a\0b", "\ud800"]
+INVALID_TEXTS = [5, True, b"x", "a\0b", "\ud800"]
 strange = st.sampled_from(
     ['a"b', "\\", "$.a", "a[0]", "ü", "u\u0308", "\x01\t\n", "\u2028", "😀", "'", "%s", ":a",
      "?", "null", "{}", "\\u0000", "x" * 255]
 )  # fmt: skip
 texts = strange | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
 names = texts.filter(bool)
-no_names = st.sampled_from(["", "x" * 256, None, *NO_TEXTS])
+invalid_names = st.sampled_from(["", "x" * 256, None, *INVALID_TEXTS])
 
 NUMBERS = [0, 1, 1.0, True, 2**53 + 1, -(2**63) - 1, 10**30, 10**400, 1e16, 1e23, -0.0, 5e-324]
 scalars = st.none() | st.booleans() | st.integers() | st.sampled_from(NUMBERS) | texts
@@ -131,10 +131,10 @@ encodable = st.sampled_from(
     [{}, [], nested(200), (1, (2,)), Decimal("1.10"), UUID(int=7), date(2026, 1, 31), HOUR,
      datetime(2026, 1, 31, tzinfo=UTC), LogLevel.INFO, ExecutionFailure(message="m")]
 )  # fmt: skip
-no_json = st.sampled_from(
+invalid_json = st.sampled_from(
     [math.nan, [math.inf], b"x", {1}, {1: 2}, nested(201), ["a\0b"], {"a\0b": 1}, "\ud800", ...]
 )
-documents = mostly(json_values | encodable, no_json)
+documents = mostly(json_values | encodable, invalid_json)
 metadata = mostly(
     st.none()
     | st.dictionaries(texts, json_values, max_size=3)
@@ -144,14 +144,14 @@ metadata = mostly(
 SAME_WORK = [None, {"n": 1}, {"n": 1.0}, {"n": True}, [0.0], [-0.0]]
 payloads = st.sampled_from(SAME_WORK) | documents
 
-types = mostly(st.sampled_from(["mail", "ship", 'a"b']), no_names)
-any_type = mostly(st.none() | st.sampled_from(["mail", "ship"]), no_names | names)
+types = mostly(st.sampled_from(["mail", "ship", 'a"b']), invalid_names)
+any_type = mostly(st.none() | st.sampled_from(["mail", "ship"]), invalid_names | names)
 keys = st.sampled_from(["k", "K", "k ", '"\\ü'])
-idempotency_keys = mostly(st.none() | keys, no_names)
-workers = mostly(st.none() | names, no_names)
-checkpoint_keys = mostly(st.sampled_from(["a", 'a"b', "a\\b"]) | names, no_names)
+idempotency_keys = mostly(st.none() | keys, invalid_names)
+workers = mostly(st.none() | names, invalid_names)
+checkpoint_keys = mostly(st.sampled_from(["a", 'a"b', "a\\b"]) | names, invalid_names)
 reasons = mostly(
-    st.none() | texts | st.just("x" * 10_000), st.sampled_from(["x" * 10_001, *NO_TEXTS])
+    st.none() | texts | st.just("x" * 10_000), st.sampled_from(["x" * 10_001, *INVALID_TEXTS])
 )
 
 attempts = mostly(
@@ -176,22 +176,24 @@ flags = mostly(st.none() | st.booleans(), st.sampled_from([1, "yes"]))
 
 spans = st.sampled_from([MILLISECOND, 2 * MILLISECOND, timedelta(seconds=1), HOUR, LONGEST])
 spans |= st.integers(500, 10**12).map(lambda n: timedelta(microseconds=n))
-no_spans = st.sampled_from(
+invalid_spans = st.sampled_from(
     [-MILLISECOND, LONGEST + timedelta.resolution, timedelta.max, 5, 1.0, "1h", True]
 )
 timeouts = mostly(
-    st.none() | spans | st.just(timedelta.resolution), no_spans | st.just(timedelta(0))
+    st.none() | spans | st.just(timedelta.resolution), invalid_spans | st.just(timedelta(0))
 )
-delays = mostly(st.sampled_from([None, timedelta(0), OnTheHour(), OnTheHour()]) | spans, no_spans)
+delays = mostly(
+    st.sampled_from([None, timedelta(0), OnTheHour(), OnTheHour()]) | spans, invalid_spans
+)
 ENDS = st.sampled_from([timedelta(0), timedelta(0), MILLISECOND, -MILLISECOND])
 silences = st.builds(Age, st.integers(0, 9), st.just((RUNNING,)), ENDS)
 ages = st.builds(Age, st.integers(0, 9), st.just(FINISHED), ENDS)
-stalls = mostly(st.sampled_from([None, MILLISECOND, HOUR]) | silences, no_spans)
+stalls = mostly(st.sampled_from([None, MILLISECOND, HOUR]) | silences, invalid_spans)
 extremes = st.sampled_from([timedelta(0), LONGEST])
-retentions = mostly(extremes | ages, no_spans | st.none())
-key_retentions = mostly(st.none() | extremes | ages, no_spans)
+retentions = mostly(extremes | ages, invalid_spans | st.none())
+key_retentions = mostly(st.none() | extremes | ages, invalid_spans)
 
-over = mostly(
+finished = mostly(
     st.none() | st.sampled_from([(), *FINISHED]) | st.lists(st.sampled_from(FINISHED), max_size=3),
     st.sampled_from(["pending", ["failed", "running"], "Failed", 5]),
 )
@@ -212,22 +214,22 @@ failures = st.sampled_from(
 )
 errors = mostly(texts | failures, st.sampled_from([None, 5, b"x", ValueError]))
 messages = mostly(texts | st.sampled_from(["a\0b\ud800", "x" * 10_001]), st.sampled_from([None, 5]))
-progress_messages = mostly(st.none() | texts, st.sampled_from(["x" * 10_001, *NO_TEXTS]))
+progress_messages = mostly(st.none() | texts, st.sampled_from(["x" * 10_001, *INVALID_TEXTS]))
 levels = mostly(
     st.sampled_from(LogLevel) | st.just("info"), st.sampled_from(["INFO", "", None, []])
 )
 
-NOBODY = str(UUID(int=2))
-UNKNOWN = [UUID(int=1), NOBODY, f"{{{NOBODY}}}", "", "no-uuid", "ü\0", 5, None]
+UNKNOWN_ID = str(UUID(int=2))
+UNKNOWN = [UUID(int=1), UNKNOWN_ID, f"{{{UNKNOWN_ID}}}", "", "no-uuid", "ü\0", 5, None]
 
 
 def ids(*statuses: ExecutionStatus) -> Strategy:
-    """Ids of executions, often in a status that serves; now and then odd ones, or of none."""
+    """Ids of executions, often in a suitable status; sometimes odd or unknown ones."""
     row, often = st.integers(0, 9), st.sampled_from([(), statuses, *((each,) for each in statuses)])
-    spelt = st.sampled_from([str.upper, UUID])
+    form = st.sampled_from([str.upper, UUID])
     return mostly(
-        st.builds(Known, row, often, st.just(str)),
-        st.builds(Known, row, often, spelt) | st.sampled_from(UNKNOWN),
+        st.builds(ExistingId, row, often, st.just(str)),
+        st.builds(ExistingId, row, often, form) | st.sampled_from(UNKNOWN),
     )
 
 
@@ -237,7 +239,7 @@ objects = st.sampled_from([{"a": {"a": 1}}, {"b": None}, True])
 entry = {"key": checkpoint_keys, "value": objects | documents}
 fence = {"attempt": attempts}
 RETRYABLE = {"error": "no", "retryable": True, "attempt": Fence(0)}
-COURSES = [
+ATTEMPTS = [
     [],
     [("heartbeat", {})],
     [
@@ -253,7 +255,7 @@ COURSES = [
     [("timeout", {"attempt": Fence(0)}), ("retry", {})],
 ]
 
-# How often, and with which arguments.
+# Each call: its weight, and its arguments.
 STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
     "create": (
         4,
@@ -296,7 +298,7 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
     ),
     "logs": (2, {"id": ids(RUNNING), "limit": limits, "before": maybe_ids}),
     "get": (1, {"id": ids()}),
-    "find_by_idempotency_key": (1, {"key": mostly(keys, no_names)}),
+    "find_by_idempotency_key": (1, {"key": mostly(keys, invalid_names)}),
     "list": (
         2,
         {
@@ -312,14 +314,14 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
         4,
         {
             "older_than": retentions,
-            "statuses": over,
+            "statuses": finished,
             "type": any_type,
             "keys_older_than": key_retentions,
             "limit": limits,
         },
     ),
-    # Of the machine's own:
-    "attempt": (5, {"id": ids(PENDING, RETRYING), "course": st.sampled_from(COURSES)}),
+    # Steps of the test machine:
+    "attempt": (5, {"id": ids(PENDING, RETRYING), "course": st.sampled_from(ATTEMPTS)}),
     "wait": (1, {"span": spans}),
     "in_time": (
         4,

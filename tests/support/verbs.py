@@ -1,4 +1,4 @@
-"""Every verb as a call on an execution, in either mode, that was brought into a situation."""
+"""Every verb as a call, sync or async, on an execution in a given state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ Call = Callable[[Any, Execution], Any]
 
 @dataclass(frozen=True)
 class Verb:
-    """A call, in either mode, on an execution that was brought into a situation."""
+    """A call, sync or async, on an execution in a state."""
 
-    situation: str
+    state: str
     call: Call
     writes: bool = True
 
