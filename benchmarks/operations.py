@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, create_engine, event
-from tests.support.cookbook import PAGE, ask, cookbook
+from tests.support.cookbook import PAGE, cookbook, run_query
 
 from execution_core import cli, connect, migrate
 
@@ -135,9 +135,9 @@ def questions(seeded: Seeded) -> Iterator[tuple[str, Callable[[], Any]]]:
     with engine.connect() as connection:
         for question, query in cookbook().items():
             given = values | of.get(question, {})
-            yield question, partial(ask, connection, query, **given)
+            yield question, partial(run_query, connection, query, **given)
         whole = "SELECT * FROM execution_stats"
-        yield "All of `execution_stats`", partial(ask, connection, whole)
+        yield "All of `execution_stats`", partial(run_query, connection, whole)
     engine.dispose()
 
 

@@ -17,8 +17,7 @@ from execution_core.cli import main, output, queries
 from execution_core.cli.commands import stats, watch
 
 from ..conftest import Database
-from ..support.situations import STATES, bring_to
-from .terminal import PROGRAM, remove_control_sequences, run_in_terminal
+from ..support.states import STATES, bring_to
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\u202erm -rf\u2028\x00"[:-1]
 

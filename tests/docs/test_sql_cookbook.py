@@ -15,7 +15,7 @@ from execution_core import ExecutionManager, SqlExecutionStore, migrate
 from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database
-from ..support.cookbook import PAGE, ask, blocks, cookbook, settings
+from ..support.cookbook import PAGE, blocks, cookbook, run_query, settings
 
 
 class Clock:
@@ -358,7 +358,7 @@ def test_cookbook_query_returns_the_expected_rows(story: Story, question: str) -
     with story.database.engine.connect() as connection:
         if story.database.name == "postgresql":
             connection.exec_driver_sql("SET TIME ZONE 'UTC'")
-        answer = story.names(ask(connection, cookbook()[question], **values))
+        answer = story.names(run_query(connection, cookbook()[question], **values))
     expected = ANSWERS[question](story)
     shown = [{column: row[column] for column in expected[0]} for row in answer]
     assert shown == expected
@@ -371,7 +371,7 @@ def test_cookbook_plans_use_indexes(story: Story) -> None:
     scanning = []
     with story.database.engine.connect() as connection:
         for question, query in cookbook().items():
-            plan = ask(connection, f"EXPLAIN QUERY PLAN {query}", **values)
+            plan = run_query(connection, f"EXPLAIN QUERY PLAN {query}", **values)
             read = list(scans_of_sqlite(line["detail"] for line in plan))
             assert read, question
             if any(each.startswith("scan of ") for each in read):

@@ -23,17 +23,24 @@ from execution_core.stores import Transition
 from ..conftest import Database
 from ..support import injection
 from ..support.injection import (
-    BlockWorld,
+    AttemptScenario,
     Figures,
-    Subject,
+    ManagerHarness,
+    Scenario,
     Tell,
-    World,
-    little_garbage,
-    said,
+    collect_garbage,
+    freeze_garbage,
+    summary,
+    with_timeout,
 )
-from ..support.interruptions import Way, cancel_at_once, cancel_late
-from ..support.verbs import VERBS, Verb
-from .every_await import KINDS, WAYS, async_block, at_every_await, block, verbs_of
+from ..support.interruptions import (
+    AwaitInterrupter,
+    Interrupt,
+    cancel_after_result,
+    cancel_while_waiting,
+)
+from ..support.signals import Interruption
+from ..support.verbs import VERBS, Call, Verb
 
 
 @pytest.fixture(autouse=True)
@@ -43,50 +50,94 @@ def pools_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "OWN_POOL", 1)
     # By default psycopg awaits only after the loop was busy; now it awaits at every chance.
     monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0, raising=False)
-    with little_garbage():
+    with freeze_garbage():
         yield
 
 
-@pytest.mark.matrix
+async def at_every_await(
+    subject: ManagerHarness,
+    world: Scenario,
+    ways: Callable[[int], dict[int, Interrupt]],
+    figures: Figures,
+    *,
+    ready: Callable[[], Any] | None = None,
+    call: Call | None = None,
+    abandons: bool = False,
+) -> None:
+    """Make a call over and over, each time interrupted at the next await.
+
+    One that abandons leaves connections to the garbage collector.
+    """
+    call, awaits = call or world.verb.call, AwaitInterrupter()
+
+    async def make_ready() -> None:
+        await with_timeout(subject.manager.list(limit=1))
+        subject.assert_free()
+        if ready:
+            await ready()
+
+    for _ in range(2):  # what is done once has been done
+        await make_ready()
+        await awaits.run(call(subject.manager, world.target), {})
+        world.end()
+    last = awaits.seen
+    for n in range(1, last + 1):
+        await make_ready()
+        end = await awaits.run(call(subject.manager, world.target), ways(n))
+        told = isinstance(end, asyncio.CancelledError | Interruption)
+        assert told or not awaits.interrupted, f"{end!r} at await {n}"
+        end = None  # and what it holds
+        if abandons:
+            collect_garbage()
+        subject.assert_free()
+        figures[world.end()] += 1
+        figures["interrupted twice"] += awaits.interrupted == 2
+    figures["awaits"] += last
+    await make_ready()
+
+
+KINDS = pytest.mark.parametrize("kind", ["own", "host", "listening"])
+WAYS = pytest.mark.parametrize("way", [cancel_while_waiting, cancel_after_result])
+
+
 @KINDS
 @WAYS
-def test_cancel_verb_at_every_await_row_is_before_or_after(
-    database: Database, kind: str, way: Way, tell: Tell
+def test_every_verb_at_every_await(
+    database: Database, kind: str, way: Interrupt, tell: Tell
 ) -> None:
     figures: Figures = Counter()
 
-    async def run(verb: Verb, first: int) -> None:
-        subject, world = Subject(database, kind, "async"), World(database, verb)
-        ways: Any = lambda n: {n: way}  # noqa: E731
-        await at_every_await(subject, world, ways, figures, every=3, first=first)
+    async def run(verb: Verb) -> None:
+        subject, world = ManagerHarness(database, kind, "async"), Scenario(database, verb)
+        await at_every_await(subject, world, lambda n: {n: way}, figures)
         await subject.close()
         world.close()
 
-    verbs = verbs_of(kind)
-    for number, verb in enumerate(verbs):
-        asyncio.run(run(verb, number))
-    tell(f"{database.name}, {kind}, {way.__name__}: {len(verbs)} verbs, {said(figures)}")
+    for verb in VERBS.values():
+        asyncio.run(run(verb))
+    tell(f"{database.name}, {kind}, {way.__name__}: {len(VERBS)} verbs, {summary(figures)}")
 
 
 @pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @KINDS
 @WAYS
-def test_cancel_while_connecting_at_every_await_pool_stays_complete(
-    database: Database, kind: str, way: Way, tell: Tell
-) -> None:
-    """psycopg may leave an unfinished connection to the garbage collector."""
+def test_while_it_connects(database: Database, kind: str, way: Interrupt, tell: Tell) -> None:
+    """psycopg may leave what it was connecting to the garbage collector."""
     figures: Figures = Counter()
 
     async def run() -> None:
-        subject, world = Subject(database, kind, "async"), World(database, VERBS["complete"])
-        options: Any = {"ready": subject.close, "abandons": True, "every": 2}
+        subject, world = (
+            ManagerHarness(database, kind, "async"),
+            Scenario(database, VERBS["complete"]),
+        )
+        options: Any = {"ready": subject.close, "abandons": True}
         await at_every_await(subject, world, lambda n: {n: way}, figures, **options)
         await subject.close()
         world.close()
 
     asyncio.run(run())
-    tell(f"{database.name}, {kind}, connecting, {way.__name__}: {said(figures)}")
+    tell(f"{database.name}, {kind}, connecting, {way.__name__}: {summary(figures)}")
 
 
 @pytest.mark.matrix
@@ -97,11 +148,14 @@ def test_cancel_twice_at_every_await_row_is_before_or_after(
     """The second cancellation comes while the call handles the first."""
     figures: Figures = Counter()
 
-    def twice(later: int) -> Callable[[int], dict[int, Way]]:
-        return lambda n: {n: cancel_at_once, n + later: cancel_at_once}
+    def twice(later: int) -> Callable[[int], dict[int, Interrupt]]:
+        return lambda n: {n: cancel_while_waiting, n + later: cancel_while_waiting}
 
     async def run() -> None:
-        subject, world = Subject(database, kind, "async"), World(database, VERBS["complete"])
+        subject, world = (
+            ManagerHarness(database, kind, "async"),
+            Scenario(database, VERBS["complete"]),
+        )
         for later in range(1, 6):
             options: Any = {"every": 2, "first": later}
             await at_every_await(subject, world, twice(later), figures, **options)
@@ -109,21 +163,24 @@ def test_cancel_twice_at_every_await_row_is_before_or_after(
         world.close()
 
     asyncio.run(run())
-    tell(f"{database.name}, {kind}, twice: {said(figures)}")
+    tell(f"{database.name}, {kind}, twice: {summary(figures)}")
 
 
 @pytest.mark.matrix
 @KINDS
 @WAYS
-def test_cancel_verification_at_every_await_row_is_before_or_after(
-    postgres_database: Database, kind: str, way: Way, tell: Tell
+def test_while_it_finds_out_what_became_of_a_write(
+    postgres_database: Database, kind: str, way: Interrupt, tell: Tell
 ) -> None:
     """PostgreSQL only: SQLite has no connection to lose."""
     database, figures = postgres_database, Counter[str]()
     database.run("TRUNCATE executions CASCADE")
 
     async def run() -> None:
-        subject, world = Subject(database, kind, "async"), World(database, VERBS["complete"])
+        subject, world = (
+            ManagerHarness(database, kind, "async"),
+            Scenario(database, VERBS["complete"]),
+        )
 
         async def sever() -> None:
             subject.sever()
@@ -134,42 +191,42 @@ def test_cancel_verification_at_every_await_row_is_before_or_after(
         world.close()
 
     asyncio.run(run())
-    tell(f"{database.name}, {kind}, severed, {way.__name__}: {said(figures)}")
+    tell(f"{database.name}, {kind}, severed, {way.__name__}: {summary(figures)}")
 
 
 @pytest.mark.matrix
 @KINDS
 @WAYS
-@pytest.mark.parametrize("state", ["pending", "running"])
-def test_cancel_attempt_block_at_every_await_end_is_recorded(
-    database: Database, kind: str, way: Way, state: str, tell: Tell
+@pytest.mark.parametrize("situation", ["pending", "running"])
+def test_a_block_at_every_await(
+    database: Database, kind: str, way: Interrupt, situation: str, tell: Tell
 ) -> None:
     figures: Figures = Counter()
 
     async def run() -> None:
-        subject = Subject(database, kind, "async")
-        world = BlockWorld(database, Verb(state, block))
-        await at_every_await(subject, world, lambda n: {n: way}, figures, call=async_block, every=3)
+        subject = ManagerHarness(database, kind, "async")
+        world = AttemptScenario(database, Verb(situation, block))
+        await at_every_await(subject, world, lambda n: {n: way}, figures, call=async_block)
         await subject.close()
         world.close()
 
     asyncio.run(run())
-    tell(f"{database.name}, {kind}, block, {state}, {way.__name__}: {said(figures)}")
+    tell(f"{database.name}, {kind}, block, {situation}, {way.__name__}: {summary(figures)}")
 
 
 @pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["AsyncConnection", "AsyncSession"])
 @WAYS
-def test_cancel_host_transaction_at_every_await_row_is_before_or_after(
-    database: Database, kind: str, way: Way, tell: Tell
+def test_a_callers_transaction_at_every_await(
+    database: Database, kind: str, way: Interrupt, tell: Tell
 ) -> None:
     """Up to the commit. On SQLite, SQLAlchemy may leave its lock to the garbage collector."""
     figures: Figures = Counter()
 
     async def run(verb: Verb) -> None:
-        subject, world = Subject(database, "host", "async"), World(database, verb)
-        subject.patience = 10
+        subject, world = ManagerHarness(database, "host", "async"), Scenario(database, verb)
+        subject.lock_timeout = 10
 
         async def call(manager: Any, job: Execution) -> None:
             if kind == "AsyncConnection":
@@ -186,7 +243,7 @@ def test_cancel_host_transaction_at_every_await_row_is_before_or_after(
 
     for name in ("create with a key", "complete", "claim", "delete", "a refusal"):
         asyncio.run(run(VERBS[name]))
-    tell(f"{database.name}, within {kind}, {way.__name__}: {said(figures)}")
+    tell(f"{database.name}, within {kind}, {way.__name__}: {summary(figures)}")
 
 
 @KINDS
@@ -198,7 +255,7 @@ def test_cancel_write_waiting_for_lock_changes_nothing(
     database.run("TRUNCATE executions CASCADE")
 
     async def run(verb: Verb) -> None:
-        subject, world = Subject(database, kind, "async"), World(database, verb)
+        subject, world = ManagerHarness(database, kind, "async"), Scenario(database, verb)
         await subject.manager.list()
         with database.engine.connect() as other:
             other.exec_driver_sql("LOCK TABLE executions IN EXCLUSIVE MODE")
@@ -228,9 +285,12 @@ def test_cancel_check_detects_write_in_two_statements(
         return await update(store, id, transitions.checkpoint("k", 2, None))
 
     async def run() -> None:
-        subject, world = Subject(database, "own", "async"), World(database, VERBS["advance"])
+        subject, world = (
+            ManagerHarness(database, "own", "async"),
+            Scenario(database, VERBS["advance"]),
+        )
         with closing(world), pytest.raises(AssertionError, match="in between"):
-            await at_every_await(subject, world, lambda n: {n: cancel_late}, Counter())
+            await at_every_await(subject, world, lambda n: {n: cancel_after_result}, Counter())
         await subject.close()
 
     monkeypatch.setattr(AsyncSqlExecutionStore, "update", update_twice)
@@ -245,14 +305,17 @@ def test_cancel_check_detects_leaked_connection(
     database.run("TRUNCATE executions CASCADE")
 
     async def run() -> None:
-        subject, world = Subject(database, "own", "async"), World(database, VERBS["advance"])
+        subject, world = (
+            ManagerHarness(database, "own", "async"),
+            Scenario(database, VERBS["advance"]),
+        )
         with closing(world), pytest.raises(AssertionError, match="of which are known"):
-            await at_every_await(subject, world, lambda n: {n: cancel_late}, Counter())
+            await at_every_await(subject, world, lambda n: {n: cancel_after_result}, Counter())
         monkeypatch.undo()
         for pooled in leaked:
             await greenlet_spawn(async_executor._drop, pooled, Exception())
         await subject.close()
 
-    monkeypatch.setattr(injection, "PATIENCE", 1)
-    monkeypatch.setattr(async_executor, "_drop", lambda pooled, _: leaked.append(pooled))
+    monkeypatch.setattr(injection, "TIMEOUT", 1)
+    monkeypatch.setattr(async_executor, "_drop", lambda pooled, _: kept.append(pooled))
     asyncio.run(run())

@@ -21,7 +21,7 @@ from execution_core.sql.schema.tables import executions
 
 from ..conftest import Database
 from ..docs.test_sql_cookbook import Story
-from ..support.cookbook import ask, blocks, cookbook
+from ..support.cookbook import blocks, cookbook, run_query
 
 READER, WORKER = "executions_reader", "executions_worker"
 PASSWORD = "only-for-tests"
@@ -90,13 +90,13 @@ def test_role_reader_runs_the_cookbook_except_payloads(story: Story, roles: Role
         for question, query in cookbook().items():
             with reader.engine.connect() as connection:
                 if "payload" in question:
-                    with permission_denied():
-                        ask(connection, query, **values)
+                    with refused():
+                        run_query(connection, query, **values)
                     continue
-                answer = ask(connection, query, **values)
+                answer = run_query(connection, query, **values)
             with story.database.engine.connect() as connection:
-                expected = ask(connection, query, **values)
-            assert [*map(list, answer)] == [*map(list, expected)]
+                owners = run_query(connection, query, **values)
+            assert [*map(list, answer)] == [*map(list, owners)]
 
 
 def test_role_reader_cli_lists_but_shows_no_data(

@@ -29,8 +29,8 @@ from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.sql.schema.indexes import metadata
 
 from ..conftest import Database
-from ..support.rows import DONE, FAILED, ID, OTHER, ROW, RUNNING, insert
-from ..support.situations import STATES, bring_to
+from ..support.processes import spawn
+from ..support.states import STATES, bring_to
 
 # --- legal rows -------------------------------------------------------------------------------
 

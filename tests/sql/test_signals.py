@@ -28,18 +28,25 @@ from execution_core.tracking.attempt import Attempt
 
 from ..conftest import Database
 from ..support.injection import (
-    BlockWorld,
+    AttemptScenario,
     Figures,
-    Subject,
+    ManagerHarness,
+    Scenario,
     Tell,
-    World,
-    little_garbage,
-    said,
-    until,
+    freeze_garbage,
+    summary,
+    wait_until,
 )
-from ..support.interruptions import Awaits, Way
-from ..support.sampling import WHOLE
-from ..support.signals import SIGNALS, Calls, Interruption, Selector, Trial, in_seconds, raising
+from ..support.interruptions import AwaitInterrupter, Interrupt
+from ..support.signals import (
+    SIGNALS,
+    Interruption,
+    SignalAtCall,
+    SignallingSelector,
+    SignalTrial,
+    raise_on_signals,
+    time_limit,
+)
 from ..support.verbs import VERBS, Call, Verb
 from .every_await import KINDS, async_block, at_every_await, verbs_of
 
@@ -62,15 +69,15 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ):  # with a pool of one, the next call needs the permit of the interrupted call
         monkeypatch.setattr(module, "OWN_POOL", 1)
     monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0, raising=False)
-    logging.disable()  # log records that pytest keeps would keep connections alive
-    with little_garbage(), raising():
+    logging.disable()  # what pytest keeps of a log would keep a connection as well
+    with freeze_garbage(), raise_on_signals():
         yield
     logging.disable(logging.NOTSET)
 
 
 ROWS = {
-    "own": partial(Calls, CachingExecutor.rows.__code__),
-    "host": partial(Calls, Executor.rows.__code__),
+    "own": partial(SignalAtCall, CachingExecutor.rows.__code__),
+    "host": partial(SignalAtCall, Executor.rows.__code__),
 }
 
 
@@ -86,13 +93,15 @@ def test_signal_verb_at_every_call_row_is_before_or_after(
     figures: Figures = Counter()
     for number, (name, verb) in enumerate(VERBS.items()):
         with closing(
-            Trial(Subject(database, kind, "sync"), World(database, verb), ROWS[kind])
+            SignalTrial(
+                ManagerHarness(database, kind, "sync"), Scenario(database, verb), ROWS[kind]
+            )
         ) as trial:
             step = {"complete": 1 if kind == "own" else 3}.get(name, 50)
             first = (2 if WHOLE else 37) * number  # another moment for each verb
             trial.at_every(choose_step(step, 4 * step), first=first)
             figures += trial.figures
-    tell(f"{database.name}, {kind}, signals: {len(VERBS)} verbs, {said(figures)}")
+    tell(f"{database.name}, {kind}, signals: {len(VERBS)} verbs, {summary(figures)}")
 
 
 class CountingPermits:
@@ -114,22 +123,22 @@ def test_signal_check_detects_lost_permits(
 ) -> None:
     monkeypatch.setattr(connection_cache, "SimpleQueue", CountingPermits)
     monkeypatch.setattr(connection_cache, "Permit", lambda _: None)
-    subject, world = Subject(database, "own", "sync"), World(database, VERBS["complete"])
-    with closing(Trial(subject, world, ROWS["own"])) as trial:
-        trial.patience = 1
+    subject, world = ManagerHarness(database, "own", "sync"), Scenario(database, VERBS["complete"])
+    with closing(SignalTrial(subject, world, ROWS["own"])) as trial:
+        trial.call_timeout = 1
         with pytest.raises(TimeoutError):
             trial.at_every(1)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_signal_while_connecting_pool_stays_complete(database: Database, tell: Tell) -> None:
-    """An unfinished connection is left to the garbage collector; its permit is not lost."""
-    subject, world = Subject(database, "own", "sync"), World(database, VERBS["complete"])
-    with closing(Trial(subject, world, ROWS["own"])) as trial:
+def test_while_it_connects(database: Database, tell: Tell) -> None:
+    """A connection that was being made is left to the garbage collector; its place is not lost."""
+    subject, world = ManagerHarness(database, "own", "sync"), Scenario(database, VERBS["complete"])
+    with closing(SignalTrial(subject, world, ROWS["own"])) as trial:
         trial.abandons = trial.connects = True
         trial.again()
-        trial.at_every(choose_step(17, 85))
-    tell(f"{database.name}, own, signals while it connects: {said(trial.figures)}")
+        trial.at_every(1 if PROOF else 17)
+    tell(f"{database.name}, own, signals while it connects: {summary(trial.figures)}")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::sqlalchemy.exc.SAWarning")
@@ -139,7 +148,7 @@ def test_signal_host_transaction_at_every_call_row_is_before_or_after(
     """Up to the commit. SQLAlchemy may leave its connection to the garbage collector."""
     figures: Figures = Counter()
     for name in ("create with a key", "complete", "claim"):
-        verb, subject = VERBS[name], Subject(database, "host", "sync")
+        verb, subject = VERBS[name], ManagerHarness(database, "host", "sync")
 
         def call(manager: Any, job: Execution, verb: Verb = verb) -> None:
             try:
@@ -148,12 +157,12 @@ def test_signal_host_transaction_at_every_call_row_is_before_or_after(
             except AssertionError as error:  # SQLAlchemy raises it for an interrupted commit
                 raise (error.__context__ or error) from None
 
-        calls = partial(Calls, call.__code__)
-        with closing(Trial(subject, World(database, verb), calls, call)) as trial:
+        calls = partial(SignalAtCall, call.__code__)
+        with closing(SignalTrial(subject, Scenario(database, verb), calls, call)) as trial:
             trial.abandons = True
             trial.at_every(choose_step(31, 155), numbers=UNMASKED)
             figures += trial.figures
-    tell(f"{database.name}, within Session, signals: {said(figures)}")
+    tell(f"{database.name}, within Session, signals: {summary(figures)}")
 
 
 HEARTBEAT = timedelta(milliseconds=20)
@@ -173,9 +182,9 @@ def attempt_threads() -> list[str]:
     return [name for name in names if name.startswith(("heartbeat-", "log-"))]
 
 
-def block_calls() -> Calls:
-    calls = Calls(block.__code__, folder="/execution_core/")
-    calls.events.remove("return")  # no signal comes between the return of __enter__ and the block
+def block_calls() -> SignalAtCall:
+    calls = SignalAtCall(block.__code__, folder="/execution_core/")
+    calls.events.remove("return")  # no signal comes between a function's return and its `with`
     return calls
 
 
@@ -185,19 +194,23 @@ def test_signal_attempt_block_at_every_call_end_is_recorded(
 ) -> None:
     """Only a signal in the starting statement, or at the last moment, may leave it running."""
     figures: Figures = Counter()
-    subject, world = Subject(database, "own", "sync"), BlockWorld(database, Verb(state, block))
-    subject.most = 15  # the heartbeat may need one before a lost connection has closed
-    with closing(Trial(subject, world, block_calls)) as trial:
-        step = choose_step(1 if database.name == "sqlite" else 5, 29)
-        for n in range(1, trial.last + 1, step):
+    subject, world = (
+        ManagerHarness(database, "own", "sync"),
+        AttemptScenario(database, Verb(situation, block)),
+    )
+    subject.max_connections = (
+        15  # its heart may need one while the one that was lost is still there
+    )
+    with closing(SignalTrial(subject, world, block_calls)) as trial:
+        for n in range(1, trial.last + 1, 1 if PROOF or database.name == "sqlite" else 5):
             calls = trial.signalled(n, UNMASKED[n % 2])
-            until(lambda: not attempt_threads(), attempt_threads)  # they end in every case
+            wait_until(lambda: not threads(), threads)  # also where it is left running
             figures[end := world.end()] += 1
             if end == "running":
-                assert calls.came_within("SqlExecutionStore.update", "AttemptState._own") or (
+                assert calls.arrived_within("SqlExecutionStore.update", "AttemptState._own") or (
                     calls.stack[0] is Attempt.__exit__.__code__
                 ), calls.stack
-    tell(f"{database.name}, own, signals: a block that was {state}, {said(figures)}")
+    tell(f"{database.name}, own, signals: a block that was {situation}, {summary(figures)}")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -208,22 +221,19 @@ def test_signal_statement_waiting_for_lock_raises_at_once(
     """PostgreSQL only: the driver of SQLite handles signals after the wait."""
     database = postgres_database
     database.run("TRUNCATE executions CASCADE")
-    subject, world = Subject(database, kind, "sync"), World(database, VERBS["complete"])
+    subject, world = ManagerHarness(database, kind, "sync"), Scenario(database, VERBS["complete"])
     subject.manager.list()
     me = threading.get_ident()
 
     def send() -> None:
-        until(
-            lambda: bool(subject.backends(waiting_for="Lock")),
-            lambda: "no backend waits for the lock",
-        )
+        wait_until(lambda: bool(subject.backends(waiting_for="Lock")), lambda: "nobody waits")
         signal.pthread_kill(me, number)
 
     sender = threading.Thread(target=send)
     with database.engine.connect() as other:
         other.exec_driver_sql("LOCK TABLE executions IN EXCLUSIVE MODE")
         sender.start()
-        with in_seconds(20), pytest.raises(SIGNALS[number]):
+        with time_limit(20), pytest.raises(SIGNALS[number]):
             world.verb.call(subject.manager, world.target)
         sender.join()
     subject.assert_free()
@@ -247,35 +257,35 @@ def test_signal_verb_at_every_await_row_is_before_or_after(
     """
     figures: Figures = Counter()
 
-    async def run(verb: Verb, first: int) -> None:
-        subject, world = Subject(database, kind, "async"), World(database, verb)
-        ways: Any = lambda n: {n: raise_interruption}  # noqa: E731
-        await at_every_await(subject, world, ways, figures, every=3, first=first)
+    async def run(verb: Verb) -> None:
+        subject, world = ManagerHarness(database, kind, "async"), Scenario(database, verb)
+        await at_every_await(subject, world, lambda n: {n: raise_there}, figures)
         await subject.close()
         world.close()
 
-    verbs = verbs_of(kind, kinds=2)
-    for number, verb in enumerate(verbs):
-        asyncio.run(run(verb, number))
-    tell(f"{database.name}, {kind}, raised in a task: {len(verbs)} verbs, {said(figures)}")
+    for verb in VERBS.values():
+        asyncio.run(run(verb))
+    tell(f"{database.name}, {kind}, raised in a task: {len(VERBS)} verbs, {summary(figures)}")
 
 
-def raise_in_selector(selector: Selector) -> None:
+def end_in_the_selector(selector: SignallingSelector) -> None:
     selector.number = signal.SIGUSR1
 
 
-def press_ctrl_c(_: Selector) -> None:
+def end_by_ctrl_c(_: SignallingSelector) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-async def call_interrupted(subject: Subject, world: World, call: Call, n: int, way: Way) -> int:
-    """Make a call, interrupt it at its n-th await, and return the number of its awaits."""
+async def called(
+    subject: ManagerHarness, world: Scenario, call: Call, n: int, way: Interrupt
+) -> int:
+    """Make a call that is interrupted at one of its awaits; return how many those are."""
     try:
         for _ in range(2):
             await subject.manager.list()
-        awaits = Awaits()
+        awaits = AwaitInterrupter()
         with suppress(ExecutionProblem):
-            await awaits.here(call(subject.manager, world.target), {n: way})
+            await awaits.run_here(call(subject.manager, world.target), {n: way})
         return awaits.seen
     finally:
         await subject.close()
@@ -289,23 +299,22 @@ async def call_interrupted(subject: Subject, world: World, call: Call, n: int, w
 def test_signal_event_loop_ended_at_every_await_row_is_before_or_after(
     database: Database,
     kind: str,
-    end: Callable[[Selector], None],
+    end: Callable[[SignallingSelector], None],
     error: type[BaseException],
     tell: Tell,
 ) -> None:
     """By Ctrl-C, which asyncio handles, or by a handler that raises while the loop waits."""
     figures: Figures = Counter()
 
-    def run_and_end(subject: Subject, world: World, call: Call, n: int = 0) -> int:
-        selector = Selector()
+    def ended(subject: ManagerHarness, world: Scenario, call: Call, n: int = 0) -> int:
+        selector = SignallingSelector()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
             return runner.run(call_interrupted(subject, world, call, n, lambda *_: end(selector)))
 
-    def at_every_await_of(call: Call, world: World) -> None:
-        last = run_and_end(Subject(database, kind, "async"), world, call)
-        for n in range(1, last + 1, choose_step(1, 3)):
+    def at_every_await_of(call: Call, world: Scenario) -> None:
+        for n in range(1, ended(ManagerHarness(database, kind, "async"), world, call) + 1):
             world.end()
-            subject = Subject(database, kind, "async")
+            subject = ManagerHarness(database, kind, "async")
             with pytest.raises(error):
                 run_and_end(subject, world, call, n)
             subject.assert_free()
@@ -315,8 +324,9 @@ def test_signal_event_loop_ended_at_every_await_row_is_before_or_after(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which asyncio requires to handle it
     verbs = VERBS if PROOF else ("create", "complete", "claim", "a refusal")
     for name in verbs:
-        at_every_await_of(VERBS[name].call, World(database, VERBS[name]))
-    at_every_await_of(async_block, BlockWorld(database, Verb("pending", block)))
+        at_every_await_of(VERBS[name].call, Scenario(database, VERBS[name]))
+    at_every_await_of(async_block, AttemptScenario(database, Verb("pending", block)))
     tell(
-        f"{database.name}, {kind}, {end.__name__}: {len(verbs)} verbs and a block, {said(figures)}"
+        f"{database.name}, {kind}, {end.__name__}: {len(verbs)} verbs and a block,"
+        f" {summary(figures)}"
     )
