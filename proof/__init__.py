@@ -1,1 +1,1 @@
-"""Is it so, whoever races and whatever breaks? `make proof`."""
+"""Check by fault injection that no invalid transition and no lost update occurs: `make proof`."""

@@ -1,10 +1,9 @@
-"""`make proof`: whoever races and whatever breaks, no illegal move and no lost update.
+"""Check with concurrent workers and injected faults: no invalid transition, no lost update.
 
 Workers create, get, start, claim, complete, fail, time out, sweep, cancel and retry the same
-executions, and write heartbeats, progress and checkpoints, while they are killed, their connections
-are cut and their server crashes; then everything that they were answered is checked. After that the
-tests run that leave nothing to chance. It takes some minutes, and ends with 1 when anything is
-wrong.
+executions, and write heartbeats, progress and checkpoints. Meanwhile they are killed, their
+connections are cut and their server crashes. Then every answer that they got is checked. After
+that the deterministic tests run. This takes some minutes; the exit code is 1 if anything is wrong.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from benchmarks.databases import Databases
 from tests.support import postgres
 
 from . import deterministic, report, targets
-from .chaos import Plan, fresh
+from .chaos import Plan, fork_server
 from .report import Proof
 from .trial import CONTROL, FAULTS, OPERATIONS, QUICK, Trial, trial
 
@@ -30,59 +29,63 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 
 
 def main() -> int:
-    """Do it, print it, and judge it."""
+    """Run the proof, print its figures and its verdict."""
     parser = argparse.ArgumentParser(
         prog="make proof", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, help="decides what is done and what fails; not when")
-    parser.add_argument("--seconds", type=float, default=30, help="of chaos, on each database")
     parser.add_argument(
-        "--quick", action="store_true", help="only see that it runs: chaos for seconds, no tests"
+        "--seed", type=int, help="determines the calls and the faults, not their timing"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="of fault injection, on each database"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a short check: faults for a few seconds, no tests"
     )
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md as well")
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
-    fresh.set_forkserver_preload(["proof.chaos"])
+    fork_server.set_forkserver_preload(["proof.chaos"])
     folder = Path(tempfile.mkdtemp(prefix="execution-core-proof-"))
     plan = QUICK if arguments.quick else Plan(arguments.seconds, OPERATIONS, FAULTS)
     proof = prove(seed, plan, folder, quick=arguments.quick)
     print(f"\n{report.text(proof)}\n")
-    how = " (quick)" if arguments.quick else ""
+    mode = " (quick)" if arguments.quick else ""
     failures = list(report.failures(proof))
     if failures:
         print("\n".join(failures))
-        print(f"\nFAILED{how}, see above. The journals are in {folder}")
+        print(f"\nFAILED{mode}, see above. The journals are in {folder}")
         return 1
     shutil.rmtree(folder)
-    print(f"PASSED: no illegal move and no lost update was found{how}.")
+    print(f"PASSED: no invalid transition and no lost update was found{mode}.")
     if arguments.write:
         report.update(PAGE, proof)
     return 0
 
 
 def prove(seed: int, plan: Plan, folder: Path, *, quick: bool) -> Proof:
-    """Try everything."""
+    """Run all trials, their controls, and the tests."""
     trials: list[Trial] = []
     controls: list[Trial] = []
     with postgres.server(own=True, durable=True) as server:
-        on = machine(Databases(server, folder))
-        for kind, tried, of in (("chaos", trials, plan), ("control", controls, CONTROL)):
+        machine_name = machine(Databases(server, folder))
+        for kind, results, trial_plan in (("chaos", trials, plan), ("control", controls, CONTROL)):
             for n, make in enumerate((targets.postgresql, targets.sqlite)):
-                place = folder / f"{kind}-{n}"
-                place.mkdir()
-                with make(server, place) as target, timed(f"{kind}, {target.name}"):
-                    tried.append(trial(target, of, seed, place / "journals"))
+                trial_folder = folder / f"{kind}-{n}"
+                trial_folder.mkdir()
+                with make(server, trial_folder) as target, timed(f"{kind}, {target.name}"):
+                    results.append(trial(target, trial_plan, seed, trial_folder / "journals"))
     tests = []
     if not quick:
         with timed("tests"):
             tests = deterministic.run()
-    return Proof(seed, on, trials, controls, tests)
+    return Proof(seed, machine_name, trials, controls, tests)
 
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Say what is done, and how long it took."""
+    """Print a step, and how long it took."""
     begun = time.monotonic()
     print(f"  {what} ...", flush=True)
     yield

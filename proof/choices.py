@@ -1,4 +1,4 @@
-"""What a worker does next: by its seed, by whose turn it is, and by what it was answered so far."""
+"""Choose a worker's next operation: by seed, by time, and by the answers so far."""
 
 import random
 import time
@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import Any, Final
 
 from .journal import Json, Operation
-from .model import OVER
+from .model import FINAL
 
-TURN: Final = 0.1
-"""Seconds for which one execution is everybody's favourite: it is its turn."""
-TIMED, SILENT = "timed", "silent"
-"""Types: those of the one are swept by their deadlines, of the other by their silence."""
+PREFERENCE_SECONDS: Final = 0.1
+"""Seconds for which all workers prefer the same execution."""
+TIMED_TYPE, STALLED_TYPE = "timed", "silent"
+"""Types: executions of one are swept by deadline, of the other by missing heartbeats."""
 VERBS: Final = {
     "create": 4,
     "get": 4,
@@ -30,8 +30,8 @@ VERBS: Final = {
     "sweep": 3,
 }
 """How often each is chosen."""
-AGAIN, REPEATED = "again", 0.2
-"""What several operations write, and how often: it may stand already, by another one."""
+REPEATED_VALUE, REPEATED_SHARE = "again", 0.2
+"""A value that several operations write, and how often: it may already be stored."""
 FENCED: Final = (
     *("heartbeat", "update_progress", "checkpoint", "advance"),
     *("complete", "fail", "timeout"),
@@ -39,82 +39,82 @@ FENCED: Final = (
 
 
 @dataclass
-class Known:
-    """What a worker remembers of the execution in a place."""
+class RememberedExecution:
+    """What a worker remembers about the execution of a slot."""
 
     id: str
     attempts: int = 0
 
 
 class Chooser:
-    """Chooses for a worker, or for the tasks of one.
+    """Choose operations for a worker, or for its tasks.
 
-    There are so many places, with an execution each. When one is over, a create with the next
-    generation's key replaces it: that of whoever comes first.
+    There is a fixed number of slots with one execution each. When an execution has finished, the
+    first `create` with the key of the next generation replaces it.
     """
 
     def __init__(self, seed: str, generations: Any) -> None:
         self._random = random.Random(seed)
-        self._generations = generations  # of all workers, as a hint
-        self._known: dict[int, Known] = {}
+        self._generations = generations  # shared by all workers, as a hint
+        self._remembered: dict[int, RememberedExecution] = {}
 
     def next(self, name: str) -> tuple[int, str, Json]:
-        """Return a place, a verb and its arguments.
+        """Return a slot, a verb and its arguments.
 
-        What is written holds the operation's name, or is `AGAIN`.
+        Values to be written contain the operation's name, or are `AGAIN`.
         """
-        favourite = int(time.monotonic() / TURN)
-        place = favourite if self._chance(0.5) else self._random.randrange(10**6)
-        place %= len(self._generations)
+        preferred = int(time.monotonic() / PREFERENCE_SECONDS)
+        slot = preferred if self._chance(0.5) else self._random.randrange(10**6)
+        slot %= len(self._generations)
         (verb,) = self._random.choices([*VERBS], [*VERBS.values()])
         if verb in ("claim", "sweep"):
-            return place, verb, self._of_many(verb, name)
-        if verb == "create" or place not in self._known:
-            return place, "create", self.new(place)
-        return place, verb, self._of_one(self._known[place], verb, name)
+            return slot, verb, self._batch_arguments(verb, name)
+        if verb == "create" or slot not in self._remembered:
+            return slot, "create", self.new(slot)
+        return slot, verb, self._arguments(self._remembered[slot], verb, name)
 
-    def learn(self, place: int, operation: Operation) -> None:
-        """Remember what is known now."""
+    def learn(self, slot: int, operation: Operation) -> None:
+        """Remember what an operation returned."""
         for row in operation.answers:
-            at, generation = row["payload"]["place"], row["payload"]["generation"]
-            self._known[at] = Known(row["id"], row["attempts"])
+            at, generation = row["payload"]["slot"], row["payload"]["generation"]
+            self._remembered[at] = RememberedExecution(row["id"], row["attempts"])
             used_up = row["attempts"] == row["max_attempts"]
-            if row["status"] in OVER or (used_up and row["status"] in ("failed", "timed_out")):
-                self._known.pop(at)
+            if row["status"] in FINAL or (used_up and row["status"] in ("failed", "timed_out")):
+                self._remembered.pop(at)
                 self._generations[at] = max(self._generations[at], generation + 1)
         problem = operation.problem
         if problem.get("code") == "IDEMPOTENCY_CONFLICT":
-            self._known[place] = Known(problem["execution_id"])
-        elif problem.get("from_status") in OVER or problem.get("code") == "MAX_RETRIES_EXCEEDED":
-            self._known.pop(place, None)  # to be created again, or found and replaced
+            self._remembered[slot] = RememberedExecution(problem["execution_id"])
+        elif problem.get("from_status") in FINAL or problem.get("code") == "MAX_RETRIES_EXCEEDED":
+            self._remembered.pop(slot, None)  # create will find it, or create its successor
 
-    def new(self, place: int) -> Json:
-        """Return what the execution of a place is made of."""
-        generation = self._generations[place]
-        payload = {"place": place, "generation": generation}
+    def new(self, slot: int) -> Json:
+        """Return the arguments that create the execution of a slot."""
+        generation = self._generations[slot]
+        payload = {"slot": slot, "generation": generation}
         if self._chance(0.03):
             payload["other"] = 1  # other work under the same key
         return {
-            "type": TIMED if place % 2 else SILENT,
+            "type": TIMED_TYPE if slot % 2 else STALLED_TYPE,
             "payload": payload,
-            "max_attempts": 3 if place % 5 == 0 else 1000,
-            "timeout": timedelta(milliseconds=500) if place % 2 else None,
-            "idempotency_key": f"{place}/{generation}",
-            "metadata": {"kept": place},
+            "max_attempts": 3 if slot % 5 == 0 else 1000,
+            "timeout": timedelta(milliseconds=500) if slot % 2 else None,
+            "idempotency_key": f"{slot}/{generation}",
+            "metadata": {"kept": slot},
         }
 
-    def _of_many(self, verb: str, name: str) -> Json:
+    def _batch_arguments(self, verb: str, name: str) -> Json:
         if verb == "claim":
             return {"worker": name, "limit": self._random.randint(1, 3)}
         if self._chance(0.5):
-            return {"type": TIMED, "limit": 5}
-        return {"type": SILENT, "limit": 5, "stalled_after": timedelta(milliseconds=300)}
+            return {"type": TIMED_TYPE, "limit": 5}
+        return {"type": STALLED_TYPE, "limit": 5, "stalled_after": timedelta(milliseconds=300)}
 
-    def _of_one(self, known: Known, verb: str, name: str) -> Json:
-        given: Json = {"id": known.id}
+    def _arguments(self, remembered: RememberedExecution, verb: str, name: str) -> Json:
+        given: Json = {"id": remembered.id}
         if verb in FENCED and self._chance(0.5):
-            late = self._chance(0.1) and known.attempts > 0
-            given["attempt"] = known.attempts - late
+            stale = self._chance(0.1) and remembered.attempts > 0
+            given["attempt"] = remembered.attempts - stale
         match verb:
             case "start":
                 given["worker"] = name
@@ -134,13 +134,13 @@ class Chooser:
         return given
 
     def _progress(self, name: str) -> Json:
-        repeats = self._chance(REPEATED)
+        repeats = self._chance(REPEATED_SHARE)
         current = 50 if repeats else self._random.randrange(101)
         progress = {"current": current, "total": 100, "percent": float(current)}
-        return progress | {"message": AGAIN if repeats else name}
+        return progress | {"message": REPEATED_VALUE if repeats else name}
 
     def _checkpoint(self, name: str) -> Json:
-        value = AGAIN if self._chance(REPEATED) else name
+        value = REPEATED_VALUE if self._chance(REPEATED_SHARE) else name
         return {"key": f"key-{self._random.randrange(6)}", "value": value}
 
     def _chance(self, share: float) -> bool:

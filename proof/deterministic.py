@@ -1,4 +1,4 @@
-"""The parts that leave nothing to chance: tests, run as the proof asks for."""
+"""Run the deterministic tests in the long form that the proof needs."""
 
 import os
 import subprocess
@@ -24,31 +24,31 @@ FILES: Final = (
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What came of the tests of a file."""
+class FileResult:
+    """The result of the tests of a file."""
 
     file: str
     passed: int
     problem: str = ""
 
 
-def run() -> list[Counted]:
+def run() -> list[FileResult]:
     """Run all of them."""
-    there = [file for file in FILES if (ROOT / file).exists()]
+    existing = [file for file in FILES if (ROOT / file).exists()]
     with TemporaryDirectory() as folder:
-        told = Path(folder, "told.xml")
+        report = Path(folder, "report.xml")
         ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={told}", *there],
+            [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", *existing],
             cwd=ROOT,
-            env=os.environ | {"EXECUTION_CORE_PROOF": "1"},
+            env=os.environ | {"EXECUTION_CORE_PROOF": "1", "EXECUTION_CORE_TESTS": "whole"},
             check=False,
         )
-        counts = outcomes(told)
-    return [judged(file, counts, ended.returncode) for file in FILES]
+        counts = outcomes(report)
+    return [result_of(file, counts, ended.returncode) for file in FILES]
 
 
-def judged(file: str, counts: Counter[tuple[str, str]], ended: int) -> Counted:
-    """Judge a file."""
+def result_of(file: str, counts: Counter[tuple[str, str]], ended: int) -> FileResult:
+    """Return the result of a file."""
     passed, failed = counts[file, "passed"], counts[file, "failed"]
     if not (ROOT / file).exists():
         problem = "there is no such file"
@@ -58,17 +58,18 @@ def judged(file: str, counts: Counter[tuple[str, str]], ended: int) -> Counted:
         problem = f"pytest ended with {ended}, see above"
     else:
         problem = ""
-    return Counted(file, passed, problem)
+    return FileResult(file, passed, problem)
 
 
-def outcomes(told: Path) -> Counter[tuple[str, str]]:
-    """Count what pytest has told of each file."""
+def outcomes(report: Path) -> Counter[tuple[str, str]]:
+    """Count the outcomes in pytest's report, per file."""
     counts: Counter[tuple[str, str]] = Counter()
-    if told.exists():
-        for case in ET.parse(told).iter("testcase"):
+    if report.exists():
+        for case in ET.parse(report).iter("testcase"):
             parts = {part.tag for part in case}
             failed = "failed" if parts & {"failure", "error"} else "passed"
             outcome = "skipped" if "skipped" in parts else failed
-            module = ".".join(case.attrib["classname"].split(".")[:2])
-            counts[module.replace(".", "/") + ".py", outcome] += 1
+            folder, _, module = case.attrib["classname"].rpartition(".test_")
+            file = f"{folder}.test_{module.partition('.')[0]}".replace(".", "/")
+            counts[f"{file}.py", outcome] += 1
     return counts

@@ -1,7 +1,7 @@
-"""What a worker was about to do, and what came of it: written down before and after, and read.
+"""Record each operation of a worker before and after it, and read the records.
 
-Each line is one write to a file of the worker's own, without a buffer: what a worker that was
-killed has written is there, and what it has not written it has not begun.
+Each line is one unbuffered write to a file of the worker. After a kill, every line written is
+complete except perhaps the last, and an operation without a line has not begun.
 """
 
 import json
@@ -22,41 +22,41 @@ from execution_core import Execution, ExecutionProblem
 
 DONE, REFUSED, NOT_DONE, UNKNOWN = "done", "refused", "not done", "unknown"
 OUTCOMES = (DONE, REFUSED, NOT_DONE, UNKNOWN)
-UNSEEN = {"fingerprint"}
-"""What follows from the rest."""
+DERIVED = {"fingerprint"}
+"""Fields that are derived from the others."""
 
 Json = dict[str, Any]
 
 
 @dataclass
 class Operation:
-    """One call of a manager's method, as its caller saw it."""
+    """One call of a manager's method, as seen by its caller."""
 
     name: str
-    """Its own; whatever it writes holds it."""
+    """Unique; every value that it writes contains it."""
     verb: str
     arguments: Json
     began: float
-    """By the one clock of the machine, which all processes share."""
+    """By the monotonic clock, which all processes share."""
     ended: float = math.inf
     tokens: dict[str, float] = field(default_factory=dict)
-    """Each token that it wrote with, or the id that it created, and when it was about to."""
+    """Each write token, or the created id, and the time just before the write."""
     outcome: str = UNKNOWN
     answers: list[Json] = field(default_factory=list)
-    """Each execution that it returned."""
+    """The executions that it returned."""
     problem: Json = field(default_factory=dict)
     """Why it was refused: the code, and the facts."""
     cut: bool = False
-    """Whether it lost a connection, and had to find out what it had done."""
+    """Whether it lost a connection, and had to verify its write."""
 
 
-def seen(execution: Execution) -> Json:
-    """Return what is judged of an execution."""
-    return execution.model_dump(mode="json", exclude=UNSEEN)
+def as_json(execution: Execution) -> Json:
+    """Return the fields of an execution that are checked."""
+    return execution.model_dump(mode="json", exclude=DERIVED)
 
 
 class Journal:
-    """A worker's own: `with journal.operation("start", id=id) as answer: answer(call())`."""
+    """The records of a worker: `with journal.operation(name, verb, arguments) as operation:`."""
 
     def __init__(self, path: Path) -> None:
         self.worker = path.stem
@@ -65,13 +65,13 @@ class Journal:
         self._current: ContextVar[Operation] = ContextVar("operation")
 
     def next_name(self) -> str:
-        """Name the operation that is next."""
+        """Return the name for the next operation."""
         self._made += 1
         return f"{self.worker}-{self._made}"
 
     @contextmanager
     def operation(self, name: str, verb: str, arguments: Json) -> Iterator[Operation]:
-        """Write down that it begins, and how it ends. What it raises, if foreseen, is an end."""
+        """Record the begin and the end of an operation; expected exceptions are outcomes."""
         operation = Operation(name, verb, arguments, time.monotonic_ns())
         self._write(op=name, verb=verb, arguments=arguments, at=operation.began)
         current = self._current.set(operation)
@@ -95,11 +95,11 @@ class Journal:
         )
 
     def token(self, token: str) -> None:
-        """Write down that the current operation is about to write with this token."""
+        """Record that the current operation is about to write with this token."""
         self._write(op=self._current.get().name, token=token, at=time.monotonic_ns())
 
     def cut(self, *_: object) -> None:
-        """Write down that the current operation has lost a connection: listens to a pool."""
+        """Record that the current operation has lost a connection: a listener of a pool."""
         if current := self._current.get(None):
             self._write(op=current.name, cut=True)
 
@@ -109,16 +109,16 @@ class Journal:
 
 
 def read(paths: Iterable[Path]) -> list[Operation]:
-    """Return the operations of all journals; those without an end are unknown."""
+    """Return the operations of all journals; those without an end have an unknown outcome."""
     operations: dict[str, Operation] = {}
     for path in paths:
         for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):  # else its writer was killed half way
-                _take(operations, json.loads(line))
+            if line.endswith("\n"):  # else its writer was killed during the write
+                _add_line(operations, json.loads(line))
     return list(operations.values())
 
 
-def _take(operations: dict[str, Operation], line: Json) -> None:
+def _add_line(operations: dict[str, Operation], line: Json) -> None:
     if "verb" in line:
         name = line["op"]
         operations[name] = Operation(name, line["verb"], line["arguments"], line["at"])

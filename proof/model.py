@@ -1,6 +1,6 @@
-"""What each verb does to one execution, said once more and by itself.
+"""A second, independent model of what each verb does to one execution.
 
-Nothing of the library's is used here: an oracle that asks the accused is none.
+It uses nothing of the library: a shared error would hide itself.
 """
 
 from typing import Any, Final, NamedTuple
@@ -23,11 +23,11 @@ class Row(NamedTuple):
     checkpoints: frozenset[tuple[str, Frozen]]
     max_attempts: int
     rest: Frozen
-    """What nothing changes."""
+    """The fields that never change."""
 
 
 LIVE: Final = ("pending", "running", "retrying")
-OVER: Final = ("completed", "cancelled")
+FINAL: Final = ("completed", "cancelled")
 SOURCES: Final = {
     "start": ("pending", "retrying"),
     "claim": ("pending", "retrying"),
@@ -42,7 +42,7 @@ SOURCES: Final = {
     "cancel": ("pending", "running"),
     "retry": ("failed", "timed_out"),
 }
-"""From which status a verb may be called."""
+"""The statuses in which a verb is allowed."""
 TARGETS: Final = {
     "create": ("pending",),
     "start": ("running",),
@@ -54,8 +54,8 @@ TARGETS: Final = {
     "cancel": ("cancelled",),
     "retry": ("retrying",),
 }
-"""What a verb that moves an execution makes of it."""
-ARROWS: Final = {(None, "pending")} | {
+"""The statuses that a verb leads to."""
+ALLOWED_TRANSITIONS: Final = {(None, "pending")} | {
     (source, target)
     for verb, targets in TARGETS.items()
     for source in SOURCES.get(verb, ())
@@ -67,7 +67,7 @@ STALLED: Final = ("stalled", "Execution stalled: no heartbeat from its worker")
 
 
 def freeze(value: Any) -> Frozen:
-    """Return JSON as a value that can be compared and remembered."""
+    """Return JSON as a hashable value."""
     match value:
         case dict():
             return frozenset((key, freeze(part)) for key, part in value.items())
@@ -77,7 +77,7 @@ def freeze(value: Any) -> Frozen:
 
 
 def row(answer: Json) -> Row:
-    """Return an execution that was answered as a value."""
+    """Return an execution of an answer as a hashable value."""
     own = {name: freeze(answer[name]) for name in Row._fields if name != "rest"}
     rest = {
         name: value
@@ -95,13 +95,13 @@ def created(operation: Operation, id: str) -> Row:
 
 
 def is_same_work(operation: Operation, found: Row) -> bool:
-    """Whether this is the execution that a `create` asks for: its key, type and payload."""
+    """Return whether a `create` asks for this execution: the same key, type and payload."""
     asked = ("idempotency_key", "type", "payload")
     return all((name, freeze(operation.arguments[name])) in found.rest for name in asked)
 
 
 def after(operation: Operation, found: Row) -> Row | None:
-    """Return the execution as an operation leaves it; None where the operation may not act."""
+    """Return the execution after an operation; None where the operation is refused."""
     if not (_is_source(operation, found) and _is_owner(operation, found)):
         return None
     if operation.verb in ("start", "retry") and not _attempt_left(found):
@@ -110,7 +110,7 @@ def after(operation: Operation, found: Row) -> Row | None:
 
 
 def refusal(operation: Operation, found: Row) -> Json:
-    """Return why an operation that did not act is refused, from the row that was found then."""
+    """Return the reason of a refusal, from the row that was read after it."""
     if operation.verb == "create":
         same = is_same_work(operation, found)
         return {"code": "CONCURRENT_UPDATE" if same else "IDEMPOTENCY_CONFLICT"}
@@ -125,7 +125,7 @@ def refusal(operation: Operation, found: Row) -> Json:
 
 
 def _is_source(operation: Operation, found: Row) -> bool:
-    if operation.arguments.get("attempt") is not None:  # an attempt owns only what is running
+    if operation.arguments.get("attempt") is not None:  # an attempt owns only a running execution
         return found.status == "running"
     return found.status in SOURCES[operation.verb]
 
@@ -146,12 +146,12 @@ def _changed(operation: Operation, found: Row) -> Row:
             changes = {"status": "running", "attempts": found.attempts + 1, "error": None}
             changes["worker"] = given["worker"]
         case "update_progress" | "checkpoint" | "advance":
-            changes = _written(found, given)
+            changes = _progress_changes(found, given)
         case "complete":
             changes = {"status": "completed", "result": freeze(given["result"])}
         case "fail":
-            again = given["retryable"] and found.status == "running" and _attempt_left(found)
-            changes = {"status": "retrying" if again else "failed"}
+            retrying = given["retryable"] and found.status == "running" and _attempt_left(found)
+            changes = {"status": "retrying" if retrying else "failed"}
             changes["error"] = _error(None, given["error"], retryable=given["retryable"])
         case "timeout" | "sweep":
             code, message = STALLED if given.get("stalled_after") else TIMEOUT
@@ -165,7 +165,7 @@ def _changed(operation: Operation, found: Row) -> Row:
     return found._replace(**changes) if changes else found
 
 
-def _written(found: Row, given: Json) -> dict[str, Frozen]:
+def _progress_changes(found: Row, given: Json) -> dict[str, Frozen]:
     changes: dict[str, Frozen] = {}
     if "current" in given:
         names = ("current", "total", "message", "percent")

@@ -1,4 +1,4 @@
-"""The figures, as a text that is printed and that the documentation shows."""
+"""Format the figures for the terminal and for the documentation."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from .checker import KINDS
-from .deterministic import Counted
+from .deterministic import FileResult
 from .journal import OUTCOMES, UNKNOWN
 from .targets import Fault
 from .trial import Trial
@@ -15,35 +15,36 @@ from .trial import Trial
 BEGIN: Final = "<!-- figures: written by `make proof ARGS=--write` -->"
 END: Final = "<!-- end of figures -->"
 LABEL, FIGURE = 60, 12
-SHOWN: Final = 10
-"""How many violations of each trial are told in full."""
+MAX_LISTED: Final = 10
+"""How many violations of each trial are listed."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """All that was found."""
+    """The results of all trials and tests."""
 
     seed: int
     machine: str
     trials: Sequence[Trial]
     controls: Sequence[Trial]
-    tests: Sequence[Counted]
+    tests: Sequence[FileResult]
 
 
 def failures(proof: Proof) -> Iterator[str]:
-    """Say what keeps it from being one."""
+    """Yield the reasons why the proof has failed."""
     for trial in proof.trials:
-        for violation in trial.violations[:SHOWN]:
-            yield f"{trial.database}: {violation.kind}: {violation.says}"
-        if more := trial.violations[SHOWN:]:
-            yield f"{trial.database}: and {len(more)} violations more"
+        for violation in trial.violations[:MAX_LISTED]:
+            yield f"{trial.database}: {violation.kind}: {violation.message}"
+        if more := trial.violations[MAX_LISTED:]:
+            yield f"{trial.database}: and {len(more)} more violations"
         for fault, n in trial.missing.items():
-            yield f"{trial.database}: {n} fewer than were asked for: {fault}"
+            yield f"{trial.database}: {n} fewer than requested: {fault}"
         if (unknown := trial.outcomes[UNKNOWN]) > trial.explained:
-            yield f"{trial.database}: {unknown} unknown, where faults explain {trial.explained}"
+            explained = f"faults explain {trial.explained}"
+            yield f"{trial.database}: {unknown} unknown outcomes, but {explained}"
     for control in proof.controls:
         if not control.violations:
-            yield f"{control.database}: the store that is wrong was not found out"
+            yield f"{control.database}: the broken store was not detected"
     for each in proof.tests:
         if each.problem:
             yield f"{each.file}: {each.problem}"
@@ -74,7 +75,7 @@ def _operations(trials: list[Trial]) -> Iterator[list[str]]:
     for outcome in OUTCOMES:
         yield _row(f"  {outcome}", (trial.outcomes[outcome] for trial in trials))
     yield _row("executions", (trial.executions for trial in trials))
-    yield _row("history rows", (trial.moves for trial in trials))
+    yield _row("history rows", (trial.history_rows for trial in trials))
 
 
 def _faults(trials: list[Trial]) -> Iterator[list[str]]:
@@ -109,7 +110,7 @@ def _aligned(cells: list[str]) -> str:
 
 
 def update(page: Path, proof: Proof) -> None:
-    """Put the figures into their place on a page of the documentation."""
+    """Replace the figures on a page of the documentation."""
     between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
     block = f"{BEGIN}\n\n```text\n{text(proof)}\n```\n\n{END}"
     page.write_text(between.sub(lambda _: block, page.read_text()))

@@ -1,4 +1,4 @@
-"""The stores that workers write with: the library's own, whose tokens are told; and a wrong one."""
+"""The stores of the workers: the library's, with journaled tokens, and a broken one."""
 
 import builtins
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from .journal import Journal
 
 
 class Journaled:
-    """Any store, with a journal of the tokens that it writes with."""
+    """A store that records its write tokens in a journal."""
 
     journal: Journal
     engine: Any
@@ -38,42 +38,42 @@ class Journaled:
         return token
 
     def create(self, creation: NewExecution) -> Any:
-        """Write down the id, which is the token of a creation."""
+        """Record the id, which serves as the token of a creation."""
         self.journal.token(creation.id)
         return super().create(creation)  # type: ignore[misc]
 
 
 class OwnStore(Journaled, OwningStore):
-    """What `connect` makes."""
+    """The store of `connect`."""
 
 
 class HostStore(Journaled, SqlExecutionStore):
-    """On an engine of the host's."""
+    """A store on a host's engine."""
 
     def close(self) -> None:
-        """Do what the host does at its end."""
+        """Dispose of the engine, as the host does."""
         self.engine.dispose()
 
 
 class OwnAsyncStore(Journaled, AsyncOwningStore):
-    """What `connect_async` makes."""
+    """The store of `connect_async`."""
 
 
 class HostAsyncStore(Journaled, AsyncSqlExecutionStore):
-    """On an engine of the host's, for asyncio."""
+    """A store on a host's engine, for asyncio."""
 
     async def close(self) -> None:
-        """Do what the host does at its end."""
+        """Dispose of the engine, as the host does."""
         await self.engine.dispose()
 
 
 class ReadThenWriteStore(HostStore):
-    """What is not to be done: it reads, decides, and writes whatever has happened meanwhile."""
+    """A broken store: it reads, decides, and writes without a condition."""
 
     def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
     ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
-        """Make a SELECT, and an UPDATE that asks for nothing but the id."""
+        """Run a SELECT, then an UPDATE whose only condition is the id."""
         found = self.find_by_id(id)
         moved = found and transition.apply(found, datetime.now(UTC))
         if moved:
@@ -81,7 +81,7 @@ class ReadThenWriteStore(HostStore):
         return moved if moved is None or returning == "execution" else moved.status
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
-        """The same, for many."""
+        """Do the same for several executions."""
         everything = self.list(Page(None, None, None, MAX_PAGE, None))
         moved = batch.apply(everything, datetime.now(UTC))
         for each in moved:
@@ -117,7 +117,7 @@ BROKEN = "read then write"
 
 
 def manager_of(kind: str, url: str, journal: Journal) -> Any:
-    """Return a manager of this kind, whose tokens and lost connections are written down."""
+    """Return a manager of this kind whose tokens and lost connections are journaled."""
     asynchronous = "async" in kind
     own = kind.startswith("own")
     make: Any = engines.create_async_engine if asynchronous else engines.create_sync_engine
@@ -135,7 +135,7 @@ def manager_of(kind: str, url: str, journal: Journal) -> Any:
 
 
 def host_engine(url: str, *, asynchronous: bool) -> Any:
-    """Return an engine as a host makes it."""
+    """Return an engine as a host creates it."""
     if make_url(url).get_backend_name() == "postgresql":
         return create_async_engine(url) if asynchronous else create_engine(url)
     url = url.replace("sqlite:", "sqlite+aiosqlite:") if asynchronous else url

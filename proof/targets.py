@@ -1,4 +1,4 @@
-"""The databases that are put to the proof, and how each is made to fail."""
+"""The databases of the proof, and how to inject faults into each."""
 
 import signal
 import time
@@ -17,8 +17,8 @@ from tests.support.proxy import Cut, Proxy, proxied
 
 from execution_core import migrate
 
-PATIENCE: Final = 120
-"""Seconds after which something that is waited for will not come any more."""
+TIMEOUT: Final = 120
+"""Seconds after which a wait fails."""
 BACKENDS: Final = """
 SELECT pid FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -27,7 +27,7 @@ SELECT pid FROM pg_stat_activity
 
 
 class Fault(StrEnum):
-    """What is made to fail."""
+    """A kind of fault."""
 
     KILL = "workers killed (SIGKILL)"
     TERMINATE = "connections ended by the server (pg_terminate_backend)"
@@ -49,34 +49,34 @@ CRASHES: Final = {Fault.STOP: signal.SIGQUIT, Fault.CRASH: signal.SIGKILL}
 
 
 class Target:
-    """A SQLite file: nothing of it can fail but those who use it."""
+    """A SQLite file: only its workers can fail."""
 
     name = "SQLite"
     faults: tuple[Fault, ...] = (Fault.KILL,)
     errors: tuple[str, ...] = ()
-    """Those of SQLAlchemy's that its faults explain."""
+    """The SQLAlchemy errors that its faults explain."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        """For those who look afterwards."""
-        self.of_workers = url
+        """The URL for the checker."""
+        self.workers_url = url
         self.down = 0.0
-        """For how many seconds nobody could connect."""
+        """For how many seconds the server was down."""
 
-    def inflict(self, fault: Fault, random: Random) -> None:
-        """Make it fail."""
+    def inject(self, fault: Fault, random: Random) -> None:
+        """Inject a fault."""
         raise NotImplementedError(fault)
 
-    def inflicted(self) -> Counter[Fault]:
-        """Count what has failed so far."""
+    def injected(self) -> Counter[Fault]:
+        """Count the faults injected so far."""
         return Counter()
 
     def settle(self) -> None:
-        """Wait until nobody is at it any more."""
+        """Wait until no statement runs any more."""
 
 
 class PostgreSQL(Target):
-    """A server of our own, and a proxy before it."""
+    """A server that the proof started, behind a proxy."""
 
     name = "PostgreSQL"
     faults = tuple(Fault)
@@ -84,12 +84,12 @@ class PostgreSQL(Target):
 
     def __init__(self, url: str, postmaster: postgres.Postmaster, proxy: Proxy) -> None:
         super().__init__(url)
-        self.of_workers = proxy.url
+        self.workers_url = proxy.url
         self._postmaster, self._proxy = postmaster, proxy
         self._counted: Counter[Fault] = Counter()
 
-    def inflict(self, fault: Fault, random: Random) -> None:
-        """Make it fail; a cut is made at the next statement that it is for."""
+    def inject(self, fault: Fault, random: Random) -> None:
+        """Inject a fault; a cut happens at the next matching statement."""
         if fault in CUTS:
             self._proxy.cut(CUTS[fault])
             return
@@ -99,17 +99,17 @@ class PostgreSQL(Target):
             self._postmaster.restart()
             self.down += time.monotonic() - crashed
         else:
-            wait_until(lambda: self._terminate(random), "nobody is connected")
+            wait_until(lambda: self._terminate(random), "no backend is connected")
         self._counted[fault] += 1
 
-    def inflicted(self) -> Counter[Fault]:
-        """Count what has failed so far."""
+    def injected(self) -> Counter[Fault]:
+        """Count the faults injected so far."""
         cuts = {fault: self._proxy.cuts[cut] for fault, cut in CUTS.items()}
         return self._counted + Counter(cuts)
 
     def settle(self) -> None:
-        """Wait until the server has noticed that nobody is there any more."""
-        wait_until(lambda: not self._ask(BACKENDS), "the server is still at something")
+        """Wait until the server has ended all connections."""
+        wait_until(lambda: not self._ask(BACKENDS), "the server still has connections")
 
     def _terminate(self, random: Random) -> bool:
         backends = self._ask(BACKENDS)
@@ -124,9 +124,11 @@ class PostgreSQL(Target):
 
 @contextmanager
 def postgresql(server: postgres.Server, folder: Path) -> Iterator[Target]:  # noqa: ARG001
-    """Make an empty database on a server that may be crashed."""
+    """Create an empty database on a server that may be crashed."""
     if server.postmaster is None:
-        raise ValueError("only a server of our own may be crashed: postgres.server(exclusive=True)")
+        raise ValueError(
+            "only a server that this process started may be crashed: postgres.server(own=True)"
+        )
     with psycopg.connect(postgres.dsn(server.url), autocommit=True) as connection:
         (number,) = connection.execute("SELECT count(*) FROM pg_database").fetchone() or (0,)
         name = f"proof_{number}"
@@ -139,20 +141,20 @@ def postgresql(server: postgres.Server, folder: Path) -> Iterator[Target]:  # no
 
 @contextmanager
 def sqlite(server: postgres.Server, folder: Path) -> Iterator[Target]:  # noqa: ARG001
-    """Make an empty file, in WAL as all that the library opens."""
+    """Create an empty database file, in WAL mode like every file that the library opens."""
     url = f"sqlite:///{folder / 'proof.db'}"
     migrate.upgrade(url)
     yield Target(url)
 
 
-def wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+def wait_until(condition: Callable[[], bool], message: str) -> None:
     """Wait for a condition.
 
     Raises:
-        TimeoutError: it does not come true.
+        TimeoutError: it did not become true.
     """
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > limit:
-            raise TimeoutError(otherwise)
+            raise TimeoutError(message)
         time.sleep(0.01)

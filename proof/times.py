@@ -1,4 +1,4 @@
-"""What must be true of the times: those of the database alone, and none of another clock."""
+"""Check the times of executions: only the database's clock may have set them."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -8,51 +8,53 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from .journal import DONE, Json, Operation
-from .subject import Subject
+from .observed import ObservedExecution
 
-BEATS: Final = ("start", "claim", "heartbeat", "update_progress", "checkpoint", "advance")
-"""What is a sign of life."""
-GRAIN: Final = timedelta(milliseconds=1)
-"""What SQLite rounds to."""
+HEARTBEAT_VERBS: Final = ("start", "claim", "heartbeat", "update_progress", "checkpoint", "advance")
+"""The verbs that set `heartbeat_at`."""
+PRECISION: Final = timedelta(milliseconds=1)
+"""The precision of SQLite's times."""
 DURATION: Final = TypeAdapter(timedelta)
 
 
-def mistimed(subject: Subject, owners: dict[str, Operation]) -> Iterator[str]:
-    """Say which signs of life are not kept, and what came before its time.
+def impossible_times(execution: ObservedExecution, owners: dict[str, Operation]) -> Iterator[str]:
+    """Yield lost heartbeats, and sweeps and claims before their time.
 
-    Whoever lost a connection, and had to ask, may be told of times of others: those are left out.
+    Answers after a lost connection are ignored: they may contain times of other operations.
     """
-    told = [(each, row) for each in subject.operations for row in _told(subject, each)]
-    for each, row in told:
-        if each.verb in BEATS and row["heartbeat_at"] != row["updated_at"]:
-            yield f"{each.verb} {each.name} gave no sign of life"
+    answers = [
+        (each, row) for each in execution.operations for row in _reliable_answers(execution, each)
+    ]
+    for each, row in answers:
+        if each.verb in HEARTBEAT_VERBS and row["heartbeat_at"] != row["updated_at"]:
+            yield f"{each.verb} {each.name} set no heartbeat"
         if each.verb == "sweep" and not _is_due(row, each.arguments.get("stalled_after")):
-            yield f"sweep {each.name} came before its time"
-    rows = [subject.found, *(row for _, row in told)]
+            yield f"sweep {each.name} acted before its time"
+    rows = [execution.found, *(row for _, row in answers)]
     times = sorted((_at(row, "updated"), _at(row, "heartbeat")) for row in rows)
-    if any(beat > later for (_, beat), (_, later) in pairwise(times)):
-        yield "a sign of life is not there any more"
-    for before, token in pairwise(subject.tokens):
+    if any(heartbeat > later for (_, heartbeat), (_, later) in pairwise(times)):
+        yield "a heartbeat was overwritten by an earlier one"
+    for before, token in pairwise(execution.tokens):
         owner, claim = owners.get(before or ""), owners.get(token or "")
         if owner and claim and claim.verb == "claim":
-            for waiting in _told(subject, owner):
-                due = _at(waiting, "retry" if waiting["due_at"] else "created")
-                if any(_at(row, "started") < due for row in _told(subject, claim)):
-                    yield f"claim {claim.name} came before its time"
+            for waiting in _reliable_answers(execution, owner):
+                due = _at(waiting, "retry" if waiting["retry_at"] else "created")
+                if any(_at(row, "started") < due for row in _reliable_answers(execution, claim)):
+                    yield f"claim {claim.name} acted before its time"
 
 
-def _told(subject: Subject, operation: Operation) -> list[Json]:
-    is_told = operation.outcome == DONE and not operation.cut
-    return subject.answers(operation) if is_told else []
+def _reliable_answers(execution: ObservedExecution, operation: Operation) -> list[Json]:
+    is_reliable = operation.outcome == DONE and not operation.cut
+    return execution.answers(operation) if is_reliable else []
 
 
 def _is_due(swept: Json, stalled_after: str | None) -> bool:
     due = [_at(swept, "deadline")] if swept["deadline_at"] else []
     if stalled_after:
         due.append(_at(swept, "heartbeat") + DURATION.validate_python(stalled_after))
-    return any(each < _at(swept, "completed") + GRAIN for each in due)
+    return any(each < _at(swept, "completed") + PRECISION for each in due)
 
 
 def _at(row: Json, name: str) -> datetime:
-    """Return a time; one that is not there yet is before all others."""
+    """Return a time; an unset one is earlier than all others."""
     return datetime.fromisoformat(row[f"{name}_at"] or "0001-01-01T00:00:00Z")

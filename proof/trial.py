@@ -1,4 +1,4 @@
-"""One trial of one database: let everything loose on it, and judge what came of it."""
+"""Run one trial of one database, and check the evidence."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,30 +23,30 @@ FAULTS: Final = {
     Fault.READING: 60,
 }
 OPERATIONS: Final = 5_000
-"""So many at least, however slow the machine is."""
+"""The least number of operations, however slow the machine is."""
 QUICK: Final = Plan(
     seconds=4, operations=1000, faults={fault: -(-n // 20) for fault, n in FAULTS.items()}
 )
-"""Some seconds, to see that it runs."""
-CONTROL: Final = Plan(seconds=4, operations=1000, places=20, kinds=(BROKEN,))
-"""The same without faults and with a store that is wrong: it must be found out."""
-OF_A_FAULT: Final = 3
-"""How many calls a fault may leave unknown: it is of one worker, who has two under way at most."""
+"""A few seconds, to check that the proof runs."""
+CONTROL: Final = Plan(seconds=4, operations=1000, slots=20, kinds=(BROKEN,))
+"""The same without faults and with a broken store, which must be detected."""
+UNKNOWN_PER_FAULT: Final = 3
+"""How many unknown outcomes one fault explains: a worker has at most two calls in progress."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was done, and what was wrong with it."""
+    """The figures and the violations of a trial."""
 
     database: str
     possible: tuple[Fault, ...]
-    """The faults that the database can have at all."""
+    """The faults that the database can have."""
     faults: Counter[Fault]
     missing: Counter[Fault]
-    """Those that were asked for and did not come about."""
+    """The requested faults that were not injected."""
     outcomes: Counter[str]
     executions: int
-    moves: int
+    history_rows: int
     violations: list[Violation]
     explained: int = 0
     """How many unknown outcomes the faults explain."""
@@ -58,7 +58,7 @@ class Trial:
 
 
 def trial(target: Target, plan: Plan, seed: int, folder: Path) -> Trial:
-    """Make one; its journals stay in the folder."""
+    """Run a trial; its journals stay in the folder."""
     evidence = chaos.run(target, plan, seed, folder)
     wanted = Counter({f: n for f, n in plan.faults.items() if f in target.faults})
     return Trial(
@@ -67,18 +67,18 @@ def trial(target: Target, plan: Plan, seed: int, folder: Path) -> Trial:
         faults=evidence.faults,
         missing=wanted - evidence.faults,
         outcomes=Counter(each.outcome for each in evidence.operations),
-        executions=len(evidence.subjects),
-        moves=sum(len(subject.history) for subject in evidence.subjects),
-        violations=checker.check(evidence.operations, evidence.subjects, target.errors),
+        executions=len(evidence.executions),
+        history_rows=sum(len(execution.history) for execution in evidence.executions),
+        violations=checker.check(evidence.operations, evidence.executions, target.errors),
         explained=explained(plan, evidence.faults, target.down),
     )
 
 
 def explained(plan: Plan, faults: Counter[Fault], down: float) -> int:
-    """Return how many unknown outcomes faults explain, and the seconds that the server was down.
+    """Return how many unknown outcomes the faults and the server's downtime explain.
 
-    Nobody can ask it then: each task of each worker makes one call after the other, and a pause.
+    While it is down, each task of each worker makes a call, pauses, and makes the next.
     """
     crashes = sum(faults[crash] for crash in CRASHES)
     calls = plan.workers * TASKS * (crashes + down / PAUSE)
-    return OF_A_FAULT * faults.total() + int(calls)
+    return UNKNOWN_PER_FAULT * faults.total() + int(calls)

@@ -1,4 +1,4 @@
-"""A process that does what `choices.VERBS` names, to executions that all others work on as well."""
+"""A worker process: it calls the verbs of `choices.VERBS` on executions that all workers share."""
 
 import asyncio
 import time
@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from .choices import Chooser
-from .journal import UNKNOWN, Journal, Json, Operation, seen
+from .journal import UNKNOWN, Journal, Json, Operation, as_json
 from .stores import manager_of
 
 TASKS: Final = 2
-"""How many tasks a worker for asyncio has."""
+"""The number of tasks of an asyncio worker."""
 PAUSE: Final = 0.1
-"""Seconds after an error: a server that is down is not to be asked all the time."""
+"""Seconds to wait after an error, so that a server that is down is not called continuously."""
 
 
 class Shared(NamedTuple):
-    """Memory of all workers, without locks: one that is killed would keep his."""
+    """Shared memory without locks: a killed worker would never release one."""
 
     generations: Any
-    """For each place, which generation its execution is of, as a hint."""
+    """The generation of each slot's execution, as a hint."""
     made: Any
-    """For each worker, how many operations it has made."""
+    """The number of operations of each worker."""
     stop: Any
-    """Whether it is over."""
+    """Whether the workers must stop."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is to do it with."""
+    """The parameters of a worker."""
 
     number: int
     kind: str
@@ -42,7 +42,7 @@ class Job:
 
 
 def work(job: Job, shared: Shared) -> None:
-    """Work until it is told to stop."""
+    """Work until `shared.stop` is set."""
     worker = Worker(job, shared)
     if "async" in job.kind:
         asyncio.run(worker.work_in_asyncio())
@@ -51,7 +51,7 @@ def work(job: Job, shared: Shared) -> None:
 
 
 class Worker:
-    """A manager, and what it is used for."""
+    """A manager, its journal and its choices."""
 
     def __init__(self, job: Job, shared: Shared) -> None:
         self.number, self.shared = job.number, shared
@@ -60,16 +60,16 @@ class Worker:
         self.manager = manager_of(job.kind, job.url, self.journal)
 
     def work(self) -> None:
-        """Make one operation after the other."""
+        """Make operations sequentially."""
         while not self.shared.stop.value:
             with self.operation() as (operation, call):
-                operation.answers = told(call())
+                operation.answers = returned_executions(call())
             if operation.outcome == UNKNOWN:
                 time.sleep(PAUSE)
         self.manager.close()
 
     async def work_in_asyncio(self) -> None:
-        """Make some at once."""
+        """Make operations in several tasks."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(TASKS):
                 tasks.create_task(self._task())
@@ -78,21 +78,21 @@ class Worker:
     async def _task(self) -> None:
         while not self.shared.stop.value:
             with self.operation() as (operation, call):
-                operation.answers = told(await call())
+                operation.answers = returned_executions(await call())
             if operation.outcome == UNKNOWN:
                 await asyncio.sleep(PAUSE)
 
     @contextmanager
     def operation(self) -> Iterator[tuple[Operation, Callable[[], Any]]]:
-        """Choose one and keep its journal; learn from what becomes of it."""
+        """Choose an operation, journal it, and remember its result."""
         name = self.journal.next_name()
-        place, verb, arguments = self.chooser.next(name)
+        slot, verb, arguments = self.chooser.next(name)
         with self.journal.operation(name, verb, arguments) as operation:
             yield operation, partial(getattr(self.manager, verb), **arguments)
-        self.chooser.learn(place, operation)
+        self.chooser.learn(slot, operation)
         self.shared.made[self.number] += 1
 
 
-def told(answer: Any) -> list[Json]:
-    """Return the executions that a verb has answered."""
-    return [seen(each) for each in (answer if isinstance(answer, list) else [answer])]
+def returned_executions(answer: Any) -> list[Json]:
+    """Return the executions in the answer of a verb."""
+    return [as_json(each) for each in (answer if isinstance(answer, list) else [answer])]

@@ -1,6 +1,6 @@
-"""The checker of `make proof` is not to be believed without proof either.
+"""The checker of `make proof`: it accepts a recorded run and reports each falsification of it.
 
-What really happened, on both databases, is found right; each falsehood about it is reported.
+The run is recorded on both databases.
 """
 
 import math
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from proof.checker import KINDS, check
 from proof.journal import DONE, NOT_DONE, REFUSED, UNKNOWN, Journal, Json, Operation
+from proof.observed import ObservedExecution
 from proof.stores import manager_of
-from proof.subject import Subject
 
 from execution_core import migrate
 from proof import chaos, journal, worker
@@ -24,24 +24,24 @@ MOMENT = 1_000  # nanoseconds
 
 
 @dataclass
-class Story:
-    """One execution, and all that was done to it, one after the other."""
+class RecordedRun:
+    """One execution, and all operations on it, in sequence."""
 
     operations: list[Operation]
-    subject: Subject
+    execution: ObservedExecution
 
     def op(self, verb: str, nth: int = 0) -> Operation:
         return [each for each in self.operations if each.verb == verb][nth]
 
-    def move(self, nth: int, **changes: Any) -> None:
-        self.subject.history[nth] = self.subject.history[nth]._replace(**changes)
+    def change_row(self, nth: int, **changes: Any) -> None:
+        self.execution.history[nth] = self.execution.history[nth]._replace(**changes)
 
     def token(self, verb: str, nth: int = 0) -> str:
         (token,) = self.op(verb, nth).tokens
         return token
 
     def kinds(self) -> set[str]:
-        return {violation.kind for violation in check(self.operations, [self.subject])}
+        return {violation.kind for violation in check(self.operations, [self.execution])}
 
 
 NEW: Json = {
@@ -53,7 +53,7 @@ NEW: Json = {
     "metadata": {"kept": 1},
 }
 ADVANCED: Json = {"current": 30, "total": 100, "message": "w-17", "percent": 30.0}
-TOLD: list[tuple[str, Json]] = [
+OPERATIONS: list[tuple[str, Json]] = [
     ("start", {"worker": "w-2"}),
     ("update_progress", {"current": 10, "total": 100, "message": "w-3", "percent": 10.0}),
     ("checkpoint", {"key": "k", "value": "w-4", "attempt": 1}),
@@ -79,11 +79,11 @@ TOLD: list[tuple[str, Json]] = [
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def told(
+def recorded(
     request: pytest.FixtureRequest,
     empty_postgres: Callable[[str], str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Story:
+) -> RecordedRun:
     folder = tmp_path_factory.mktemp("story")
     postgresql = request.param == "postgresql"
     url = empty_postgres("story") if postgresql else f"sqlite:///{folder}/story.db"
@@ -91,370 +91,391 @@ def told(
     own = Journal(folder / "w.jsonl")
     manager = manager_of("host", url, own)
     with own.operation(own.next_name(), "create", NEW) as operation:
-        execution = manager.create(**NEW)
-        operation.answers = [journal.seen(execution)]
-    for verb, given in TOLD:
-        arguments = given if verb in ("claim", "create") else {"id": execution.id, **given}
+        created = manager.create(**NEW)
+        operation.answers = [journal.as_json(created)]
+    for verb, given in OPERATIONS:
+        arguments = given if verb in ("claim", "create") else {"id": created.id, **given}
         with own.operation(own.next_name(), verb, arguments) as operation:
-            operation.answers = worker.told(getattr(manager, verb)(**arguments))
+            operation.answers = worker.returned_executions(getattr(manager, verb)(**arguments))
     manager.close()
-    (subject,) = chaos.subjects(url)
-    return Story(journal.read([folder / "w.jsonl"]), subject)
+    (execution,) = chaos.read_executions(url)
+    return RecordedRun(journal.read([folder / "w.jsonl"]), execution)
 
 
 @pytest.fixture
-def story(told: Story) -> Story:
-    return deepcopy(told)
+def run(recorded: RecordedRun) -> RecordedRun:
+    return deepcopy(recorded)
 
 
-ILLEGAL, LOST, UNDONE, STRANGE, MISCOUNTED, UNEXPLAINED, MISTIMED, ERRORS = KINDS
+INVALID, LOST, UNDONE, UNOWNED, MISCOUNTED, UNEXPLAINED, MISTIMED, ERRORS = KINDS
 
 
-def test_checker_accepts_recorded_run(story: Story) -> None:
-    assert [each.outcome for each in story.operations].count(REFUSED) == 4
-    assert len(story.subject.history) == 8
-    assert story.kinds() == set()
+def test_checker_accepts_recorded_run(run: RecordedRun) -> None:
+    assert [each.outcome for each in run.operations].count(REFUSED) == 4
+    assert len(run.execution.history) == 8
+    assert run.kinds() == set()
 
 
-def gap(story: Story) -> None:
-    story.move(3, seq=9)
+def skip_seq(run: RecordedRun) -> None:
+    run.change_row(3, seq=9)
 
 
-def missing_move(story: Story) -> None:
-    del story.subject.history[4]
+def remove_row(run: RecordedRun) -> None:
+    del run.execution.history[4]
 
 
-def no_history(story: Story) -> None:
-    story.subject.history.clear()
+def remove_history(run: RecordedRun) -> None:
+    run.execution.history.clear()
 
 
-def no_arrow(story: Story) -> None:
-    story.move(2, to_status="cancelled")
-    story.move(3, from_status="cancelled")
+def change_to_unknown_transition(run: RecordedRun) -> None:
+    run.change_row(2, to_status="cancelled")
+    run.change_row(3, from_status="cancelled")
 
 
-def ends_elsewhere(story: Story) -> None:
-    story.subject.found["status"] = "failed"
+def change_final_status(run: RecordedRun) -> None:
+    run.execution.found["status"] = "failed"
 
 
-def started_by_nobody(story: Story) -> None:
-    story.move(1, token="018f0000-0000-7000-8000-000000000000")
+def start_with_unknown_token(run: RecordedRun) -> None:
+    run.change_row(1, token="018f0000-0000-7000-8000-000000000000")
 
 
-def moved_by_hand(story: Story) -> None:
-    story.move(1, token=None)
+def start_without_token(run: RecordedRun) -> None:
+    run.change_row(1, token=None)
 
 
-def created_by_nobody(story: Story) -> None:
-    del story.operations[0]
+def remove_create(run: RecordedRun) -> None:
+    del run.operations[0]
 
 
-def moved_by_a_heartbeat(story: Story) -> None:
-    story.move(1, token=story.token("heartbeat"))
+def start_with_token_of_heartbeat(run: RecordedRun) -> None:
+    run.change_row(1, token=run.token("heartbeat"))
 
 
-def moved_by_another_verb(story: Story) -> None:
-    story.move(4, token=story.token("complete", -1))
+def fail_with_token_of_complete(run: RecordedRun) -> None:
+    run.change_row(4, token=run.token("complete", -1))
 
 
-def moved_after_its_end(story: Story) -> None:
-    """The second start is said to have made the first one's move, and the other way round."""
-    first, second = story.token("start"), story.token("start", 1)
-    story.move(1, token=second)
-    story.move(6, token=first)
+def exchange_tokens_of_starts(run: RecordedRun) -> None:
+    """Exchange the tokens of the two starts."""
+    first, second = run.token("start"), run.token("start", 1)
+    run.change_row(1, token=second)
+    run.change_row(6, token=first)
 
 
-def moved_twice(story: Story) -> None:
-    story.move(6, token=story.token("start"))
+def start_twice_with_one_token(run: RecordedRun) -> None:
+    run.change_row(6, token=run.token("start"))
 
 
-def move_that_was_not_told(story: Story) -> None:
-    story.op("claim").answers = []
+def remove_answer(run: RecordedRun) -> None:
+    run.op("claim").answers = []
 
 
-def move_that_was_not_found_out(story: Story) -> None:
-    """It had to ask, and nobody else came between."""
-    story.op("claim").answers, story.op("claim").cut = [], True
+def remove_answer_of_cut(run: RecordedRun) -> None:
+    """It had to verify its write, and no other operation overlaps."""
+    run.op("claim").answers, run.op("claim").cut = [], True
 
 
-def refused_and_moved(story: Story) -> None:
-    story.move(7, token=story.token("complete", 1))
+def refuse_but_change(run: RecordedRun) -> None:
+    run.change_row(7, token=run.token("complete", 1))
 
 
-def lost_and_moved(story: Story) -> None:
-    """It was told: the connection is lost, nothing was done."""
-    story.op("timeout").outcome = NOT_DONE
+def report_not_done_but_change(run: RecordedRun) -> None:
+    """Its outcome was: connection lost, nothing done."""
+    run.op("timeout").outcome = NOT_DONE
 
 
-def refused_and_written(story: Story) -> None:
-    operation = story.op("checkpoint", 1)
+def refuse_but_write(run: RecordedRun) -> None:
+    operation = run.op("checkpoint", 1)
     operation.outcome, operation.problem = REFUSED, {"code": "STALE_ATTEMPT"}
     operation.answers = []
 
 
-def lost_and_last_written(story: Story) -> None:
-    operation = story.op("heartbeat")
+def report_not_done_but_write_last(run: RecordedRun) -> None:
+    operation = run.op("heartbeat")
     operation.outcome = NOT_DONE
-    story.subject.token = story.token("heartbeat")
+    run.execution.token = run.token("heartbeat")
 
 
-def one_attempt_more(story: Story) -> None:
-    story.subject.found["attempts"] += 1
+def count_extra_attempt(run: RecordedRun) -> None:
+    run.execution.found["attempts"] += 1
 
 
-def one_attempt_counted_twice(story: Story) -> None:
-    story.move(6, attempt=2)
+def count_attempt_twice(run: RecordedRun) -> None:
+    run.change_row(6, attempt=2)
 
 
-def lost_checkpoint(story: Story) -> None:
-    for operation in story.operations[-5:]:
+def lose_checkpoint(run: RecordedRun) -> None:
+    for operation in run.operations[-5:]:
         for answer in operation.answers:
             answer["checkpoints"]["k"] = "w-4"
-    story.subject.found["checkpoints"]["k"] = "w-4"
+    run.execution.found["checkpoints"]["k"] = "w-4"
 
 
-def lost_at_the_end(story: Story) -> None:
-    story.subject.found["checkpoints"] = {}
+def lose_checkpoint_at_end(run: RecordedRun) -> None:
+    run.execution.found["checkpoints"] = {}
 
 
-def written_twice(story: Story) -> None:
-    """A progress comes back after another one was written over it."""
-    for answer in (answer for each in story.operations[11:] for answer in each.answers):
-        answer["progress"] = story.op("update_progress").answers[0]["progress"]
-    story.subject.found["progress"] = story.op("update_progress").answers[0]["progress"]
+def restore_old_progress(run: RecordedRun) -> None:
+    """An overwritten progress appears again."""
+    for answer in (answer for each in run.operations[11:] for answer in each.answers):
+        answer["progress"] = run.op("update_progress").answers[0]["progress"]
+    run.execution.found["progress"] = run.op("update_progress").answers[0]["progress"]
 
 
-def half_an_advance(story: Story) -> None:
-    """It is answered, and read later, without its checkpoint."""
-    for row in (story.subject.found, *(a for each in story.operations[16:] for a in each.answers)):
+def lose_checkpoint_of_advance(run: RecordedRun) -> None:
+    """The advance and later reads lack its checkpoint."""
+    for row in (run.execution.found, *(a for each in run.operations[16:] for a in each.answers)):
         row["checkpoints"].pop("j")
 
 
-def the_other_half_of_an_advance(story: Story) -> None:
-    before = story.op("update_progress", 1).answers[0]["progress"]
-    for row in (story.subject.found, *(a for each in story.operations[16:] for a in each.answers)):
+def lose_progress_of_advance(run: RecordedRun) -> None:
+    before = run.op("update_progress", 1).answers[0]["progress"]
+    for row in (run.execution.found, *(a for each in run.operations[16:] for a in each.answers)):
         row["progress"] = before
 
 
-def read_from_the_past(story: Story) -> None:
-    story.op("get").answers = story.op("claim").answers
+def read_old_row(run: RecordedRun) -> None:
+    run.op("get").answers = run.op("claim").answers
 
 
-def another_result(story: Story) -> None:
-    story.op("get", 1).answers[0]["result"] = "w-5"
+def read_other_result(run: RecordedRun) -> None:
+    run.op("get", 1).answers[0]["result"] = "w-5"
 
 
-def another_worker(story: Story) -> None:
-    story.op("claim").answers[0]["worker"] = "w-2"
+def answer_with_other_worker(run: RecordedRun) -> None:
+    run.op("claim").answers[0]["worker"] = "w-2"
 
 
-def metadata_lost(story: Story) -> None:
-    story.subject.found["metadata"] = {}
+def lose_metadata(run: RecordedRun) -> None:
+    run.execution.found["metadata"] = {}
 
 
-def answered_with_other_work(story: Story, **asked: Any) -> None:
-    story.op("create", 1).arguments |= asked or {"payload": {"n": 3}}
+def return_other_work(run: RecordedRun, **asked: Any) -> None:
+    run.op("create", 1).arguments |= asked or {"payload": {"n": 3}}
 
 
-def answered_with_another_type(story: Story) -> None:
-    answered_with_other_work(story, type="b")
+def return_other_type(run: RecordedRun) -> None:
+    return_other_work(run, type="b")
 
 
-def answered_with_another_key(story: Story) -> None:
-    answered_with_other_work(story, idempotency_key="other")
+def return_other_key(run: RecordedRun) -> None:
+    return_other_work(run, idempotency_key="other")
 
 
-def refused_the_same_work(story: Story) -> None:
-    story.op("create", 2).arguments["payload"] = {"n": 1}
+def refuse_same_work(run: RecordedRun) -> None:
+    run.op("create", 2).arguments["payload"] = {"n": 1}
 
 
-def refused_for_nothing(story: Story) -> None:
-    """The attempt was its own all the time."""
-    story.op("complete").arguments["attempt"] = 1
+def refuse_without_reason(run: RecordedRun) -> None:
+    """The attempt was current all the time."""
+    run.op("complete").arguments["attempt"] = 1
 
 
-def refused_for_another_reason(story: Story) -> None:
-    story.op("complete", 1).problem["from_status"] = "failed"
+def refuse_with_wrong_reason(run: RecordedRun) -> None:
+    run.op("complete", 1).problem["from_status"] = "failed"
 
 
-def refused_as_racing_alone(story: Story) -> None:
-    story.op("complete", 1).problem["code"] = "CONCURRENT_UPDATE"
+def refuse_as_race_without_rival(run: RecordedRun) -> None:
+    run.op("complete", 1).problem["code"] = "CONCURRENT_UPDATE"
 
 
-def settled_too_early(story: Story) -> None:
-    story.op("retry").answers[0]["status"] = "failed"
+def return_too_early_status(run: RecordedRun) -> None:
+    run.op("retry").answers[0]["status"] = "failed"
 
 
-def no_sign_of_life(story: Story) -> None:
-    before = story.op("update_progress", 1).answers[0]
-    story.op("heartbeat").answers[0]["heartbeat_at"] = before["started_at"]
+def remove_heartbeat(run: RecordedRun) -> None:
+    before = run.op("update_progress", 1).answers[0]
+    run.op("heartbeat").answers[0]["heartbeat_at"] = before["started_at"]
 
 
-def sign_of_life_that_is_lost(story: Story) -> None:
-    """Whoever gave it was told so, and it is as before afterwards."""
-    for operation in story.operations[11:13]:
+def lose_heartbeat(run: RecordedRun) -> None:
+    """The heartbeat was acknowledged, and later answers show the old one."""
+    for operation in run.operations[11:13]:
         operation.answers[0]["heartbeat_at"] = operation.answers[0]["started_at"]
 
 
-def claimed_too_early(story: Story) -> None:
-    story.op("fail").answers[0]["due_at"] = "2999-01-01T00:00:00Z"
+def claim_too_early(run: RecordedRun) -> None:
+    run.op("fail").answers[0]["retry_at"] = "2999-01-01T00:00:00Z"
 
 
-def swept_before_its_deadline(story: Story) -> None:
-    story.op("timeout").verb = "sweep"
-    story.op("sweep").arguments = {"type": "a"}
+def sweep_before_deadline(run: RecordedRun) -> None:
+    run.op("timeout").verb = "sweep"
+    run.op("sweep").arguments = {"type": "a"}
 
 
-def swept_without_a_deadline(story: Story) -> None:
-    swept_before_its_deadline(story)
-    story.op("sweep").answers[0]["deadline_at"] = None
+def sweep_without_deadline(run: RecordedRun) -> None:
+    sweep_before_deadline(run)
+    run.op("sweep").answers[0]["deadline_at"] = None
 
 
-def swept_alive(story: Story) -> None:
-    swept_before_its_deadline(story)
-    story.op("sweep").arguments["stalled_after"] = "PT30S"
+def sweep_with_heartbeat(run: RecordedRun) -> None:
+    sweep_before_deadline(run)
+    run.op("sweep").arguments["stalled_after"] = "PT30S"
 
 
-def an_error_of_the_database(story: Story) -> None:
-    unknown(story, story.op("start"))
-    story.op("start").problem = {"error": "IntegrityError: (sqlite3.IntegrityError) CHECK failed"}
+def raise_database_error(run: RecordedRun) -> None:
+    make_unknown(run, run.op("start"))
+    run.op("start").problem = {"error": "IntegrityError: (sqlite3.IntegrityError) CHECK failed"}
 
 
-def unknown_but_seen_too_early(story: Story) -> None:
-    """Whatever came of it, it cannot be seen before it began."""
-    operation = story.op("update_progress", 1)
+def show_unknown_too_early(run: RecordedRun) -> None:
+    """An unknown operation cannot be visible before it began."""
+    operation = run.op("update_progress", 1)
     operation.outcome, operation.ended, operation.answers = UNKNOWN, math.inf, []
-    operation.began = story.op("get").ended + MOMENT
+    operation.began = run.op("get").ended + MOMENT
 
 
-FALSEHOODS: list[tuple[Callable[[Story], None], str]] = [
-    *((each, ILLEGAL) for each in (gap, missing_move, no_history, no_arrow, ends_elsewhere)),
-    *((each, LOST) for each in (started_by_nobody, moved_by_a_heartbeat, moved_twice)),
-    *((each, UNDONE) for each in (refused_and_moved, lost_and_moved, refused_and_written)),
-    (lost_and_last_written, UNDONE),
-    *((each, STRANGE) for each in (started_by_nobody, moved_by_hand, created_by_nobody)),
-    *((each, STRANGE) for each in (moved_by_a_heartbeat, moved_by_another_verb)),
-    *((each, STRANGE) for each in (moved_after_its_end, move_that_was_not_told)),
-    (move_that_was_not_found_out, STRANGE),
-    *((each, MISTIMED) for each in (no_sign_of_life, sign_of_life_that_is_lost)),
-    *((each, MISTIMED) for each in (claimed_too_early, swept_before_its_deadline)),
-    *((each, MISTIMED) for each in (swept_without_a_deadline, swept_alive)),
-    (an_error_of_the_database, ERRORS),
-    *((each, MISCOUNTED) for each in (one_attempt_more, one_attempt_counted_twice)),
-    *((each, UNEXPLAINED) for each in (lost_checkpoint, lost_at_the_end, written_twice)),
-    *((each, UNEXPLAINED) for each in (half_an_advance, the_other_half_of_an_advance)),
-    *((each, UNEXPLAINED) for each in (read_from_the_past, another_result, another_worker)),
-    *((each, UNEXPLAINED) for each in (metadata_lost, refused_for_nothing)),
-    *((each, UNEXPLAINED) for each in (refused_for_another_reason, refused_as_racing_alone)),
-    *((each, UNEXPLAINED) for each in (answered_with_other_work, answered_with_another_type)),
-    *((each, UNEXPLAINED) for each in (answered_with_another_key, refused_the_same_work)),
-    *((each, UNEXPLAINED) for each in (settled_too_early, unknown_but_seen_too_early)),
-    *((each, UNEXPLAINED) for each in (moved_after_its_end, one_attempt_more)),
+FALSIFICATIONS: list[tuple[Callable[[RecordedRun], None], str]] = [
+    *(
+        (each, INVALID)
+        for each in (
+            skip_seq,
+            remove_row,
+            remove_history,
+            change_to_unknown_transition,
+            change_final_status,
+        )
+    ),
+    *(
+        (each, LOST)
+        for each in (
+            start_with_unknown_token,
+            start_with_token_of_heartbeat,
+            start_twice_with_one_token,
+        )
+    ),
+    *((each, UNDONE) for each in (refuse_but_change, report_not_done_but_change, refuse_but_write)),
+    (report_not_done_but_write_last, UNDONE),
+    *((each, UNOWNED) for each in (start_with_unknown_token, start_without_token, remove_create)),
+    *((each, UNOWNED) for each in (start_with_token_of_heartbeat, fail_with_token_of_complete)),
+    *((each, UNOWNED) for each in (exchange_tokens_of_starts, remove_answer)),
+    (remove_answer_of_cut, UNOWNED),
+    *((each, MISTIMED) for each in (remove_heartbeat, lose_heartbeat)),
+    *((each, MISTIMED) for each in (claim_too_early, sweep_before_deadline)),
+    *((each, MISTIMED) for each in (sweep_without_deadline, sweep_with_heartbeat)),
+    (raise_database_error, ERRORS),
+    *((each, MISCOUNTED) for each in (count_extra_attempt, count_attempt_twice)),
+    *(
+        (each, UNEXPLAINED)
+        for each in (lose_checkpoint, lose_checkpoint_at_end, restore_old_progress)
+    ),
+    *((each, UNEXPLAINED) for each in (lose_checkpoint_of_advance, lose_progress_of_advance)),
+    *((each, UNEXPLAINED) for each in (read_old_row, read_other_result, answer_with_other_worker)),
+    *((each, UNEXPLAINED) for each in (lose_metadata, refuse_without_reason)),
+    *((each, UNEXPLAINED) for each in (refuse_with_wrong_reason, refuse_as_race_without_rival)),
+    *((each, UNEXPLAINED) for each in (return_other_work, return_other_type)),
+    *((each, UNEXPLAINED) for each in (return_other_key, refuse_same_work)),
+    *((each, UNEXPLAINED) for each in (return_too_early_status, show_unknown_too_early)),
+    *((each, UNEXPLAINED) for each in (exchange_tokens_of_starts, count_extra_attempt)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("falsehood", "kind"), FALSEHOODS, ids=[f"{f.__name__}, {k}" for f, k in FALSEHOODS]
+    ("falsify", "kind"), FALSIFICATIONS, ids=[f"{f.__name__}, {k}" for f, k in FALSIFICATIONS]
 )
 def test_checker_reports_falsified_run(
-    story: Story, falsehood: Callable[[Story], None], kind: str
+    run: RecordedRun, falsify: Callable[[RecordedRun], None], kind: str
 ) -> None:
-    falsehood(story)
-    assert kind in story.kinds()
-    if kind == UNEXPLAINED and falsehood not in (moved_after_its_end, one_attempt_more):
-        assert story.kinds() == {kind}  # nothing else finds it
+    falsify(run)
+    assert kind in run.kinds()
+    if kind == UNEXPLAINED and falsify not in (exchange_tokens_of_starts, count_extra_attempt):
+        assert run.kinds() == {kind}  # no other check finds it
 
 
-def test_checker_reports_missing_execution(story: Story) -> None:
-    assert {violation.kind for violation in check(story.operations, [])} == {LOST}
-    (violation,) = check(story.operations[:1], [])
-    assert violation.execution_id == story.subject.id
+def test_checker_reports_missing_execution(run: RecordedRun) -> None:
+    assert {violation.kind for violation in check(run.operations, [])} == {LOST}
+    (violation,) = check(run.operations[:1], [])
+    assert violation.execution_id == run.execution.id
 
 
-def unknown(story: Story, *operations: Operation) -> None:
+def make_unknown(run: RecordedRun, *operations: Operation) -> None:
     for each in operations:
         each.outcome, each.ended, each.answers = UNKNOWN, math.inf, []
 
 
-def unknown_and_done(story: Story) -> None:
-    unknown(story, story.op("start"), story.op("checkpoint", 1), story.op("create"))
+def unknown_and_effective(run: RecordedRun) -> None:
+    make_unknown(run, run.op("start"), run.op("checkpoint", 1), run.op("create"))
 
 
-def unknown_and_not_done(story: Story) -> None:
-    extra = Operation("x-1", "checkpoint", {"id": story.subject.id, "key": "k", "value": "x-1"}, 5)
-    moved = Operation("x-2", "cancel", {"id": story.subject.id, "reason": "x-2"}, 5)
+def unknown_and_not_effective(run: RecordedRun) -> None:
+    extra = Operation("x-1", "checkpoint", {"id": run.execution.id, "key": "k", "value": "x-1"}, 5)
+    moved = Operation("x-2", "cancel", {"id": run.execution.id, "reason": "x-2"}, 5)
     extra.tokens, moved.tokens = {"x": 6}, {"y": 6}
-    story.operations += [extra, moved]
+    run.operations += [extra, moved]
 
 
-def written_again(story: Story, key: str) -> None:
-    """By one that nobody knows of, what another one has written as well."""
-    arguments = {"id": story.subject.id, "key": key, "value": "w-4"}
-    began = story.op("checkpoint", 1).ended + MOMENT
-    story.operations.append(Operation("x-1", "checkpoint", arguments, began))
+def add_unknown_write(run: RecordedRun, key: str) -> None:
+    """An unknown operation may have written a value that another one wrote too."""
+    arguments = {"id": run.execution.id, "key": key, "value": "w-4"}
+    began = run.op("checkpoint", 1).ended + MOMENT
+    run.operations.append(Operation("x-1", "checkpoint", arguments, began))
 
 
-def unknown_and_done_again(story: Story) -> None:
-    for row in (story.subject.found, *(a for each in story.operations[16:] for a in each.answers)):
+def unknown_write_visible(run: RecordedRun) -> None:
+    for row in (run.execution.found, *(a for each in run.operations[16:] for a in each.answers)):
         row["checkpoints"]["k"] = "w-4"
-    written_again(story, "k")
+    add_unknown_write(run, "k")
 
 
-def unknown_and_not_done_again(story: Story) -> None:
-    written_again(story, "another")
+def unknown_write_not_visible(run: RecordedRun) -> None:
+    add_unknown_write(run, "another")
 
 
-def at_the_same_time(story: Story) -> None:
-    """Two that overlap may have taken effect in the other order."""
-    first, second = story.op("update_progress"), story.op("checkpoint")
+def overlap_writes(run: RecordedRun) -> None:
+    """Two overlapping operations may have taken effect in the other order."""
+    first, second = run.op("update_progress"), run.op("checkpoint")
     first.ended = second.ended
     second.answers[0]["progress"], first.answers[0]["checkpoints"] = None, {"k": "w-4"}
 
 
-def read_at_the_same_time(story: Story) -> None:
-    """One that began early enough may have read what was before."""
-    read = story.op("get")
-    read.began = story.op("claim").began
-    read.answers = story.op("retry").answers
+def overlap_read(run: RecordedRun) -> None:
+    """A read that began early enough may return the earlier row."""
+    read = run.op("get")
+    read.began = run.op("claim").began
+    read.answers = run.op("retry").answers
 
 
-def refused_by_one_and_told_by_another(story: Story) -> None:
-    """It met another attempt, and when it looked for the reason, it was running."""
-    refused = story.op("complete", 1)
-    refused.ended = story.op("claim").ended + MOMENT
-    refused.problem = {"code": "CONCURRENT_UPDATE", "execution_id": story.subject.id}
+def refuse_during_next_attempt(run: RecordedRun) -> None:
+    """It met another attempt; when it read the row for the reason, that one was running."""
+    refused = run.op("complete", 1)
+    refused.ended = run.op("claim").ended + MOMENT
+    refused.problem = {"code": "CONCURRENT_UPDATE", "execution_id": run.execution.id}
 
 
-def swept_when_it_was_due(story: Story) -> None:
-    timeout = story.op("timeout")
+def sweep_when_due(run: RecordedRun) -> None:
+    timeout = run.op("timeout")
     timeout.verb, timeout.arguments = "sweep", {"type": "a"}
     timeout.answers[0]["deadline_at"] = timeout.answers[0]["started_at"]
 
 
-def cut_and_told_late(story: Story) -> None:
-    """It had to ask: what the history does not know is told as it was then."""
-    claim = story.op("claim")
-    claim.cut, claim.ended = True, story.op("update_progress", 1).ended + MOMENT
-    claim.answers[0]["progress"] = story.op("update_progress", 1).answers[0]["progress"]
+def verify_late(run: RecordedRun) -> None:
+    """It had to verify: fields outside the history have their values at that time."""
+    claim = run.op("claim")
+    claim.cut, claim.ended = True, run.op("update_progress", 1).ended + MOMENT
+    claim.answers[0]["progress"] = run.op("update_progress", 1).answers[0]["progress"]
 
 
-def cut_and_taken_before_it_was_told(story: Story) -> None:
-    claim = story.op("claim")
-    claim.cut, claim.answers, claim.ended = True, [], story.op("timeout").began + MOMENT
+def overtake_before_verification(run: RecordedRun) -> None:
+    claim = run.op("claim")
+    claim.cut, claim.answers, claim.ended = True, [], run.op("timeout").began + MOMENT
 
 
 @pytest.mark.parametrize(
-    "truth",
+    "adjust",
     [
-        *(unknown_and_done_again, unknown_and_not_done_again),
-        *(unknown_and_done, unknown_and_not_done, at_the_same_time, read_at_the_same_time),
-        *(swept_when_it_was_due, refused_by_one_and_told_by_another),
-        *(cut_and_told_late, cut_and_taken_before_it_was_told),
+        *(unknown_write_visible, unknown_write_not_visible),
+        *(unknown_and_effective, unknown_and_not_effective, overlap_writes, overlap_read),
+        *(sweep_when_due, refuse_during_next_attempt),
+        *(verify_late, overtake_before_verification),
     ],
 )
-def test_checker_accepts_possible_run(story: Story, truth: Callable[[Story], None]) -> None:
-    truth(story)
-    assert check(story.operations, [story.subject]) == []
+def test_checker_accepts_possible_run(
+    run: RecordedRun, adjust: Callable[[RecordedRun], None]
+) -> None:
+    adjust(run)
+    assert check(run.operations, [run.execution]) == []
 
 
 def test_journal_of_killed_worker_ends_unknown(tmp_path: Path) -> None:
