@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,12 +17,14 @@ from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from execution_core import (
     AsyncAttempt,
     AsyncExecutionManager,
+    AsyncSqlExecutionStore,
     ExecutionManager,
+    SqlExecutionStore,
     connect,
     connect_async,
     migrate,
 )
-from execution_core.sql.driver.engine import create_sync_engine
+from execution_core.sql.driver.engine import create_async_engine, create_sync_engine
 
 from .support import postgres, sampling
 from .support.memory import AsyncMemoryStore, memory_store
@@ -232,6 +235,54 @@ def manager(database: Database, mode: str, runner: asyncio.Runner) -> Iterator[E
     """A manager over each database, sync and async."""
     with open_manager(database.url, mode, runner) as manager:
         yield manager
+
+
+class Clock:
+    """A clock that the test sets: `clock.time += HOUR`."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def now(self, zone: tzinfo) -> datetime:
+        """Return the time: the memory store uses the clock as its `datetime`."""
+        return self.time.astimezone(zone)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "memory"])
+def clocked_manager(
+    request: pytest.FixtureRequest,
+    mode: str,
+    runner: asyncio.Runner,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[ExecutionManager]:
+    """A manager over each store, sync and async, whose time is `clock`."""
+    blocking: Any
+    if request.param == "memory":
+        store: Any = memory_store() if mode == "sync" else AsyncMemoryStore()
+        memory = store if mode == "sync" else store.store
+        monkeypatch.setitem(type(memory).create.__globals__, "datetime", clock)
+        blocking = mode == "async" and Blocking(AsyncExecutionManager(store), runner)
+        yield blocking or ExecutionManager(store)
+        return
+    with open_database(request.param, request) as database:
+        if mode == "sync":
+            yield ExecutionManager(SqlExecutionStore(database.engine, clock=clock))
+            return
+        engine = create_async_engine(database.url)
+        blocking = Blocking(
+            AsyncExecutionManager(AsyncSqlExecutionStore(engine, clock=clock)), runner
+        )
+        yield blocking
+        runner.run(engine.dispose())
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "memory"])

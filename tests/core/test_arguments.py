@@ -82,6 +82,7 @@ INVALID = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("argument", "call"), INVALID)
 def test_arguments_invalid_are_refused(
     any_manager: ExecutionManager, argument: str, call: Any
@@ -94,6 +95,7 @@ def test_arguments_invalid_are_refused(
     assert any_manager.list() == [before]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "text",
     ["'; DROP TABLE executions; --", 'a"b', "%s", ":x", "a.b", "$", "a[0]", "ü", "\\", "\n", "{}"],
@@ -122,6 +124,7 @@ TIMEOUTS = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("timeout", "milliseconds"), TIMEOUTS)
 def test_timeout_is_rounded_to_milliseconds(
     any_manager: ExecutionManager, timeout: timedelta, milliseconds: int | None
@@ -175,6 +178,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", FAILURES)
 def test_fail_with_unstorable_text_is_recorded(any_manager: ExecutionManager, name: str) -> None:
     error: Any = FAILURES[name]

@@ -27,6 +27,7 @@ from execution_core.core.json_values import to_json
 from execution_core.sql.driver.engine import create_async_engine
 
 from ..conftest import Blocking, Database
+from ..support.sampling import in_whole
 
 
 class Point(BaseModel):
@@ -100,6 +101,7 @@ NOT_JSON = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", NOT_JSON)
 def test_json_invalid_value_is_refused(any_manager: ExecutionManager, name: str) -> None:
     bad = NOT_JSON[name]
@@ -150,6 +152,7 @@ VALID = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", VALID)
 def test_json_value_round_trips(any_manager: ExecutionManager, name: str) -> None:
     value, stored = VALID[name]
@@ -242,8 +245,11 @@ keys = st.text(
 )
 
 
+@pytest.mark.matrix
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=in_whole(150, 60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(written=st.lists(st.tuples(keys, json_values), min_size=1, max_size=5))
 def test_checkpoint_random_keys_and_values_are_exact(

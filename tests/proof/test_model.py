@@ -38,10 +38,11 @@ from ..conftest import open_database
 from ..support import model_arguments
 from ..support.history import ALLOWED_TRANSITIONS, assert_legal
 from ..support.model import EVERYTHING, MILLISECOND, History, SideBySide
+from ..support.sampling import in_whole
 
 PROOF = "EXECUTION_CORE_PROOF" in os.environ
 SETTINGS = settings(
-    max_examples=500 if PROOF else 80,
+    max_examples=500 if PROOF else in_whole(80, 25),
     stateful_step_count=50 if PROOF else 40,
     derandomize=not PROOF,
     deadline=None,

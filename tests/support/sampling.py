@@ -1,14 +1,18 @@
-"""What `make test` runs of an exhaustive matrix; `make test-all` runs all of it.
+"""Select the cases of a matrix for `make test`; `make test-all` runs all of them.
 
-A test marked `@pytest.mark.matrix` is a matrix: its parameters are combined. `make test` runs a
-selection of its cases in which every value of every parameter occurs, and every pair of the values
-of `ACROSS`. A test marked `@pytest.mark.exhaustive` runs in `make test-all` alone; another test has
-to touch the same behaviour in `make test`. `sampled` does the same for a list of cases in a test.
+`@pytest.mark.matrix` marks a test whose parameters are combined. `make test` runs a selection of
+its cases with every value of every parameter, and every pair of values of the parameters in
+`ACROSS`. The selection uses the combinations of those parameters equally often.
+
+`@pytest.mark.exhaustive` marks a test that only `make test-all` runs. Another test must touch the
+same behaviour in `make test`.
+
+`sampled` selects from a list of cases inside a test, `in_whole` chooses between two values.
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -17,8 +21,8 @@ T = TypeVar("T")
 
 WHOLE: Final = os.environ.get("EXECUTION_CORE_TESTS") == "whole"
 """Whether everything runs: set by `make test-all`."""
-ACROSS: Final = ("database", "any_manager", "mode", "kind")
-"""Parameters that are combined with each other also in a selection."""
+ACROSS: Final = ("database", "any_manager", "clocked_manager", "mode", "kind")
+"""Parameters whose values are combined with each other in a selection, too."""
 
 Facts = frozenset[Any]
 
@@ -26,6 +30,11 @@ Facts = frozenset[Any]
 def sampled(cases: Sequence[T], every: int) -> Sequence[T]:
     """Return all cases, or every n-th of them in `make test`."""
     return cases if WHOLE else cases[::every]
+
+
+def in_whole(whole: T, selection: T) -> T:
+    """Return the first value in `make test-all`, the second in `make test`."""
+    return whole if WHOLE else selection
 
 
 def select(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
@@ -47,20 +56,39 @@ def select(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Ite
     return run, [item for item in items if item.nodeid not in kept]
 
 
-def _cover(cases: list[pytest.Item]) -> Iterable[pytest.Item]:
+def _cover(cases: list[pytest.Item]) -> Iterator[pytest.Item]:
     """Choose cases until every fact of any case is a fact of a chosen one."""
     facts = {case.nodeid: _facts(case) for case in cases}
+    combinations = {case.nodeid: _combination(case) for case in cases}
     missing = frozenset[Any]().union(*facts.values())
+    if not missing:
+        yield from cases
+    used: Counter[Facts] = Counter()
     while missing:
-        best = max(cases, key=lambda case: len(facts[case.nodeid] & missing))
+        best = max(
+            cases,
+            key=lambda case: (
+                len(facts[case.nodeid] & missing),
+                -used[combinations[case.nodeid]],
+            ),
+        )
         missing -= facts[best.nodeid]
+        used[combinations[best.nodeid]] += 1
         yield best
 
 
 def _facts(case: pytest.Item) -> Facts:
-    # Not `indices`: beside a parametrized fixture they count the cases rather than the values.
-    parameters = getattr(case, "callspec").params  # noqa: B009 - a Function has it
-    values = sorted((name, repr(value)) for name, value in parameters.items())
-    across = [value for value in values if value[0] in ACROSS]
+    # An id for each call of `parametrize`; `callspec.indices` counts the cases of all of them.
+    values = enumerate(getattr(_callspec(case), "_idlist", ()))
+    across = sorted(_combination(case))
     pairs = {(one, other) for one in across for other in across if one < other}
     return frozenset({*values, *pairs})
+
+
+def _combination(case: pytest.Item) -> Facts:
+    parameters: dict[str, Any] = getattr(_callspec(case), "params", {})
+    return frozenset((name, str(parameters[name])) for name in ACROSS if name in parameters)
+
+
+def _callspec(case: pytest.Item) -> object:
+    return getattr(case, "callspec", None)

@@ -50,6 +50,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 4, 100])
 @pytest.mark.parametrize("crash", [0, 1, 4, 7, 11])
@@ -92,6 +93,7 @@ NO_ITEMS_LEFT: list[Callable[[], Any]] = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("items", NO_ITEMS_LEFT)
 def test_each_without_items_left_writes_nothing(
     any_manager: ExecutionManager, items: Callable[[], Any]
@@ -122,6 +124,7 @@ def test_each_left_early_keeps_previous_checkpoint(any_manager: ExecutionManager
         assert list(attempt.each("efgh", checkpoint="other")) == ["e", "f", "g", "h"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("stored", ["seven", -1, True, None, 1.5, 2**63, [1]], ids=repr)
 def test_each_checkpoint_not_an_index_is_refused(
     any_manager: ExecutionManager, stored: Any

@@ -21,6 +21,7 @@ from execution_core.sql.driver.engine import create_async_engine
 
 from ..conftest import Database
 from ..support.attempts import Outage
+from ..support.sampling import in_whole, sampled
 
 
 @pytest.mark.parametrize("error", [None, Outage()])
@@ -85,7 +86,7 @@ def test_attempt_cancelled_is_retrying(database: Database) -> None:
 
     async def run() -> None:
         async with connect_async(database.url) as manager:
-            for _ in range(20):
+            for _ in range(in_whole(20, 5)):
                 job = await manager.create("a", max_attempts=2)
                 entered = asyncio.Event()
                 task = asyncio.create_task(work(manager, job.id, entered))
@@ -112,7 +113,7 @@ def test_attempt_cancelled_at_any_step_is_not_left_running(database: Database) -
     async def run() -> dict[str, int]:
         seen: dict[str, int] = {}
         async with connect_async(database.url) as manager:
-            for steps in range(400):
+            for steps in sampled(range(400), 4):
                 job = await manager.create("a", max_attempts=2)
                 task = asyncio.create_task(work(manager, job.id))
                 for _ in range(steps):
@@ -162,6 +163,7 @@ def test_attempt_cancelled_repeatedly_still_records(database: Database) -> None:
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("milliseconds", range(0, 40, 2))
 def test_attempt_when_event_loop_ends_is_recorded(database: Database, milliseconds: int) -> None:
     """`asyncio.run` cancels all tasks at the same time."""
@@ -202,7 +204,7 @@ def test_attempt_cancelled_on_shared_connection_is_retrying() -> None:
             await connection.run_sync(migrate.upgrade)
         manager = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
         seen = set()
-        for steps in range(60):
+        for steps in sampled(range(60), 3):
             job = await manager.create("a", max_attempts=2)
             task = asyncio.create_task(work(manager, job.id))
             await asyncio.sleep(steps * 0.0001)
@@ -222,7 +224,7 @@ def test_attempt_in_asyncio_timeout_is_retrying(database: Database) -> None:
         async with connect_async(database.url) as manager:
             job = await manager.create("a", max_attempts=2)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1), manager.attempt(job.id):
+                async with asyncio.timeout(0.2), manager.attempt(job.id):
                     await asyncio.sleep(60)
             assert (await manager.get(job.id)).status == "retrying"
 

@@ -18,8 +18,9 @@ from execution_core.sql.driver.engine import create_sync_engine
 from ..conftest import Database
 from ..support.history import assert_legal
 from ..support.processes import spawn
+from ..support.sampling import in_whole
 
-KILLS = 50
+KILLS = in_whole(50, 8)
 WORKERS = 4
 ITEMS = 30
 EVERY = 4

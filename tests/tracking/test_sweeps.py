@@ -20,6 +20,7 @@ from execution_core.core import state_machine
 from ..conftest import Database
 from ..support.history import assert_legal
 from ..support.processes import race
+from ..support.sampling import in_whole
 
 HOUR = timedelta(hours=1)
 
@@ -102,11 +103,11 @@ def test_sweep_uses_database_clock(any_manager: ExecutionManager) -> None:
     ]
     for job in jobs:
         any_manager.start(job.id)
-    time.sleep(1.01)
-    any_manager.heartbeat(jobs[2].id)
+    time.sleep(0.51)
     assert ids(any_manager.sweep()) == [jobs[0].id]
     assert any_manager.retry(jobs[0].id).status == "retrying"
-    assert ids(any_manager.sweep(stalled_after=timedelta(seconds=1))) == [jobs[1].id]
+    any_manager.heartbeat(jobs[2].id)
+    assert ids(any_manager.sweep(stalled_after=timedelta(seconds=0.5))) == [jobs[1].id]
     assert any_manager.get(jobs[2].id).status == "running"
 
 
@@ -133,16 +134,16 @@ def test_sweep_after_manual_start_is_not_stalled_at_once(database: Database) -> 
         f"UPDATE executions SET status = 'running', attempts = attempts + 1, started_at = {now},"
         " error = NULL WHERE status IN ('pending', 'retrying')"
     )
-    stalled_after = timedelta(seconds=1)
+    stalled_after = timedelta(seconds=0.5)
     with connect(database.url) as manager:
         fresh, again = manager.create("a"), manager.create("a", max_attempts=2)
         manager.start(again.id)
         manager.fail(again.id, "no", retryable=True)
-        time.sleep(1.1)
+        time.sleep(0.55)
         assert database.run(start) == 2
         assert manager.sweep(stalled_after=stalled_after) == []
         manager.update_progress(fresh.id, 1, 2)
-        time.sleep(1.1)
+        time.sleep(0.55)
         assert ids(manager.sweep(stalled_after=stalled_after)) == [fresh.id, again.id]
 
 
@@ -180,7 +181,7 @@ def test_sweep_and_retry_commit_together(database: Database) -> None:
         assert ids(manager.claim()) == [job.id]
 
 
-EXECUTIONS = 300
+EXECUTIONS = in_whole(300, 100)
 
 
 def sweep_or_work(number: int, url: str, job_ids: list[str]) -> Counter[str]:

@@ -39,6 +39,7 @@ from execution_core import (
 
 from ..conftest import Blocking, Database
 from ..support.memory import memory_store
+from ..support.sampling import in_whole
 from ..support.states import STATES
 
 KINDS: dict[str, Callable[[Any], Any]] = {
@@ -416,7 +417,7 @@ def test_cancelled_tasks_leave_pool_and_locks_free(database: Database) -> None:
     async def cancel_many() -> None:
         async with connect_async(database.url) as manager:
             id = (await manager.create("a")).id
-            for n in range(200):
+            for n in range(in_whole(200, 50)):
                 task = asyncio.create_task(manager.checkpoint(id, "k", n))
                 for _ in range(n % 25):  # at a different await each time
                     await asyncio.sleep(0)
