@@ -314,7 +314,7 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
         4,
         {
             "older_than": retentions,
-            "statuses": finished,
+            "status": finished,
             "type": any_type,
             "keys_older_than": key_retentions,
             "limit": limits,

@@ -55,6 +55,7 @@ INTERRUPTED = """
 import os, signal, sys, threading, time
 from datetime import timedelta
 from execution_core import connect
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup may have it ignored
 manager = connect(sys.argv[1])
 id = sys.argv[2]
 with manager.attempt(id, heartbeat=timedelta(seconds=0.001)) as attempt:

@@ -276,7 +276,7 @@ def test_cli_list_with_skewed_clock_uses_database_clock(database: Database, by: 
     )
 
     def listed(*filters: str) -> list[str]:
-        return sorted(each["execution_id"] for each in command(by, "list", *filters, database.url))
+        return sorted(each["id"] for each in command(by, "list", *filters, database.url))
 
     assert listed("--newer-than", "1h") == listed("--older-than", "1ms") == made
     assert listed("--older-than", "1h") == []
