@@ -18,6 +18,7 @@ from execution_core.cli.commands import stats, watch
 
 from ..conftest import Database
 from ..support.states import STATES, bring_to
+from .terminal import PROGRAM, remove_control_sequences, run_in_terminal
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\u202erm -rf\u2028\x00"[:-1]
 

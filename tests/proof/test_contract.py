@@ -169,20 +169,13 @@ def suite(name: str, store: str, contract: str = "StoreContract") -> str:
     return SUITE.format(name=name, store=store, contract=contract)
 
 
-RACES = {"test_one_of_many_starts_wins", "test_no_checkpoint_is_lost"}
+RACES = {
+    "test_start_concurrent_has_one_winner",
+    "test_checkpoint_concurrent_keys_loses_no_write",
+}
 BROKEN = {
     "ReadThenWrite": RACES,
     "AsyncReadThenWrite": RACES,
-    "FenceIgnored": {"test_a_late_attempt_changes_nothing"},
-    "KeyOverwritten": {"test_a_key_that_is_taken_stays_so", "test_one_of_many_creates_wins"},
-    "MergedDeep": {"test_a_checkpoint_replaces_the_whole_value"},
-    "RefusalTouches": {"test_what_is_refused_changes_nothing"},
-    "BatchUnguarded": {
-        "test_each_is_claimed_once",
-        "test_a_sweep_and_an_end_agree",
-        "test_no_checkpoint_is_lost_to_many",
-        "test_many_do_not_come_back",
-    },
     "FenceIgnored": {"test_update_by_stale_attempt_changes_nothing"},
     "KeyOverwritten": {
         "test_create_with_held_key_returns_none",

@@ -297,7 +297,7 @@ def lose_heartbeat(run: RecordedRun) -> None:
 
 
 def claim_too_early(run: RecordedRun) -> None:
-    run.op("fail").answers[0]["retry_at"] = "2999-01-01T00:00:00Z"
+    run.op("fail").answers[0]["due_at"] = "2999-01-01T00:00:00Z"
 
 
 def sweep_before_deadline(run: RecordedRun) -> None:

@@ -11,12 +11,17 @@ from execution_core import Execution
 
 from ..support.injection import (
     Figures,
-    Subject,
-    World,
+    ManagerHarness,
+    Scenario,
     collect_garbage,
-    in_time,
+    with_timeout,
 )
-from ..support.interruptions import Awaits, Way, cancel_at_once, cancel_late
+from ..support.interruptions import (
+    AwaitInterrupter,
+    Interrupt,
+    cancel_after_result,
+    cancel_while_waiting,
+)
 from ..support.sampling import WHOLE
 from ..support.signals import Interruption
 from ..support.verbs import VERBS, Call, Verb
@@ -24,7 +29,7 @@ from ..support.verbs import VERBS, Call, Verb
 KIND_NAMES = ("own", "host", "listening")
 KINDS = pytest.mark.parametrize("kind", KIND_NAMES)
 
-WAYS = pytest.mark.parametrize("way", [cancel_at_once, cancel_late])
+WAYS = pytest.mark.parametrize("way", [cancel_while_waiting, cancel_after_result])
 
 
 def verbs_of(kind: str, kinds: int = len(KIND_NAMES)) -> list[Verb]:
@@ -34,9 +39,9 @@ def verbs_of(kind: str, kinds: int = len(KIND_NAMES)) -> list[Verb]:
 
 
 async def at_every_await(
-    subject: Subject,
-    world: World,
-    ways: Callable[[int], dict[int, Way]],
+    subject: ManagerHarness,
+    world: Scenario,
+    ways: Callable[[int], dict[int, Interrupt]],
     figures: Figures,
     *,
     ready: Callable[[], Any] | None = None,
@@ -50,10 +55,10 @@ async def at_every_await(
     With `abandons`, the call may leave connections to the garbage collector. In `make test` only
     every `every`-th await is tried, from a different first one for each call.
     """
-    call, awaits = call or world.verb.call, Awaits()
+    call, awaits = call or world.verb.call, AwaitInterrupter()
 
     async def make_ready() -> None:
-        await in_time(subject.manager.list(limit=1))
+        await with_timeout(subject.manager.list(limit=1))
         subject.assert_free()
         if ready:
             await ready()

@@ -15,8 +15,8 @@ from execution_core import (
 
 from ..conftest import Database
 from ..support import postgres
-from ..support.situations import bring_to
-from ..tracking.test_races import assert_legal
+from ..support.history import assert_legal
+from ..support.states import bring_to
 
 Verb = Callable[[ExecutionManager, str], Any]
 

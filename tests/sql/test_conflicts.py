@@ -16,7 +16,7 @@ from execution_core import (
 )
 
 from ..conftest import Database
-from ..tracking.test_races import assert_legal
+from ..support.history import assert_legal
 from .lost_connections import (
     blocked_pids,
     open_bound_manager,

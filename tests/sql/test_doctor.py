@@ -36,8 +36,8 @@ from execution_core.sql.driver.engine import create_async_engine, create_sync_en
 
 from ..conftest import Database
 from ..support.postgres import dsn
+from ..support.rows import DONE, FAILED, ROW, RUNNING, insert
 from ..support.states import STATES, bring_to
-from .test_schema import DONE, FAILED, ROW, RUNNING, insert
 
 ROOT = Path(__file__).parents[2]
 

@@ -26,8 +26,8 @@ from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database, open_manager
 from ..support import postgres
-from ..support.situations import bring_to
-from ..tracking.test_races import assert_legal
+from ..support.history import assert_legal
+from ..support.states import bring_to
 from .faults import (
     OwnServer,
     RunCli,

@@ -15,7 +15,7 @@ from execution_core import (
 from execution_core.cli import main
 
 from ..conftest import Database, open_manager
-from ..tracking.test_races import assert_legal
+from ..support.history import assert_legal
 from .faults import (
     TRANSITIONS,
     WRITES,

@@ -28,19 +28,12 @@ from ..support.injection import (
     ManagerHarness,
     Scenario,
     Tell,
-    collect_garbage,
     freeze_garbage,
     summary,
-    with_timeout,
 )
-from ..support.interruptions import (
-    AwaitInterrupter,
-    Interrupt,
-    cancel_after_result,
-    cancel_while_waiting,
-)
-from ..support.signals import Interruption
-from ..support.verbs import VERBS, Call, Verb
+from ..support.interruptions import Interrupt, cancel_after_result, cancel_while_waiting
+from ..support.verbs import VERBS, Verb
+from .every_await import KINDS, WAYS, async_block, at_every_await, block, verbs_of
 
 
 @pytest.fixture(autouse=True)
@@ -54,76 +47,35 @@ def pools_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-async def at_every_await(
-    subject: ManagerHarness,
-    world: Scenario,
-    ways: Callable[[int], dict[int, Interrupt]],
-    figures: Figures,
-    *,
-    ready: Callable[[], Any] | None = None,
-    call: Call | None = None,
-    abandons: bool = False,
-) -> None:
-    """Make a call over and over, each time interrupted at the next await.
-
-    One that abandons leaves connections to the garbage collector.
-    """
-    call, awaits = call or world.verb.call, AwaitInterrupter()
-
-    async def make_ready() -> None:
-        await with_timeout(subject.manager.list(limit=1))
-        subject.assert_free()
-        if ready:
-            await ready()
-
-    for _ in range(2):  # what is done once has been done
-        await make_ready()
-        await awaits.run(call(subject.manager, world.target), {})
-        world.end()
-    last = awaits.seen
-    for n in range(1, last + 1):
-        await make_ready()
-        end = await awaits.run(call(subject.manager, world.target), ways(n))
-        told = isinstance(end, asyncio.CancelledError | Interruption)
-        assert told or not awaits.interrupted, f"{end!r} at await {n}"
-        end = None  # and what it holds
-        if abandons:
-            collect_garbage()
-        subject.assert_free()
-        figures[world.end()] += 1
-        figures["interrupted twice"] += awaits.interrupted == 2
-    figures["awaits"] += last
-    await make_ready()
-
-
-KINDS = pytest.mark.parametrize("kind", ["own", "host", "listening"])
-WAYS = pytest.mark.parametrize("way", [cancel_while_waiting, cancel_after_result])
-
-
+@pytest.mark.matrix
 @KINDS
 @WAYS
-def test_every_verb_at_every_await(
+def test_cancel_verb_at_every_await_row_is_before_or_after(
     database: Database, kind: str, way: Interrupt, tell: Tell
 ) -> None:
     figures: Figures = Counter()
 
-    async def run(verb: Verb) -> None:
+    async def run(verb: Verb, first: int) -> None:
         subject, world = ManagerHarness(database, kind, "async"), Scenario(database, verb)
-        await at_every_await(subject, world, lambda n: {n: way}, figures)
+        ways: Any = lambda n: {n: way}  # noqa: E731
+        await at_every_await(subject, world, ways, figures, every=3, first=first)
         await subject.close()
         world.close()
 
-    for verb in VERBS.values():
-        asyncio.run(run(verb))
-    tell(f"{database.name}, {kind}, {way.__name__}: {len(VERBS)} verbs, {summary(figures)}")
+    verbs = verbs_of(kind)
+    for number, verb in enumerate(verbs):
+        asyncio.run(run(verb, number))
+    tell(f"{database.name}, {kind}, {way.__name__}: {len(verbs)} verbs, {summary(figures)}")
 
 
 @pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @KINDS
 @WAYS
-def test_while_it_connects(database: Database, kind: str, way: Interrupt, tell: Tell) -> None:
-    """psycopg may leave what it was connecting to the garbage collector."""
+def test_cancel_while_connecting_at_every_await_pool_stays_complete(
+    database: Database, kind: str, way: Interrupt, tell: Tell
+) -> None:
+    """psycopg may leave an unfinished connection to the garbage collector."""
     figures: Figures = Counter()
 
     async def run() -> None:
@@ -131,7 +83,7 @@ def test_while_it_connects(database: Database, kind: str, way: Interrupt, tell: 
             ManagerHarness(database, kind, "async"),
             Scenario(database, VERBS["complete"]),
         )
-        options: Any = {"ready": subject.close, "abandons": True}
+        options: Any = {"ready": subject.close, "abandons": True, "every": 2}
         await at_every_await(subject, world, lambda n: {n: way}, figures, **options)
         await subject.close()
         world.close()
@@ -169,7 +121,7 @@ def test_cancel_twice_at_every_await_row_is_before_or_after(
 @pytest.mark.matrix
 @KINDS
 @WAYS
-def test_while_it_finds_out_what_became_of_a_write(
+def test_cancel_verification_at_every_await_row_is_before_or_after(
     postgres_database: Database, kind: str, way: Interrupt, tell: Tell
 ) -> None:
     """PostgreSQL only: SQLite has no connection to lose."""
@@ -197,28 +149,28 @@ def test_while_it_finds_out_what_became_of_a_write(
 @pytest.mark.matrix
 @KINDS
 @WAYS
-@pytest.mark.parametrize("situation", ["pending", "running"])
-def test_a_block_at_every_await(
-    database: Database, kind: str, way: Interrupt, situation: str, tell: Tell
+@pytest.mark.parametrize("state", ["pending", "running"])
+def test_cancel_attempt_block_at_every_await_end_is_recorded(
+    database: Database, kind: str, way: Interrupt, state: str, tell: Tell
 ) -> None:
     figures: Figures = Counter()
 
     async def run() -> None:
         subject = ManagerHarness(database, kind, "async")
-        world = AttemptScenario(database, Verb(situation, block))
-        await at_every_await(subject, world, lambda n: {n: way}, figures, call=async_block)
+        world = AttemptScenario(database, Verb(state, block))
+        await at_every_await(subject, world, lambda n: {n: way}, figures, call=async_block, every=3)
         await subject.close()
         world.close()
 
     asyncio.run(run())
-    tell(f"{database.name}, {kind}, block, {situation}, {way.__name__}: {summary(figures)}")
+    tell(f"{database.name}, {kind}, block, {state}, {way.__name__}: {summary(figures)}")
 
 
 @pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["AsyncConnection", "AsyncSession"])
 @WAYS
-def test_a_callers_transaction_at_every_await(
+def test_cancel_host_transaction_at_every_await_row_is_before_or_after(
     database: Database, kind: str, way: Interrupt, tell: Tell
 ) -> None:
     """Up to the commit. On SQLite, SQLAlchemy may leave its lock to the garbage collector."""
@@ -317,5 +269,5 @@ def test_cancel_check_detects_leaked_connection(
         await subject.close()
 
     monkeypatch.setattr(injection, "TIMEOUT", 1)
-    monkeypatch.setattr(async_executor, "_drop", lambda pooled, _: kept.append(pooled))
+    monkeypatch.setattr(async_executor, "_drop", lambda pooled, _: leaked.append(pooled))
     asyncio.run(run())

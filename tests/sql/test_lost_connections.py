@@ -25,9 +25,9 @@ from execution_core.sql.driver.broken import ConnectionBroken
 from execution_core.sql.recovery import queries
 
 from ..conftest import Database
+from ..support.history import assert_legal
 from ..support.proxy import Cut, Proxy
-from ..support.situations import bring_to
-from ..tracking.test_races import assert_legal
+from ..support.states import bring_to
 from .lost_connections import (
     DAY,
     age_by_a_minute,

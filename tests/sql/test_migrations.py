@@ -38,9 +38,9 @@ from execution_core.sql.driver.engine import create_async_engine, create_sync_en
 from execution_core.sql.schema.indexes import metadata
 
 from ..conftest import Database
+from ..support.processes import spawn
 from ..support.rows import insert
-from ..support.situations import bring_to
-from ..tracking.test_races import spawn
+from ..support.states import bring_to
 
 ROOT = Path(__file__).parents[2]
 LONG_AGO = "2026-01-01 00:00:00.000000"

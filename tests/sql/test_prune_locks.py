@@ -10,7 +10,7 @@ from sqlalchemy import text
 from execution_core import ExecutionManager, SqlExecutionStore, connect
 
 from ..conftest import Database
-from ..support.situations import bring_to
+from ..support.states import bring_to
 
 NOW = timedelta(0)
 SOON = "SET LOCAL lock_timeout = '5s'"  # fail instead of waiting forever

@@ -90,13 +90,13 @@ def test_role_reader_runs_the_cookbook_except_payloads(story: Story, roles: Role
         for question, query in cookbook().items():
             with reader.engine.connect() as connection:
                 if "payload" in question:
-                    with refused():
+                    with permission_denied():
                         run_query(connection, query, **values)
                     continue
                 answer = run_query(connection, query, **values)
             with story.database.engine.connect() as connection:
-                owners = run_query(connection, query, **values)
-            assert [*map(list, answer)] == [*map(list, owners)]
+                expected = run_query(connection, query, **values)
+            assert [*map(list, answer)] == [*map(list, expected)]
 
 
 def test_role_reader_cli_lists_but_shows_no_data(

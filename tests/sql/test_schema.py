@@ -29,7 +29,7 @@ from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.sql.schema.indexes import metadata
 
 from ..conftest import Database
-from ..support.processes import spawn
+from ..support.rows import DONE, FAILED, ID, OTHER, ROW, RUNNING, insert
 from ..support.states import STATES, bring_to
 
 # --- legal rows -------------------------------------------------------------------------------

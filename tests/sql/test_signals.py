@@ -38,6 +38,7 @@ from ..support.injection import (
     wait_until,
 )
 from ..support.interruptions import AwaitInterrupter, Interrupt
+from ..support.sampling import WHOLE
 from ..support.signals import (
     SIGNALS,
     Interruption,
@@ -69,7 +70,7 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ):  # with a pool of one, the next call needs the permit of the interrupted call
         monkeypatch.setattr(module, "OWN_POOL", 1)
     monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0, raising=False)
-    logging.disable()  # what pytest keeps of a log would keep a connection as well
+    logging.disable()  # log records that pytest keeps would keep connections alive
     with freeze_garbage(), raise_on_signals():
         yield
     logging.disable(logging.NOTSET)
@@ -131,13 +132,13 @@ def test_signal_check_detects_lost_permits(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_while_it_connects(database: Database, tell: Tell) -> None:
-    """A connection that was being made is left to the garbage collector; its place is not lost."""
+def test_signal_while_connecting_pool_stays_complete(database: Database, tell: Tell) -> None:
+    """An unfinished connection is left to the garbage collector; its permit is not lost."""
     subject, world = ManagerHarness(database, "own", "sync"), Scenario(database, VERBS["complete"])
     with closing(SignalTrial(subject, world, ROWS["own"])) as trial:
         trial.abandons = trial.connects = True
         trial.again()
-        trial.at_every(1 if PROOF else 17)
+        trial.at_every(choose_step(17, 85))
     tell(f"{database.name}, own, signals while it connects: {summary(trial.figures)}")
 
 
@@ -184,7 +185,7 @@ def attempt_threads() -> list[str]:
 
 def block_calls() -> SignalAtCall:
     calls = SignalAtCall(block.__code__, folder="/execution_core/")
-    calls.events.remove("return")  # no signal comes between a function's return and its `with`
+    calls.events.remove("return")  # no signal comes between the return of __enter__ and the block
     return calls
 
 
@@ -196,21 +197,20 @@ def test_signal_attempt_block_at_every_call_end_is_recorded(
     figures: Figures = Counter()
     subject, world = (
         ManagerHarness(database, "own", "sync"),
-        AttemptScenario(database, Verb(situation, block)),
+        AttemptScenario(database, Verb(state, block)),
     )
-    subject.max_connections = (
-        15  # its heart may need one while the one that was lost is still there
-    )
+    subject.max_connections = 15  # the heartbeat may need one before a lost connection has closed
     with closing(SignalTrial(subject, world, block_calls)) as trial:
-        for n in range(1, trial.last + 1, 1 if PROOF or database.name == "sqlite" else 5):
+        step = choose_step(1 if database.name == "sqlite" else 5, 29)
+        for n in range(1, trial.last + 1, step):
             calls = trial.signalled(n, UNMASKED[n % 2])
-            wait_until(lambda: not threads(), threads)  # also where it is left running
+            wait_until(lambda: not attempt_threads(), attempt_threads)  # they end in every case
             figures[end := world.end()] += 1
             if end == "running":
                 assert calls.arrived_within("SqlExecutionStore.update", "AttemptState._own") or (
                     calls.stack[0] is Attempt.__exit__.__code__
                 ), calls.stack
-    tell(f"{database.name}, own, signals: a block that was {situation}, {summary(figures)}")
+    tell(f"{database.name}, own, signals: a block that was {state}, {summary(figures)}")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -226,7 +226,10 @@ def test_signal_statement_waiting_for_lock_raises_at_once(
     me = threading.get_ident()
 
     def send() -> None:
-        wait_until(lambda: bool(subject.backends(waiting_for="Lock")), lambda: "nobody waits")
+        wait_until(
+            lambda: bool(subject.backends(waiting_for="Lock")),
+            lambda: "no backend waits for the lock",
+        )
         signal.pthread_kill(me, number)
 
     sender = threading.Thread(target=send)
@@ -257,29 +260,31 @@ def test_signal_verb_at_every_await_row_is_before_or_after(
     """
     figures: Figures = Counter()
 
-    async def run(verb: Verb) -> None:
+    async def run(verb: Verb, first: int) -> None:
         subject, world = ManagerHarness(database, kind, "async"), Scenario(database, verb)
-        await at_every_await(subject, world, lambda n: {n: raise_there}, figures)
+        ways: Any = lambda n: {n: raise_interruption}  # noqa: E731
+        await at_every_await(subject, world, ways, figures, every=3, first=first)
         await subject.close()
         world.close()
 
-    for verb in VERBS.values():
-        asyncio.run(run(verb))
-    tell(f"{database.name}, {kind}, raised in a task: {len(VERBS)} verbs, {summary(figures)}")
+    verbs = verbs_of(kind, kinds=2)
+    for number, verb in enumerate(verbs):
+        asyncio.run(run(verb, number))
+    tell(f"{database.name}, {kind}, raised in a task: {len(verbs)} verbs, {summary(figures)}")
 
 
-def end_in_the_selector(selector: SignallingSelector) -> None:
+def raise_in_selector(selector: SignallingSelector) -> None:
     selector.number = signal.SIGUSR1
 
 
-def end_by_ctrl_c(_: SignallingSelector) -> None:
+def press_ctrl_c(_: SignallingSelector) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-async def called(
+async def call_interrupted(
     subject: ManagerHarness, world: Scenario, call: Call, n: int, way: Interrupt
 ) -> int:
-    """Make a call that is interrupted at one of its awaits; return how many those are."""
+    """Make a call, interrupt it at its n-th await, and return the number of its awaits."""
     try:
         for _ in range(2):
             await subject.manager.list()
@@ -306,13 +311,14 @@ def test_signal_event_loop_ended_at_every_await_row_is_before_or_after(
     """By Ctrl-C, which asyncio handles, or by a handler that raises while the loop waits."""
     figures: Figures = Counter()
 
-    def ended(subject: ManagerHarness, world: Scenario, call: Call, n: int = 0) -> int:
+    def run_and_end(subject: ManagerHarness, world: Scenario, call: Call, n: int = 0) -> int:
         selector = SignallingSelector()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
             return runner.run(call_interrupted(subject, world, call, n, lambda *_: end(selector)))
 
     def at_every_await_of(call: Call, world: Scenario) -> None:
-        for n in range(1, ended(ManagerHarness(database, kind, "async"), world, call) + 1):
+        last = run_and_end(ManagerHarness(database, kind, "async"), world, call)
+        for n in range(1, last + 1, choose_step(1, 3)):
             world.end()
             subject = ManagerHarness(database, kind, "async")
             with pytest.raises(error):

@@ -26,7 +26,7 @@ from execution_core import ExecutionManager, connect, tables
 from execution_core.sql.driver.engine import create_async_engine
 
 from ..conftest import Database
-from ..support.situations import STATES, bring_to
+from ..support.states import STATES, bring_to
 
 
 class Base(DeclarativeBase):

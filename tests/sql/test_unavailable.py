@@ -21,7 +21,7 @@ from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database, open_manager
 from ..support import postgres
-from ..tracking.test_races import assert_legal
+from ..support.history import assert_legal
 from .faults import (
     MOMENT,
     PATIENCE,

@@ -8,7 +8,7 @@ from ..conftest import Database
 
 INSERT = """
 INSERT INTO executions (id, type, status, attempts, created_at, updated_at, started_at,
-                        completed_at, retry_at, timeout_ms, deadline_at, heartbeat_at)
+                        completed_at, due_at, timeout_ms, deadline_at, heartbeat_at)
 """
 
 

@@ -57,19 +57,19 @@ def test_claim_before_due_time_takes_nothing(
 ) -> None:
     soon, later = timedelta(seconds=1), HOUR
     delayed = clocked_manager.create("a", start_after=soon)
-    assert delayed.retry_at == delayed.created_at + soon
+    assert delayed.due_at == delayed.created_at + soon
     far = clocked_manager.create("a", start_after=later)
     now = clocked_manager.create("a", start_after=timedelta(0))
     failed = clocked_manager.create("a", max_attempts=2)
     clocked_manager.start(failed.id)
     waiting = clocked_manager.fail(failed.id, "no", retryable=True, retry_after=soon)
-    assert waiting.retry_at == waiting.updated_at + soon
+    assert waiting.due_at == waiting.updated_at + soon
     assert ids(clocked_manager.claim(limit=9)) == [now.id]
     assert clocked_manager.claim(limit=9) == []
     clock.time += soon
     claimed = clocked_manager.claim(limit=9)
     assert ids(claimed) == [delayed.id, failed.id]
-    assert [each.retry_at for each in claimed] == [None, None]
+    assert [each.due_at for each in claimed] == [None, None]
     assert clocked_manager.claim(limit=9) == []
     assert clocked_manager.get(far.id).status == "pending"
 
@@ -101,8 +101,8 @@ def test_due_time_is_null_unless_waiting(any_manager: ExecutionManager) -> None:
     given_up = m.create("a", max_attempts=2)
     m.start(given_up.id)
     m.fail(given_up.id, "no", retryable=True, retry_after=HOUR)
-    assert m.retry(given_up.id).retry_at is not None  # already retrying: unchanged
-    assert m.fail(given_up.id, "no").retry_at is None
+    assert m.retry(given_up.id).due_at is not None  # already retrying: unchanged
+    assert m.fail(given_up.id, "no").due_at is None
     again = m.retry(given_up.id)
     assert (again.status, again.due_at) == ("retrying", None)
     m.start(given_up.id)

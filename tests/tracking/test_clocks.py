@@ -223,9 +223,7 @@ def claim_two(url: str) -> list[Execution]:
 def test_claim_with_skewed_clocks_waits_until_due(database: Database, by: timedelta) -> None:
     begin = clock(database)
     soon = on_host(by, create_waiting, database.url)
-    due = {
-        str(r["id"]): r["retry_at"] for r in database.rows("SELECT id, retry_at FROM executions")
-    }
+    due = {str(r["id"]): r["due_at"] for r in database.rows("SELECT id, due_at FROM executions")}
     claimed = on_host(-by, claim_two, database.url)
     assert sorted(each.id for each in claimed) == sorted(soon)
     assert all(each.started_at >= due[each.id] for each in claimed)
