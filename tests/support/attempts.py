@@ -9,16 +9,16 @@ from execution_core import ExecutionManager
 
 Lose = Callable[[ExecutionManager, str], Any]
 LOSSES: dict[str, tuple[Lose, str]] = {
-    "cancelled": (lambda m, id: m.cancel(id, "enough"), "which is cancelled"),
-    "timed out": (lambda m, id: m.timeout(id), "which is timed_out"),
-    "to be retried": (lambda m, id: (m.timeout(id), m.retry(id)), "which is retrying"),
+    "cancelled": (lambda m, id: m.cancel(id, "enough"), "its status is cancelled"),
+    "timed out": (lambda m, id: m.timeout(id), "its status is timed_out"),
+    "to be retried": (lambda m, id: (m.timeout(id), m.retry(id)), "its status is retrying"),
     "taken over": (
         lambda m, id: (m.timeout(id), m.retry(id), m.start(id)),
-        "which attempt 2 has taken over",
+        "attempt 2 has taken over",
     ),
-    "completed": (lambda m, id: m.complete(id), "which is completed"),
-    "failed": (lambda m, id: m.fail(id, "given up"), "which is failed"),
-    "deleted": (lambda m, id: m.delete(id), "which was deleted"),
+    "completed": (lambda m, id: m.complete(id), "its status is completed"),
+    "failed": (lambda m, id: m.fail(id, "given up"), "its status is failed"),
+    "deleted": (lambda m, id: m.delete(id), "it was deleted"),
 }
 
 

@@ -58,7 +58,7 @@ LOCK_WAITS = text(
     " AND waiting.datname = current_database()"
 )
 EXPIRE_DEADLINES = text(
-    "UPDATE executions SET deadline_at = '2000-01-01T00:00:00.000Z' WHERE status = 'running'"
+    "UPDATE executions SET deadline_at = '2000-01-01 00:00:00.000000' WHERE status = 'running'"
 )
 
 

@@ -15,8 +15,8 @@ INSERT INTO executions (id, type, status, attempts, created_at, updated_at, star
 def insert_rows(database: Database, status: str, count: int) -> None:
     """Insert executions; of the pending ones, all but 400 are due later."""
     finished, started = status == "completed", status != "pending"
-    time = "'2026-01-01T00:00:00.000Z'"
-    later = "'2099-01-01T00:00:00.000Z'"
+    time = "'2026-01-01 00:00:00.000000'"
+    later = "'2099-01-01 00:00:00.000000'"
     if database.name == "postgresql":
         time, later = f"timestamptz {time}", f"timestamptz {later}"
         id, numbers = "gen_random_uuid()", f"generate_series(1, {count}) AS n"

@@ -119,7 +119,7 @@ def test_each_left_early_keeps_previous_checkpoint(any_manager: ExecutionManager
                 break
         assert attempt.checkpoints == {"last_index": 1}
         # A second loop must not take that checkpoint as its own and skip items.
-        with pytest.raises(InvalidValue, match="'last_index' is another loop's: give each its own"):
+        with pytest.raises(InvalidValue, match="'last_index' belongs to another loop"):
             attempt.each("efgh")
         assert list(attempt.each("efgh", checkpoint="other")) == ["e", "f", "g", "h"]
 
@@ -132,7 +132,7 @@ def test_each_checkpoint_not_an_index_is_refused(
     job = any_manager.create("a")
     any_manager.checkpoint(job.id, "last_index", stored)
     with (
-        pytest.raises(InvalidValue, match=r"'last_index' holds .*, which is no index"),
+        pytest.raises(InvalidValue, match=r"'last_index' holds .*, not an index"),
         any_manager.attempt(job.id) as attempt,
     ):
         attempt.each([1])

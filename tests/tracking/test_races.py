@@ -103,7 +103,7 @@ def run_random_verbs(number: int, url: str, ids: list[str]) -> Counter[str]:
     done: Counter[str] = Counter()
     engine = create_sync_engine(url)
     now = (
-        "now()" if engine.dialect.name == "postgresql" else "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+        "now()" if engine.dialect.name == "postgresql" else "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
     )
     with connect(url) as manager:
 
@@ -201,5 +201,5 @@ class VanishingKeyStore:
 
 def test_create_with_vanishing_key_gives_up() -> None:
     manager = ExecutionManager(VanishingKeyStore())  # type: ignore[arg-type]
-    with pytest.raises(ConcurrentUpdate, match=r"during create of execution .*: try again"):
+    with pytest.raises(ConcurrentUpdate, match=r"Cannot create execution .*: try again"):
         manager.create("a", idempotency_key="k")

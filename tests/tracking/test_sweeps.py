@@ -73,7 +73,7 @@ def test_sweep_without_heartbeat_times_out_as_stalled(
     assert swept.id == silent.id
     assert swept.error is not None
     assert swept.error.model_dump(exclude_none=True) == {
-        "message": "Execution stalled: its worker gave no sign of life",
+        "message": "Execution stalled: no heartbeat from its worker",
         "code": "stalled",
         "retryable": True,
     }
@@ -129,7 +129,7 @@ def test_sweep_after_manual_start_is_not_stalled_at_once(database: Database) -> 
     """A manual UPDATE sets no heartbeat, or leaves that of the last attempt."""
     now = "statement_timestamp()"
     if database.name == "sqlite":
-        now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+        now = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
     start = (
         f"UPDATE executions SET status = 'running', attempts = attempts + 1, started_at = {now},"
         " error = NULL WHERE status IN ('pending', 'retrying')"
