@@ -95,6 +95,8 @@ def test_start_before_due_time_is_allowed(any_manager: ExecutionManager) -> None
 
 def test_due_time_is_null_unless_waiting(any_manager: ExecutionManager) -> None:
     m = any_manager
+    waiting = m.create("a")
+    assert waiting.due_at == waiting.created_at
     cancelled = m.create("a", start_after=HOUR)
     assert m.cancel(cancelled.id, "why").due_at is None
     assert m.cancel(m.create("a", start_after=HOUR).id).due_at is None
@@ -104,7 +106,7 @@ def test_due_time_is_null_unless_waiting(any_manager: ExecutionManager) -> None:
     assert m.retry(given_up.id).due_at is not None  # already retrying: unchanged
     assert m.fail(given_up.id, "no").due_at is None
     again = m.retry(given_up.id)
-    assert (again.status, again.due_at) == ("retrying", None)
+    assert (again.status, again.due_at) == ("retrying", again.updated_at)
     m.start(given_up.id)
     last = m.fail(given_up.id, "no", retryable=True, retry_after=HOUR)
     assert (last.status, last.due_at) == ("failed", None)

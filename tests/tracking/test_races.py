@@ -103,7 +103,9 @@ def run_random_verbs(number: int, url: str, ids: list[str]) -> Counter[str]:
     done: Counter[str] = Counter()
     engine = create_sync_engine(url)
     now = (
-        "now()" if engine.dialect.name == "postgresql" else "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+        "now()"
+        if engine.dialect.name == "postgresql"
+        else "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
     )
     with connect(url) as manager:
 
