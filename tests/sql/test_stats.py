@@ -147,7 +147,7 @@ def test_stats_view_after_manual_changes_is_correct(database: Database) -> None:
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("analyzed", [False, True])
 def test_stats_view_on_sqlite_reads_only_the_index(database: Database, analyzed: bool) -> None:
-    """SQLite only: PostgreSQL has no such index and reads the table in order, which is as fast."""
+    """SQLite only: PostgreSQL has no such index: it reads the whole table, which is as fast."""
     fill(database)
     if analyzed:
         database.run("ANALYZE")

@@ -83,7 +83,7 @@ class Scenario:
         return ExecutionManager(store)
 
     def expected(self) -> dict[str, list[Any]]:
-        """Return the allowed outcomes; a sweep waits wait_until there is something to sweep."""
+        """Return the allowed outcomes; wait until a sweep has something to sweep."""
         while True:
             manager = self.memory()
             with suppress(ExecutionProblem):

@@ -466,7 +466,7 @@ def test_times_after_clock_set_back_stay_ordered(
 
 @on_sqlite
 def test_claim_and_sweep_after_clock_set_back_wait(host: Host) -> None:
-    """Late, never early; `start(id)` does not wait_until."""
+    """Late, never early; `start(id)` does not wait."""
     manager = host.manager
     waiting, chosen = (manager.create("job") for _ in range(2))
     running = manager.start(manager.create("job", timeout=MILLISECOND).id)
@@ -480,7 +480,7 @@ def test_claim_and_sweep_after_clock_set_back_wait(host: Host) -> None:
 
 @on_sqlite
 def test_logs_after_clock_set_back_are_complete(host: Host) -> None:
-    """The order of a log follows the clock; nothing else depends on it."""
+    """Ids order the entries, and clocks the ids: the order may be wrong, no entry is missing."""
     id = host.manager.create("job").id
     lines = []
     for passed in (MILLISECOND, -DAY, MILLISECOND, DAY):

@@ -56,7 +56,7 @@ def test_twins_have_the_same_docstrings(sync: type, asynchronous: type) -> None:
 
 @pytest.mark.parametrize(("sync", "asynchronous"), PAIRS[:3])
 def test_twins_share_every_verb(sync: type, asynchronous: type) -> None:
-    """A verb that stood twice could drift."""
+    """A method that is defined twice could become different in the two classes."""
     ours, theirs = public(sync), public(asynchronous)
     assert {name for name in ours if ours[name] is not theirs[name]} <= OWN
 

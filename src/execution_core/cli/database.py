@@ -47,10 +47,11 @@ class Database:
 
 @contextmanager
 def open_database(url: str) -> Iterator[Database]:
-    """Open the database of a URL; it must exist.
+    """Open the database of a URL. A SQLite file must exist; PostgreSQL is not contacted yet.
 
     Raises:
-        InvalidValue: it is not a URL of PostgreSQL or SQLite, or names a missing file.
+        InvalidValue: the URL is not one of PostgreSQL or SQLite, or it names a missing file or a
+            database in memory.
     """
     parsed = parse_url(url)
     embedded = parsed.get_backend_name() == "sqlite"

@@ -123,7 +123,7 @@ def console() -> "Console | None":
 
 
 def style_cell(value: Cell) -> "Text":
-    """Return a cell as rich text; a status or a log level has a style."""
+    """Return a cell as a `rich.text.Text`; the name of a status or of a log level is coloured."""
     from rich.text import Text  # noqa: PLC0415
 
     word = format_cell(value)

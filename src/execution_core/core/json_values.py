@@ -50,7 +50,7 @@ class JsonMember:
 
     @property
     def text(self) -> str:
-        """A JSON object with this member alone."""
+        """The JSON text of an object with only this key and value: `{"key":value}`."""
         return f"{{{_dump(self.key)}:{self.value.text}}}"
 
     @property
@@ -117,7 +117,7 @@ def fingerprint(type: str, payload: Json | None) -> str:
 
 
 def canonical(value: object) -> str:
-    """Return JSON text that is equal for equal values: unlike in Python, 1, 1.0 and true differ."""
+    """Return the same text for equal JSON values. 1, 1.0 and true differ here, not in Python."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 

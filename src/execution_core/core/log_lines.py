@@ -38,7 +38,7 @@ class NewLogEntry:
 
 
 def check_log_page(id: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
-    """Check the arguments of `logs`."""
+    """Check the arguments of `logs` and return them."""
     return (
         validation.execution_id(id),
         validation.integer("limit", limit, 1, validation.MAX_PAGE),

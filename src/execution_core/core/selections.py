@@ -37,7 +37,7 @@ class Page:
 def check_page(
     status: object, type: str | None, parent_id: str | None, limit: int, before: str | None
 ) -> Page:
-    """Check the arguments of `list`."""
+    """Check the arguments of `list` and return them as a `Page`."""
     return Page(
         statuses=None if status is None else validation.statuses(status),
         type=None if type is None else validation.name("type", type),
@@ -87,7 +87,7 @@ def check_prune_request(
     keys_older_than: timedelta | None,
     limit: int,
 ) -> PruneRequest:
-    """Check the arguments of `prune`."""
+    """Check the arguments of `prune` and return them as a `PruneRequest`."""
     age = validation.delay("older_than", older_than)
     chosen = FINISHED if status is None else validation.statuses(status)
     if live := [status for status in chosen if status in LIVE]:
@@ -128,7 +128,7 @@ class BatchTransition:
 
 
 def check_batch(transition: Transition, type: str | None, limit: int) -> BatchTransition:
-    """Check the arguments of a transition of many executions."""
+    """Check the arguments of `claim` or `sweep` and return them as a `BatchTransition`."""
     return BatchTransition(
         transition=transition,
         type=None if type is None else validation.name("type", type),

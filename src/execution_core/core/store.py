@@ -55,7 +55,7 @@ class ExecutionStore(Protocol):
     """
 
     def create(self, new: NewExecution) -> Execution | None:
-        """Store and return `new.apply(now)`; None if its key is held or its parent missing."""
+        """Store and return `new.apply(now)`; None if its key is held or it has no such parent."""
         ...
 
     def find_by_id(self, id: str) -> Execution | None:
@@ -111,7 +111,7 @@ class AsyncExecutionStore(Protocol):
     """`ExecutionStore` for asyncio: `AsyncExecutionManager(MyStore())`."""
 
     async def create(self, new: NewExecution) -> Execution | None:
-        """Store and return `new.apply(now)`; None if its key is held or its parent missing."""
+        """Store and return `new.apply(now)`; None if its key is held or it has no such parent."""
         ...
 
     async def find_by_id(self, id: str) -> Execution | None:

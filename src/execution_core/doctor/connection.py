@@ -91,7 +91,7 @@ def run_check(connection: Connection, name: str, check: Callable[[], Finding]) -
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        advice = "Repair the other findings, then run doctor again"
+        advice = "Repair the other findings, or wait for a running migration; then run doctor again"
         if getattr(error.orig, "sqlstate", None) == "42501":
             advice = "GRANT SELECT on it to this role, or run doctor as the role that migrates"
         message = f"could not be checked: {str(error.orig).splitlines()[0]}"

@@ -55,7 +55,7 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         return f"<{type(self).__name__} in {bind}>"
 
     def create(self, new: NewExecution) -> FoundT:
-        """Insert an execution; return None if its key is held or its parent missing."""
+        """Insert and return an execution; None if its key is held or it has no such parent."""
         query = queries.create(new, self._now())
         return cast("FoundT", self._ask(query, _one, partial(verify_commit.verify_create, new=new)))
 

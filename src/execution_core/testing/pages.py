@@ -66,7 +66,7 @@ class PageContract:
             assert to_text(each) == to_text(harness.get(each.id))
 
     def test_list_concurrent_with_writes_omits_nothing(self, harness: StoreHarness) -> None:
-        """A page contains all matching executions while others are created and changed."""
+        """A page has all matching executions, also while other callers create and change them."""
         ids = [harness.create().id for _ in range(20)]
         wanted = Page(statuses=None, type="work", parent_id=None, limit=10_000, before=None)
         progress = transitions.update_progress(1, 2, None, None, None)

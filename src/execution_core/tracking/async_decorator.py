@@ -1,4 +1,4 @@
-"""Async functions whose calls are executions: `sync_decorator` for asyncio."""
+"""Tracked async functions: `sync_decorator` for asyncio."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -19,7 +19,7 @@ def track(
     new_attempt: Callable[[str], AsyncAttempt],
     function: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Return an async function whose calls are executions."""
+    """Return an async function that creates an execution for each call and runs its attempts."""
     signature = TrackedSignature(function, is_async=True)
 
     @wraps(function)

@@ -30,7 +30,7 @@ logger: Final = logging.getLogger("execution_core")
 
 
 class AttemptState:
-    """One attempt: the execution as it found it, and the steps of every verb of its block."""
+    """The state of one attempt, and the steps of each of its methods (see `core.steps`)."""
 
     result: Any = None
     """The result that the execution is completed with: any JSON value."""

@@ -139,7 +139,7 @@ class ManagerVerbs(
         Args:
             id: the id of the execution.
             error: an `ExecutionFailure`, an exception or a text, cleaned and cut if necessary.
-            retryable: whether another attempt may help; overrides the error's own answer.
+            retryable: whether another attempt may help; overrides `error.retryable`.
             retry_after: the delay before `claim` may start the next attempt.
             attempt: refuse the call unless this attempt is running.
         """
@@ -353,8 +353,8 @@ class ManagerVerbs(
         """Make an attempt: `with manager.attempt(id, retry_on=TimeoutError) as attempt: ...`.
 
         Entering the block starts the execution. Leaving it completes the execution with
-        `attempt.result`. An exception that leaves the block fails it and propagates.
-        KeyboardInterrupt, SystemExit and asyncio.CancelledError are failures with the code
+        `attempt.result`. An exception that leaves the block fails the execution and is raised
+        again. KeyboardInterrupt, SystemExit and asyncio.CancelledError are failures with the code
         `interrupted`, always retryable.
 
         Args:
@@ -368,8 +368,8 @@ class ManagerVerbs(
                 inside a transaction of the caller's, nor with in-memory SQLite.
 
         Returns:
-            The attempt, for `with`. Entering its block raises what `start` raises. Its writes
-            raise `AttemptLost` once it no longer owns the execution.
+            The attempt, for `with`. Entering its block raises what `start` raises, or
+            `AttemptLost` if another attempt has taken over a started execution. So do its writes.
 
         Raises:
             InvalidValue: an argument is invalid.

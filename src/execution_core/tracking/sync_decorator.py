@@ -1,4 +1,4 @@
-"""Functions whose calls are executions."""
+"""Tracked functions: each call creates an execution and runs its attempts."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def track(
     new_attempt: Callable[[str], Attempt],
     function: Callable[P, R],
 ) -> Callable[P, R]:
-    """Return a function whose calls are executions."""
+    """Return a function that creates an execution for each call and runs its attempts."""
     signature = TrackedSignature(function, is_async=False)
 
     @wraps(function)

@@ -1,7 +1,8 @@
 """Threads of a sync attempt: one sends heartbeats, one writes captured log records.
 
-They hold their attempt weakly. A signal handler may raise while a block is being left, and then
-nothing stops them: they end when the attempt is garbage, so that a sweep can take the execution.
+They have only a weak reference to their attempt. A signal handler may raise while a block is being
+left, and then nothing stops them. They end when nothing refers to the attempt any more, so that a
+sweep can take the execution.
 """
 
 import threading
@@ -85,5 +86,5 @@ class LogThread:
 
 
 def _weak(attempt: AttemptState, queue: SimpleQueue[Any]) -> "ref[AttemptState]":
-    """Return a weak reference that puts None into a queue when the attempt is garbage."""
+    """Return a weak reference that puts None into a queue when nothing refers to the attempt."""
     return ref(attempt, lambda _: queue.put(None))

@@ -13,9 +13,9 @@ from ..database import Database, open_database
 
 NOT_SET = 3
 EPILOG = (
-    "Inside `execution-core run`, the variables EXECUTION_CORE_URL, EXECUTION_ID and"
-    " EXECUTION_ATTEMPT name the execution. If the attempt no longer owns it, the command changes"
-    " nothing and exits with 1."
+    "Inside `execution-core run`, the environment variables EXECUTION_CORE_URL, EXECUTION_ID and"
+    " EXECUTION_ATTEMPT give the database, the execution and the attempt. If this attempt no longer"
+    " owns the execution, nothing is written and the exit code is 1."
 )
 
 Handler = Callable[[Database, argparse.Namespace, str, int | None], int]

@@ -36,7 +36,7 @@ def register(commands: Commands) -> None:
         help="watch running executions: progress, rate, time left",
         description="Watch the progress, rate and remaining time of all running executions, or of"
         " one execution until it has finished. A terminal with rich installed shows a live table;"
-        " otherwise each change is printed as a line. Ctrl-C ends it.",
+        " otherwise each change is printed as a line. Ctrl-C stops watching, not the executions.",
         epilog="exit code with ID: 0 if it completed, 1 if it finished otherwise",
     )
     command.add_argument(
@@ -104,7 +104,7 @@ class RateEstimator:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Watch until the execution has finished, or until Ctrl-C."""
+    """Watch until the execution has finished or until Ctrl-C, or print once with --json."""
     validation.duration("every", options.every)
     with open_database(options.url) as database:
         id = None

@@ -71,7 +71,8 @@ def register(commands: Commands) -> None:
     add(
         "--key",
         metavar="K",
-        help="idempotency key: the command runs once per key, e.g. backup-2030-01-31",
+        help="idempotency key: once the command has succeeded, it does not run again with this"
+        " key, e.g. backup-2030-01-31",
     )
     add("--max-attempts", metavar="N", type=int, default=1, help="maximum number of"
         " attempts (default: 1); a failed or timed-out attempt is retried immediately without"

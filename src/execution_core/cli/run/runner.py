@@ -206,10 +206,11 @@ def _describe_running(execution: Execution) -> str:
     """Return who runs the execution, and what to do if that process is dead."""
     seen = execution.heartbeat_at or execution.started_at or execution.updated_at
     silent = timedelta(seconds=max(0, round((datetime.now(UTC) - seen).total_seconds())))
-    problem = AlreadyRunning(execution)
+    worker = f", worker {execution.worker!r}" if execution.worker else ""
     return (
-        f"{problem.code}: {problem} Its last heartbeat was {silent} ago."
-        " If that process is dead, run this command with --stalled-after"
+        f"{AlreadyRunning.code}: Execution {execution.id} is already running elsewhere: attempt"
+        f" {execution.attempts}{worker}. Its last heartbeat was {silent} ago. If its worker is"
+        " dead, run this command with --stalled-after"
     )
 
 

@@ -18,7 +18,7 @@ from .compiled import Values
 
 CURSOR: Final = "execution_core.cursor"
 POLL_SECONDS: Final = 0.2
-"""Longest wait for a permit at a stretch: Python runs signal handlers between two waits."""
+"""Longest single wait for a permit: Python runs signal handlers between two waits."""
 MAX_CACHED_CHARACTERS: Final = 2**16
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
 OWN_POOL: Final = 15
-"""Most connections of an own engine: as many as SQLAlchemy's default, but all are kept."""
+"""Maximum number of connections of the library's own engine; all of them are kept open."""
 # The executor limits connections itself; QueuePool leaks a slot if a signal handler raises in it.
 _UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
 BUSY_TIMEOUT: Final = timedelta(seconds=30)

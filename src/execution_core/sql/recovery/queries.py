@@ -85,7 +85,7 @@ def find_log_entry(execution_id: str, id: str) -> Query:
 
 
 def terminate_backend(number: int, age: timedelta) -> Query:
-    """Select the own backend number, and terminate an abandoned backend of the same role.
+    """Select the number of our own backend, and terminate an abandoned backend of the same role.
 
     A backend that is younger than `age` has got the number of the abandoned one by chance, unless
     the server's clock was set back: it is not terminated, and False is returned.
