@@ -156,7 +156,7 @@ def test_delete_without_foreign_keys_clears_logs_and_links(database: Database) -
         ({"older_than": 30}, "older_than must be a timedelta, not an int"),
         ({"older_than": timedelta(days=-1)}, "older_than must be at least 0"),
         ({"older_than": DAY, "keys_older_than": 1.5}, "keys_older_than must be a timedelta"),
-        ({"older_than": DAY, "status": "running"}, "status must be .*, and running is not"),
+        ({"older_than": DAY, "status": "running"}, "status must be one or several of completed"),
         ({"older_than": DAY, "status": ["failed", "x"]}, "status must be one or several of"),
         ({"older_than": DAY, "type": ""}, "type must not be empty"),
         ({"older_than": DAY, "limit": 0}, "limit must be from 1 to 10000, not 0"),

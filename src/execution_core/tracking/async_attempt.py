@@ -37,6 +37,7 @@ class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
         self._log_scheduled = False
 
     async def __aenter__(self) -> Self:
+        self._mark_entered()
         self._loop = asyncio.get_running_loop()
         try:
             await self._shield(run_async(self._enter_steps()))

@@ -33,6 +33,7 @@ class Attempt(AttemptVerbs[None, Transaction]):
         self._log_lock = threading.Lock()
 
     def __enter__(self) -> Self:
+        self._mark_entered()
         try:
             run(self._enter_steps())
             self._begin_block()

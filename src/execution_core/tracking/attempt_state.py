@@ -79,10 +79,12 @@ class AttemptState:
 
     # --- the block ---
 
-    def _enter_steps(self) -> Steps[None]:
+    def _mark_entered(self) -> None:
         if self._entered:
             raise RuntimeError("An attempt has one block: ask the manager for another attempt")
         self._entered = True
+
+    def _enter_steps(self) -> Steps[None]:
         id, start = self._options.id, self._options.start
         execution = self._options.started or (yield lambda: self._store.update(id, start))
         if execution is None:
