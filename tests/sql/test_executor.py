@@ -91,7 +91,7 @@ class Host:
         query = queries.page(check_page(None, None, None, 1, None))
         query.parameters["limit"] = "many"
         with pytest.raises(DBAPIError) as caught:
-            self.store._rows(query)
+            self.store._ask(query, list)
         return caught.value
 
 
