@@ -12,9 +12,14 @@ from xml.etree import ElementTree as ET
 
 ROOT: Final = Path(__file__).parents[1]
 FILES: Final = (
-    "tests/sql/test_outcomes.py",
+    "tests/sql/test_lost_connections.py",
+    "tests/sql/test_lost_connections_interleaved.py",
+    "tests/sql/test_conflicts.py",
     "tests/proof/test_interleavings.py",
-    "tests/sql/test_faults.py",
+    "tests/sql/test_full_disk.py",
+    "tests/sql/test_read_only.py",
+    "tests/sql/test_incomplete_schema.py",
+    "tests/sql/test_unavailable.py",
     "tests/tracking/test_clocks.py",
     "tests/sql/test_injection.py",
     "tests/sql/test_signals.py",

@@ -81,7 +81,8 @@ def stored(database: Database, id: str) -> Any:
     return (
         database.rows(f"{history} WHERE execution_id = :id ORDER BY seq", id=id),
         database.rows(
-            "SELECT status, attempts, checkpoints, progress_current, result FROM executions"
+            "SELECT status, attempts, checkpoints, progress_current, result, metadata"
+            " FROM executions"
             " WHERE id = :id OR parent_id = :id OR replay_of = :id OR idempotency_key = :key"
             " ORDER BY id",
             id=id,

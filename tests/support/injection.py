@@ -172,7 +172,7 @@ class AttemptScenario(Scenario):
                 store.rows = rows
             return answer
 
-        store.update = lambda id, transition: seen(update(id, transition))
+        store.update = lambda id, transition, **options: seen(update(id, transition, **options))
         store.log = lambda line: seen(log(line))
         self.verb.call(manager, self.target)
         return ends
