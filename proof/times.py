@@ -38,7 +38,7 @@ def impossible_times(execution: ObservedExecution, owners: dict[str, Operation])
         owner, claim = owners.get(before or ""), owners.get(token or "")
         if owner and claim and claim.verb == "claim":
             for waiting in _reliable_answers(execution, owner):
-                due = _at(waiting, "retry" if waiting["due_at"] else "created")
+                due = _at(waiting, "due")
                 if any(_at(row, "started") < due for row in _reliable_answers(execution, claim)):
                     yield f"claim {claim.name} acted before its time"
 

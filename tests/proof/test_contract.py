@@ -142,7 +142,7 @@ def test_redis_store_deletes_every_key(space: tuple[str, str]) -> None:
             manager.log(child.id, "begun")
             manager.fail(child.id, "no", retryable=retryable)
         manager.start(manager.replay(child.id).id)
-        groups = [client.zcard(f"{prefix}:{group}") for group in ("waiting", "running", "over")]
+        groups = [client.zcard(f"{prefix}:{group}") for group in ("waiting", "running", "finished")]
         assert (groups, client.zcard(f"{prefix}:ids")) == ([2, 1, 1], 4)
         manager.delete(parent)
         for each in manager.list(status=["running", "retrying"]):

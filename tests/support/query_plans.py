@@ -30,7 +30,7 @@ def insert_rows(database: Database, status: str, count: int) -> None:
         f"{INSERT} SELECT {id}, CASE n % 20 WHEN 0 THEN 'b' ELSE 'a' END, '{status}',"
         f" {int(started)},"
         f" {time}, {time}, {time if started else 'NULL'}, {time if finished else 'NULL'},"
-        f" {'NULL' if started else f'CASE WHEN n > 400 THEN {later} END'},"
+        f" {'NULL' if started else f'CASE WHEN n > 400 THEN {later} ELSE {time} END'},"
         f" {1000 if started else 'NULL'}, {later if started else 'NULL'},"
         f" {time if started else 'NULL'} FROM {numbers}"
     )

@@ -152,7 +152,9 @@ def test_history_control_detects_invalid_transition(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("race").id
         manager.cancel(id)
-    database.run("UPDATE executions SET status = 'pending', completed_at = NULL")
+    database.run(
+        "UPDATE executions SET status = 'pending', completed_at = NULL, due_at = created_at"
+    )
     with pytest.raises(AssertionError):
         assert_legal(database)
 

@@ -66,7 +66,7 @@ def test_replay_copies_only_the_request(any_manager: ExecutionManager) -> None:
     kept = {"type", "payload", "max_attempts", "timeout", "parent_id", "metadata"}
     assert new.model_dump(include=kept) == any_manager.get(old.id).model_dump(include=kept)
     fresh = any_manager.create("work")
-    changed = kept | {"id", "created_at", "updated_at", "replay_of"}
+    changed = kept | {"id", "created_at", "updated_at", "due_at", "replay_of"}
     assert new.model_dump(exclude=changed) == fresh.model_dump(exclude=changed)
     assert any_manager.logs(new.id) == []
 
@@ -106,15 +106,15 @@ def test_replay_after_parent_deletion_has_no_parent(
         parent = manager.create("workflow")
         child = manager.create("work", parent_id=parent.id)
         manager.cancel(child.id)
-        get = manager.get
+        find = manager._store.find_by_id
 
-        def get_then_delete_parent(id: str) -> Execution:
-            found = get(id)
+        def find_then_delete_parent(id: str) -> Execution | None:
+            found: Execution | None = find(id)
             if other.list(type="workflow"):
                 other.delete(parent.id)
             return found
 
-        monkeypatch.setattr(manager, "get", get_then_delete_parent)
+        monkeypatch.setattr(manager._store, "find_by_id", find_then_delete_parent)
         again = manager.replay(child.id)
         assert (again.parent_id, again.replay_of) == (None, child.id)
 

@@ -417,7 +417,7 @@ class AsyncCallable:
 
 
 KEYWORD = "must take its attempt as a keyword"
-UNKNOWN_PARAMETERS = "must be one whose parameters Python"
+UNKNOWN_PARAMETERS = "must have parameters that Python"
 UNSUITABLE: list[tuple[Any, str]] = [
     *(
         (function, KEYWORD)
