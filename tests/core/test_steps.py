@@ -1,7 +1,7 @@
 """The two drivers of steps."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,10 +16,19 @@ def drive(mode: str, steps: Steps[Any]) -> Any:
     return run(steps) if mode == "sync" else asyncio.run(run_async(steps))
 
 
+def answering(mode: str, value: Any) -> Callable[[], Any]:
+    """A request with an answer, which is a coroutine for the async driver."""
+
+    async def answer() -> Any:
+        return value
+
+    return answer if mode == "async" else lambda: value
+
+
 def test_steps_get_answers_and_return_result(mode: str) -> None:
     def steps() -> Steps[int]:
-        one: int = yield lambda: 1
-        two: int = yield lambda: 2
+        one: int = yield answering(mode, 1)
+        two: int = yield answering(mode, 2)
         return one + two
 
     assert drive(mode, steps()) == 3
@@ -42,7 +51,7 @@ def test_steps_see_errors_at_their_yield(mode: str) -> None:
         try:
             yield lambda: 1 / 0
         except ZeroDivisionError:
-            answer: str = yield lambda: "recovered"
+            answer: str = yield answering(mode, "recovered")
             return answer
         return "not reached"
 

@@ -121,6 +121,20 @@ def test_tables_in_async_session(
     assert asyncio.run(count()) == 1
 
 
+def test_tables_time_just_read_is_found(database: Database) -> None:
+    """Also with microseconds, which a host may write."""
+    with connect(database.url) as manager:
+        id = manager.create("a").id
+    e = tables.executions.c
+    time = "2026-01-01 00:00:00.123456" + ("+00" if database.name == "postgresql" else "")
+    database.run(f"UPDATE executions SET due_at = '{time}' WHERE id = :id", id=id)
+    with database.engine.connect() as connection:
+        due_at = connection.scalar(select(e.due_at))
+        assert connection.scalars(select(e.id).where(e.due_at == due_at)).all() == [id]
+    with connect(database.url) as manager:
+        assert manager.get(id).due_at == due_at
+
+
 def test_tables_foreign_key_refuses_unknown_execution(orders: Engine) -> None:
     with pytest.raises(Exception, match=r"(?i)foreign key"), orders.begin() as connection:
         connection.execute(

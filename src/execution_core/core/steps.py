@@ -5,7 +5,8 @@ error is raised where it yielded. `run` and `run_async` carry the requests out.
 """
 
 from collections.abc import Callable, Generator
-from inspect import isawaitable
+from functools import wraps
+from inspect import getmembers, isfunction
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,14 +36,12 @@ def run(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] = call) -> T
 
 
 async def run_async(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] = call) -> T:
-    """Carry out steps whose requests may have to be awaited, and return their result."""
+    """Carry out steps whose requests are awaited, and return their result."""
     try:
         request = next(steps)
         while True:
             try:
-                reply = answer(request)
-                if isawaitable(reply):
-                    reply = await reply
+                reply = await answer(request)
             except BaseException as error:  # noqa: BLE001 - raised in the steps
                 request = steps.throw(error)
             else:
@@ -50,3 +49,27 @@ async def run_async(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] 
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+def with_coroutines(*plain: str) -> Callable[[type[T]], type[T]]:
+    """Make the inherited public methods of an async class coroutine functions, but for `plain`.
+
+    They return coroutines already. As coroutine functions they check their arguments when they are
+    awaited, and `inspect.iscoroutinefunction` recognises them.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        for name, method in getmembers(cls, isfunction):
+            if not name.startswith("_") and name not in plain and name not in vars(cls):
+                setattr(cls, name, _to_coroutine(method))
+        return cls
+
+    return decorate
+
+
+def _to_coroutine(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        return await method(*args, **kwargs)
+
+    return awaited

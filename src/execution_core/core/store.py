@@ -5,6 +5,7 @@ matches, and returns None if it does not. The manager then finds out why.
 """
 
 import builtins
+from collections.abc import Coroutine
 from typing import Any, Literal, Protocol
 
 from .creation import NewExecution
@@ -28,7 +29,7 @@ class Transaction(Protocol):
 class AsyncTransaction(Protocol):
     """`Transaction` for asyncio: SQLAlchemy's AsyncConnection or AsyncSession, for example."""
 
-    async def rollback(self) -> None:
+    def rollback(self) -> Coroutine[Any, Any, None]:
         """Undo everything that was written in it."""
         ...
 
@@ -110,21 +111,21 @@ class ExecutionStore(Protocol):
 class AsyncExecutionStore(Protocol):
     """`ExecutionStore` for asyncio: `AsyncExecutionManager(MyStore())`."""
 
-    async def create(self, new: NewExecution) -> Execution | None:
+    def create(self, new: NewExecution) -> Coroutine[Any, Any, Execution | None]:
         """Store and return `new.apply(now)`; None if its key is held or it has no such parent."""
         ...
 
-    async def find_by_id(self, id: str) -> Execution | None:
+    def find_by_id(self, id: str) -> Coroutine[Any, Any, Execution | None]:
         """Return the execution, or None."""
         ...
 
-    async def find_by_idempotency_key(self, key: str) -> Execution | None:
+    def find_by_idempotency_key(self, key: str) -> Coroutine[Any, Any, Execution | None]:
         """Return the execution that holds the key, or None."""
         ...
 
-    async def update(
+    def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
-    ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
+    ) -> Coroutine[Any, Any, Any]:  # Execution | ExecutionStatus | None, as `returning` says
         """Compare and set: store `transition.apply(found, now)` and return it.
 
         With `returning="status"`, return the status alone, so that no payload is read or sent.
@@ -132,32 +133,34 @@ class AsyncExecutionStore(Protocol):
         """
         ...
 
-    async def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
+    def update_many(self, batch: BatchTransition) -> Coroutine[Any, Any, builtins.list[Execution]]:
         """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
 
         Two concurrent callers never get the same execution for the same transition.
         """
         ...
 
-    async def list(self, page: Page) -> builtins.list[Execution]:
+    def list(self, page: Page) -> Coroutine[Any, Any, builtins.list[Execution]]:
         """Return the executions of the page, newest id first, at most `page.limit`."""
         ...
 
-    async def delete(self, id: str) -> bool:
+    def delete(self, id: str) -> Coroutine[Any, Any, bool]:
         """Delete the execution and its log; return False if there is none.
 
         Its children lose their `parent_id`, its replays their `replay_of`.
         """
         ...
 
-    async def prune(self, request: PruneRequest) -> int:
+    def prune(self, request: PruneRequest) -> Coroutine[Any, Any, int]:
         """Delete `request.apply(all, now)`, as `delete` does; return how many."""
         ...
 
-    async def log(self, new: NewLogEntry) -> LogEntry | None:
+    def log(self, new: NewLogEntry) -> Coroutine[Any, Any, LogEntry | None]:
         """Store and return `new.apply(found, now)`; None if it does not apply."""
         ...
 
-    async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
+    def logs(
+        self, id: str, limit: int, before: str | None
+    ) -> Coroutine[Any, Any, builtins.list[LogEntry]]:
         """Return at most `limit` log entries, newest id first; with `before`, only ids below it."""
         ...

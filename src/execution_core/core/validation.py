@@ -47,7 +47,7 @@ def execution_id(value: object) -> str:
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, str) and _UUID.fullmatch(value):
-        return value.lower()
+        return str.lower(value)
     raise ExecutionNotFound(value if isinstance(value, str) else f"<{type(value).__name__}>")
 
 
@@ -77,7 +77,7 @@ def text(argument: str, value: object, most: int) -> str:
 
 def name(argument: str, value: object) -> str:
     """Return a string of 1 to 255 characters."""
-    if value == "":
+    if isinstance(value, str) and not value:
         raise InvalidValue(argument, "must not be empty")
     return text(argument, value, MAX_NAME)
 

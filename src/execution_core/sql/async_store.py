@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import (
 
 from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
-from ..core.steps import run_async
+from ..core.steps import run_async, with_coroutines
 from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
 from .driver.broken import ConnectionBroken
 from .recovery import verify_commit
@@ -26,6 +26,7 @@ T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
 
 
+@with_coroutines()
 class AsyncSqlExecutionStore(
     StoreMethods[
         Awaited[Execution | None],

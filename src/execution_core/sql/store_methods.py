@@ -51,7 +51,9 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         return isinstance(self._bind, Executor) and self._bind.shares_connection
 
     def __repr__(self) -> str:
-        bind = self._bind.engine.url if isinstance(self._bind, Executor) else "a transaction"
+        is_own = isinstance(self._bind, Executor)
+        # Without its query, which may contain a password as well.
+        bind = self._bind.engine.url.set(query={}) if is_own else "a transaction"
         return f"<{type(self).__name__} in {bind}>"
 
     def create(self, new: NewExecution) -> FoundT:

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from ..core.models import LogLevel
 from ..core.shield import finish_despite_cancellation
-from ..core.steps import Steps, run_async
+from ..core.steps import Steps, run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .attempt_options import AttemptOptions
 from .attempt_verbs import AttemptVerbs
@@ -18,6 +18,7 @@ from .iteration import CheckpointedIteration
 T = TypeVar("T")
 
 
+@with_coroutines("within")
 class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
     """One attempt at an execution: `async with manager.attempt(id) as attempt: ...`.
 
@@ -107,7 +108,7 @@ class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
     def _run(self, steps: Steps[Any]) -> Any:
         return run_async(steps)
 
-    def _start_heartbeat(self, interval: timedelta) -> None:
+    async def _start_heartbeat(self, interval: timedelta) -> None:
         self._heartbeats = HeartbeatTask(self, interval)
 
     async def _finish_log(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Self, TypeVar
 
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution, LogEntry
-from ..core.steps import Steps, run_async
+from ..core.steps import Steps, run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .async_attempt import AsyncAttempt
 from .async_decorator import track
@@ -16,6 +16,7 @@ T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
 
 
+@with_coroutines("attempt", "tracked", "within")
 class AsyncExecutionManager(
     ManagerVerbs[
         Awaited[Execution],

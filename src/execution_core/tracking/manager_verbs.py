@@ -11,6 +11,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from ..core import transitions, validation
 from ..core.backoff import Backoff
+from ..core.errors import InvalidValue
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel
 from ..core.steps import Steps
@@ -41,6 +42,8 @@ class ManagerVerbs(
     _attempt_class: type[AttemptT]
 
     def __init__(self, store: Any, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
+        if not callable(getattr(store, "find_by_id", None)):
+            raise InvalidValue("store", f"must be an ExecutionStore, not {type(store).__name__}")
         self._store = store
         self._max_bytes = validation.integer(
             "max_json_bytes", max_json_bytes, 1, validation.MAX_INTEGER

@@ -83,6 +83,16 @@ class Timestamp(TypeDecorator[datetime]):
         return _in_utc if _postgresql(dialect) else _read_time
 
 
+class ClockTime(Timestamp):
+    """The time of an injected clock, in SQLite's own precision: whole milliseconds."""
+
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        """Cut a time to milliseconds on SQLite, as its date functions compute."""
+        return None if _postgresql(dialect) else _format_milliseconds
+
+
 class _Jsonb(UserDefinedType[Any]):
     """`jsonb` whose parameters are JSON text; SQLAlchemy's JSONB would encode them again."""
 
@@ -126,7 +136,12 @@ def _postgresql(dialect: Dialect) -> bool:
 def _format_time(value: datetime | None) -> str | None:
     if value is None:
         return None
-    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds") + "000"
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _format_milliseconds(value: datetime | None) -> str | None:
+    text = _format_time(value)
+    return text and f"{text[:-3]}000"
 
 
 def _read_time(value: str | None) -> datetime | None:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from ...core.models import ExecutionFailure, ExecutionStatus
 from ...core.state_machine import Change, Condition, Move, Rule
-from ..schema.column_types import Timestamp
+from ..schema.column_types import ClockTime
 from ..schema.expressions import database_now, later, latest, likely, merged, now_or_later_of
 from ..schema.tables import executions
 from .rows import PROGRESS
@@ -142,7 +142,7 @@ def time_expressions(*, clocked: bool) -> tuple[ColumnElement[datetime], ColumnE
 
 def clock_parameter() -> BindParameter[datetime]:
     """Return the parameter for the time of an injected clock."""
-    return bindparam("now", type_=Timestamp)
+    return bindparam("now", type_=ClockTime)
 
 
 def duration_parameter(name: str) -> BindParameter[int]:
