@@ -123,9 +123,10 @@ def test_list_ages_select_rows(shell: Shell, database: Database) -> None:
         id = f"{int(then.timestamp() * 1000):012x}70008000000000000000"
         id = "-".join(id[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
         ages[hours] = id
+        stored = f"{then:%Y-%m-%d %H:%M:%S.%f}" + ("+00" if database.name == "postgresql" else "")
         database.run(
             "INSERT INTO executions (id, type, created_at, updated_at)"
-            f" VALUES ('{id}', 'a', '{output._as_json(then)}', '{output._as_json(then)}')"
+            f" VALUES ('{id}', 'a', '{stored}', '{stored}')"
         )
         clock.cancel(id)
     assert listed(shell, "--newer-than", "2d") == [ages[1]]
@@ -312,11 +313,11 @@ def test_cancel_retry_and_replay_change_executions(shell: Shell, plain: Executio
     assert plain.get(shell("replay", job.id, "--payload", "null").split()[0]).payload is None
     shell("retry", job.id, code=1)
     assert shell.err == (
-        f"execution-core: INVALID_STATE_TRANSITION: Execution {job.id} is cancelled and cannot"
-        " become retrying: retry is for executions that are failed or timed_out\n"
+        f"execution-core: INVALID_STATE_TRANSITION: Cannot retry execution {job.id}:"
+        " its status is cancelled, not failed or timed_out.\n"
     )
     shell("replay", again, code=1)
-    assert "replay is for executions that are completed or failed" in shell.err
+    assert "its status is pending, not completed, failed" in shell.err
 
 
 def test_sweep_times_out_overdue_and_stalled(

@@ -164,7 +164,7 @@ def test_report_invalid_attempt_exits_2(call: Call, monkeypatch: pytest.MonkeyPa
         (("progress", "--", "-3", "2"), "current must be from 0"),
         (("checkpoint", "", "1"), "key must not be empty"),
         (("checkpoint", "k", "\udcff"), "must not contain a lone surrogate"),
-        (("checkpoint", "k", "1e999"), "is not JSON"),
+        (("checkpoint", "k", "1e999"), "is not valid JSON"),
         (("log", "m", "--level", "loud"), "level must be one of"),
     ],
 )

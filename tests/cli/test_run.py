@@ -231,7 +231,7 @@ def test_run_cancelled_meanwhile_exits_143(shell: Shell) -> None:
     shell.manager.cancel(shell.execution.id, "no longer wanted")
     code, _, err = shell.end(process)
     assert code == 143
-    assert "is cancelled (no longer wanted)" in err
+    assert "its status is cancelled (no longer wanted)" in err
     assert_group_ended(shell, 3)
     assert shell.attempts() == [("cancelled", None)]
     (entry,) = shell.manager.logs(shell.execution.id)
@@ -486,7 +486,7 @@ def test_run_deleted_execution_exits_1(embedded: Shell) -> None:
     wait_for(lambda: len(embedded.pids()) == 3)
     embedded.manager.delete(embedded.execution.id)
     code, _, err = embedded.end(process)
-    assert (code, "which was deleted" in err) == (1, True)
+    assert (code, "it was deleted" in err) == (1, True)
     assert_group_ended(embedded, 3)
 
 
@@ -749,7 +749,7 @@ def test_run_cancelled_earlier_refused(embedded: Shell) -> None:
     embedded.manager.cancel(embedded.manager.create("echo", payload, idempotency_key="k").id)
     code, out, err = embedded.run("--key", "k", "--", "echo", "ran")
     assert (code, out) == (1, b"")
-    assert "is cancelled and cannot become running" in err
+    assert "its status is cancelled, not pending or retrying" in err
 
 
 def test_run_options_of_command_are_passed(embedded: Shell) -> None:

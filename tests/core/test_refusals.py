@@ -124,6 +124,8 @@ class FreedKeyStore:
 
     def find_by_idempotency_key(self, key: str) -> None: ...
 
+    def find_by_id(self, id: str) -> None: ...
+
 
 def test_create_after_key_was_freed_tries_again() -> None:
     store: Any = FreedKeyStore()

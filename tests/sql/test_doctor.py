@@ -188,7 +188,7 @@ def test_doctor_objects_of_application_ignored(own: Database) -> None:
         trigger += "FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()"
         trigger = trigger.replace("AFTER DELETE", "BEFORE UPDATE")
         run(own.url, "CREATE SCHEMA mine")
-        run(own.url, EMPTY_FUNCTION.format("mine.execution_core_record_move()"))
+        run(own.url, EMPTY_FUNCTION.format("mine.execution_core_record_transition()"))
     run(own.url, ";;".join([*APPLICATION_OBJECTS, trigger]))
     assert not_ok(own.url) == {}
 
@@ -219,7 +219,7 @@ def test_doctor_tables_in_another_schema_follows_search_path(empty_url: str) -> 
     assert not_ok(url) == {}
     assert {*not_ok(empty_url)} == {"migrated"}
     url = with_settings(empty_url, search_path="public,mine")
-    run(url, "DROP TRIGGER execution_core_record_move ON executions")
+    run(url, "DROP TRIGGER execution_core_record_transition ON executions")
     assert {*problems(url)} == {"triggers"}
 
 
@@ -250,10 +250,9 @@ DRIFT = {
 EMPTY_FUNCTION = (
     "CREATE FUNCTION {} RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
 )
-TYPE_LENGTH = (
-    "ALTER TABLE executions DROP CONSTRAINT ck_executions_type_length;;"
-    "ALTER TABLE executions ADD CONSTRAINT ck_executions_type_length"
-    " CHECK (length(type) BETWEEN 1 AND 255) NOT VALID"
+CHECK_NOT_VALID = (
+    "ALTER TABLE executions DROP CONSTRAINT ck_executions_valid;;"
+    "ALTER TABLE executions ADD CONSTRAINT ck_executions_valid CHECK (true) NOT VALID"
 )
 
 POSTGRESQL_DRIFT = {
@@ -270,10 +269,10 @@ POSTGRESQL_DRIFT = {
         {"functions": "execution_core_in_use is missing"},
     ),
     "check dropped": (
-        "ALTER TABLE executions DROP CONSTRAINT ck_executions_type_length",
-        {"constraints": "ck_executions_type_length is missing"},
+        "ALTER TABLE executions DROP CONSTRAINT ck_executions_valid",
+        {"constraints": "ck_executions_valid is missing"},
     ),
-    "check not valid": (TYPE_LENGTH, {"constraints": "ck_executions_type_length is not valid"}),
+    "check not valid": (CHECK_NOT_VALID, {"constraints": "ck_executions_valid is not valid"}),
     "foreign key disabled": (
         "ALTER TABLE execution_logs DISABLE TRIGGER ALL",
         {"constraints": f"fk_execution_logs_execution_id {DISABLED}"},
@@ -697,7 +696,7 @@ def test_doctor_role_without_rights_gets_warnings(own: Database, reader: str) ->
     bad = not_ok(reader)
     assert {*bad} == {"history"}
     assert bad["history"][1] == denied + "execution_history"
-    run(own.url, "ALTER TABLE executions DISABLE TRIGGER execution_core_record_move")
+    run(own.url, "ALTER TABLE executions DISABLE TRIGGER execution_core_record_transition")
     assert {*problems(reader)} == {"triggers"}
     own.run(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     assert {*not_ok(reader)} == {"triggers"}
@@ -887,12 +886,12 @@ def test_doctor_transition_without_trigger_is_problem(own: Database) -> None:
     with connect(own.url) as manager:
         job = manager.start(manager.create("a", max_attempts=2).id)
         ((made,),) = [tuple(row.values()) for row in own.rows(
-            "SELECT sql FROM sqlite_master WHERE name = 'execution_core_record_move'"
+            "SELECT sql FROM sqlite_master WHERE name = 'execution_core_record_transition'"
             if own.name == "sqlite"
             else "SELECT pg_get_triggerdef(oid) FROM pg_trigger"
-            " WHERE tgname = 'execution_core_record_move'"
+            " WHERE tgname = 'execution_core_record_transition'"
         )]  # fmt: skip
-        run(own.url, f"DROP TRIGGER execution_core_record_move{table}")
+        run(own.url, f"DROP TRIGGER execution_core_record_transition{table}")
         manager.fail(job.id, "no", retryable=True)
         manager.start(job.id)
         run(own.url, made)

@@ -356,7 +356,7 @@ def test_upgrade_by_concurrent_tasks_of_one_thread_refused(tmp_path: Path) -> No
     answers = asyncio.run(both())
     refusals = [answer for answer in answers if answer is not None]
     assert [str(each) for each in refusals] == [
-        "Cannot migrate: another task of this thread is migrating"
+        "Cannot migrate: another task of this thread is migrating. Await it first."
     ]
     asyncio.run(upgrade("a"))
     asyncio.run(upgrade("b"))

@@ -7,9 +7,8 @@ from typing import Final
 from . import json_values, validation
 from .errors import IdempotencyConflict, InvalidStateTransition
 from .json_values import Json, canonical
-from .models import Execution
+from .models import CANCELLATION_REASON, Execution
 from .state_machine import FINISHED
-from .transitions import CANCELLATION_REASON
 
 MAX_TRIES: Final = 10
 """How often to try when the conflicting row or transaction is gone before it can be read."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Final
 
-from .models import Execution, ExecutionStatus
+from .models import CANCELLATION_REASON, Execution, ExecutionStatus
 
 _ACTIONS: Final = {
     "checkpoint": "set a checkpoint of",
@@ -179,7 +179,8 @@ class AttemptLost(ExecutionProblem):
             return f"attempt {self.execution.attempts} has taken over"
         if self.execution.attempts < self.attempt:
             return "the transaction that started the attempt was rolled back"
-        return f"its status is {self.execution.status}"
+        reason = self.execution.metadata.get(CANCELLATION_REASON)
+        return f"its status is {self.execution.status}" + (f" ({reason})" if reason else "")
 
 
 @dataclass(eq=False)

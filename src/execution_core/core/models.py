@@ -14,6 +14,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 MAX_MESSAGE = 10_000
 MAX_CODE = 255
 MAX_STACK = 100_000
+CANCELLATION_REASON = "cancellation_reason"
+"""The metadata key under which `cancel` stores its reason."""
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 

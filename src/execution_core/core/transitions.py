@@ -21,7 +21,7 @@ from .errors import (
     StaleAttempt,
 )
 from .json_values import MAX_JSON_BYTES, Json, JsonMember
-from .models import MAX_MESSAGE, Execution, ExecutionFailure, ProgressInfo
+from .models import CANCELLATION_REASON, MAX_MESSAGE, Execution, ExecutionFailure, ProgressInfo
 from .state_machine import (
     ADVANCE,
     ATTEMPT_LEFT,
@@ -45,9 +45,6 @@ from .state_machine import (
     Move,
     Rule,
 )
-
-CANCELLATION_REASON = "cancellation_reason"
-"""The metadata key under which `cancel` stores its reason."""
 
 Value = str | Json | JsonMember | ExecutionFailure | ProgressInfo | timedelta | None
 """A checked argument, for the field of its name; durations are added to times instead."""

@@ -116,7 +116,7 @@ def after_timeout(output: str) -> Outcome:
 
 def after_loss(output: str) -> Outcome:
     """Return the outcome of an attempt that lost its execution; the database says why."""
-    return replace(after_timeout(output), message="Ended, because the attempt lost its execution")
+    return replace(after_timeout(output), message="Ended by execution-core run")
 
 
 def after_start_failure(command: Sequence[str], problem: OSError) -> Outcome:

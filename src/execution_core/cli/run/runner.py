@@ -140,7 +140,7 @@ class Runner:
         try:
             execution = self._record(started, outcome, delay)
         except AttemptLost as lost:
-            write_warning(f"{lost.code}: {lost}{_format_reason(lost.execution)}: {outcome.message}")
+            write_warning(f"{lost.code}: {lost} Outcome of the command: {outcome.message}")
             if lost.execution is None:
                 return REFUSED
             execution = lost.execution
@@ -212,8 +212,3 @@ def _describe_running(execution: Execution) -> str:
         f" {execution.attempts}{worker}. Its last heartbeat was {silent} ago. If its worker is"
         " dead, run this command with --stalled-after"
     )
-
-
-def _format_reason(execution: Execution | None) -> str:
-    why = execution and execution.metadata.get(transitions.CANCELLATION_REASON)
-    return f" ({why})" if why else ""
