@@ -70,6 +70,9 @@ def test_create_repeated_with_exact_numbers_returns_same_execution(
 ) -> None:
     first = manager.create("pay", payload, idempotency_key="k")
     assert manager.create("pay", payload, idempotency_key="k").id == first.id
+    with pytest.raises(IdempotencyConflict) as caught:
+        manager.create("other", payload, idempotency_key="k")
+    assert caught.value.differs == "type"
 
 
 def test_create_with_missing_parent_is_refused(any_manager: ExecutionManager) -> None:

@@ -126,7 +126,10 @@ def check_same_work(new: NewExecution, existing: Execution) -> Execution:
     held = existing.fingerprint or json_values.fingerprint(existing.type, payload)
     if held == new.fingerprint:
         return existing
-    same_payload = canonical(existing.payload) == canonical(new.payload and new.payload.value)
+    # A payload may be stored with a change that does not count: jsonb keeps -0.0 as 0.0.
+    same_payload = held == json_values.fingerprint(existing.type, new.payload) or (
+        canonical(existing.payload) == canonical(new.payload and new.payload.value)
+    )
     differs = [
         name
         for name, same in (("type", existing.type == new.type), ("payload", same_payload))
