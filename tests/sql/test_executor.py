@@ -35,7 +35,7 @@ from execution_core.sql.statements import queries
 
 from ..conftest import Blocking, Database
 from ..support.postgres import free_port
-from ..support.sampling import WHOLE
+from ..support.sampling import in_whole
 
 
 def call_every_verb(manager: ExecutionManager) -> None:
@@ -259,7 +259,7 @@ def test_pool_more_callers_than_connections_all_calls_succeed(
 
     The second round has a listener: then statements use the pool of SQLAlchemy.
     """
-    callers, each = 3 * OWN_POOL, 8 if WHOLE else 3
+    callers, each = 3 * OWN_POOL, in_whole(8, 3)
     barrier = threading.Barrier(callers)
 
     def synchronous() -> None:

@@ -22,7 +22,7 @@ from execution_core.sql.statements import queries
 
 from ..conftest import Database, open_manager
 from ..support.postgres import server
-from ..support.sampling import WHOLE
+from ..support.sampling import in_whole
 
 
 def test_list_random_filters_returns_the_filtered_rows(
@@ -40,7 +40,7 @@ def test_list_random_filters_returns_the_filtered_rows(
                 manager.complete(id)
         everything = manager.list(limit=1000)
         random_ = random.Random(7)
-        for _ in range(300 if WHOLE else 100):
+        for _ in range(in_whole(300, 100)):
             statuses = random_.sample(list(ExecutionStatus), random_.randrange(1, 5))
             wanted = check_page(
                 random_.choice([None, statuses, statuses[0], []]),
@@ -109,7 +109,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=500 if WHOLE else 100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=in_whole(500, 100), suppress_health_check=[HealthCheck.too_slow])
 @given(PLAIN)
 def test_json_random_values_read_like_json_loads(value: Any) -> None:
     for written in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
@@ -144,7 +144,7 @@ def test_payload_of_maximum_depth_round_trips(database: Database, depth: int) ->
         assert manager.get(manager.create("a", payload).id).payload == payload
 
 
-ROUNDS = 30 if WHOLE else 20
+ROUNDS = in_whole(30, 20)
 
 
 def test_progress_updates_are_hot() -> None:
