@@ -1,7 +1,7 @@
 """Iterate with checkpoints: `attempt.each`."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -88,8 +88,12 @@ def test_each_unknown_length_reports_total_at_end(any_manager: ExecutionManager)
 
 
 NO_ITEMS_LEFT: list[Callable[[], Any]] = [
-    *(list, lambda: iter(()), lambda: [1, 2], lambda: iter([1, 2]), lambda: iter([1])),
-    lambda: range(10**20)[:2],
+    *(
+        lambda: [1, 2],
+        lambda: iter([1, 2]),
+        lambda: range(10**20)[:2],
+        {1: "", 2: ""}.keys,
+    )
 ]
 
 
@@ -104,6 +108,49 @@ def test_each_without_items_left_writes_nothing(
         before = any_manager.get(job.id)
         assert list(attempt.each(items(), checkpoint="at")) == []
         assert any_manager.get(job.id) == before
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("items", [list, lambda: [1], lambda: iter(()), lambda: iter([1])])
+def test_each_fewer_items_than_done_refused(
+    any_manager: ExecutionManager, items: Callable[[], Any]
+) -> None:
+    """A query of the rows that are left would skip as many of them as are done."""
+    job = any_manager.create("a")
+    any_manager.checkpoint(job.id, "at", 1)
+    with (
+        pytest.raises(InvalidValue, match=r"items has \d items, but .* 'at' says that 2 are done"),
+        any_manager.attempt(job.id) as attempt,
+    ):
+        list(attempt.each(items(), checkpoint="at"))
+    assert any_manager.get(job.id).status == "failed"
+
+
+class UnorderedMapping(Mapping[int, int]):
+    """A mapping without a promise about its order."""
+
+    def __getitem__(self, key: int) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 2])
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "items", [{1, 2}, frozenset([1, 2]), UnorderedMapping().keys()], ids=lambda v: type(v).__name__
+)
+def test_each_collection_without_order_refused(any_manager: ExecutionManager, items: Any) -> None:
+    job = any_manager.create("a")
+    with (
+        pytest.raises(InvalidValue, match="whose order differs from process to process"),
+        any_manager.attempt(job.id) as attempt,
+    ):
+        list(attempt.each(items))
+    assert any_manager.get(job.id).status == "failed"
 
 
 def test_each_length_beyond_ssize_is_unknown(any_manager: ExecutionManager) -> None:

@@ -72,25 +72,27 @@ class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
         updates the progress, whose total is `len(items)`, or 0 until the end if that is unknown.
 
         Args:
-            items: the same items in the same order for every attempt.
+            items: the same items in the same order for every attempt. A set has no order.
             checkpoint: the key of the checkpoint.
             every: how many items are done again after a crash, at most.
 
         Raises:
-            InvalidValue: the checkpoint holds something other than an index.
+            InvalidValue: the checkpoint holds something other than an index, the items are a set,
+                or they are fewer than the checkpoint says are done.
         """
         return self._each(items, self._iteration(items, checkpoint, every))
 
     async def _each(
         self, items: Iterable[T] | AsyncIterable[T], iteration: CheckpointedIteration
     ) -> AsyncIterator[T]:
-        skipped = iteration.done
+        done, found = iteration.done, 0
         async for item in _to_async(items):
-            if skipped:
-                skipped -= 1
+            found += 1
+            if found <= done:
                 continue
             yield item
             await run_async(self._advance_steps(iteration.item_done()))
+        iteration.check_length(found)
         await run_async(self._advance_steps(iteration.exhausted()))
 
     async def _leave(self, error: BaseException | None) -> None:

@@ -70,17 +70,20 @@ class Attempt(AttemptVerbs[None, Transaction]):
         updates the progress, whose total is `len(items)`, or 0 until the end if that is unknown.
 
         Args:
-            items: the same items in the same order for every attempt.
+            items: the same items in the same order for every attempt. A set has no order.
             checkpoint: the key of the checkpoint.
             every: how many items are done again after a crash, at most.
 
         Raises:
-            InvalidValue: the checkpoint holds something other than an index.
+            InvalidValue: the checkpoint holds something other than an index, the items are a set,
+                or they are fewer than the checkpoint says are done.
         """
         return self._each(items, self._iteration(items, checkpoint, every))
 
     def _each(self, items: Iterable[T], iteration: CheckpointedIteration) -> Iterator[T]:
-        for item in islice(items, iteration.done, None):
+        remaining = iter(items)
+        iteration.check_length(sum(1 for _ in islice(remaining, iteration.done)))
+        for item in remaining:
             yield item
             run(self._advance_steps(iteration.item_done()))
         run(self._advance_steps(iteration.exhausted()))

@@ -1,6 +1,7 @@
 """An iteration that resumes after its last checkpoint."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Reversible, Sized
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ..core import validation
@@ -13,6 +14,13 @@ class CheckpointedIteration:
     def __init__(self, items: object, key: str, every: int, checkpoints: Mapping[str, Any]) -> None:
         self._key = validation.name("checkpoint", key)
         self._every = validation.integer("every", every, 1, validation.MAX_INTEGER)
+        if isinstance(items, AbstractSet) and not isinstance(items, Reversible):
+            # An ordered collection, such as a view of a dict, can be reversed.
+            raise InvalidValue(
+                "items",
+                f"is {validation.type_name(items)}, whose order differs from process to process:"
+                " pass a list, such as sorted(items)",
+            )
         self._total = _length(items)
         self.done = 0
         """How many items are done: so many are skipped at the start."""
@@ -23,6 +31,17 @@ class CheckpointedIteration:
                 raise InvalidValue("checkpoint", f"{key!r} holds {last!r:.80}, not an index")
             self.done = last + 1
         self._begun = self._recorded = self.done
+        if self._total is not None:
+            self.check_length(self._total)
+
+    def check_length(self, length: int) -> None:
+        """Refuse fewer items than the checkpoint says are done: they are not the same items."""
+        if length < self._begun:
+            raise InvalidValue(
+                "items",
+                f"has {length} items, but the checkpoint {self._key!r} says that {self._begun} are"
+                " done: pass the same items in the same order to every attempt",
+            )
 
     def item_done(self) -> dict[str, Any] | None:
         """Count an item; return the arguments of `advance` if the position is due, else None."""
