@@ -145,7 +145,7 @@ def _format_milliseconds(value: datetime | None) -> str | None:
 
 
 def _read_time(value: str | None) -> datetime | None:
-    return None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC)
+    return None if value is None else datetime.fromisoformat(f"{value}Z")
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
