@@ -7,10 +7,12 @@ from alembic import context
 from models import Base
 from sqlalchemy import Connection, create_engine
 
+from execution_core import migrate
+
 
 def include_name(name: str | None, kind: str, _: Any) -> bool:
     """Ignore the tables of execution-core; autogenerate would drop them."""
-    return kind != "table" or not str(name).startswith(("executions", "execution_"))
+    return kind != "table" or not migrate.owns(name)
 
 
 def run(connection: Connection) -> None:

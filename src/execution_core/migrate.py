@@ -19,6 +19,8 @@ from sqlalchemy import URL, Connection, Engine, SingletonThreadPool
 
 from .core.errors import InvalidValue
 from .sql.driver.engine import create_sync_engine, for_single_statements
+from .sql.schema.tables import metadata
+from .sql.schema.views import views_metadata
 
 VERSION_TABLE: Final = "execution_core_version"
 
@@ -71,6 +73,15 @@ def check(target: Target) -> bool:
         False if `upgrade` is necessary, or if a newer version of this library created the schema.
     """
     return current(target) == revisions()[0]
+
+
+def owns(name: str | None) -> bool:
+    """Return whether a table or view is one of this library's: `migrate.owns("executions")`.
+
+    Example, for the `env.py` of the host's own Alembic:
+    `include_name=lambda name, kind, parents: kind != "table" or not migrate.owns(name)`
+    """
+    return name in {VERSION_TABLE, *metadata.tables, *views_metadata.tables}
 
 
 def upgrade_sql(url: URL | str, output: TextIO | None = None) -> None:

@@ -401,6 +401,12 @@ def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
     assert host.database.rows(joined) == [{"status": "pending"}]
 
     assert "No new upgrade operations detected" in output_of(*alembic, "check")
+    # The names of the host's own tables may begin like those of the library.
+    host.database.run("CREATE TABLE execution_plans (id INTEGER PRIMARY KEY)")
+    output = host.run(*alembic, "check").stdout
+    assert "('remove_table', Table('execution_plans'" in output
+    assert "Table('executions'" not in output
+
     env.write_text(env.read_text().replace("        include_name=include_name,\n", ""))
     output = host.run(*alembic, "check").stdout
     for table in ("executions", "execution_history", "execution_core_version"):
@@ -408,6 +414,7 @@ def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
             f"('remove_table', Table('{table}'" in output
         )  # without include_name they would be dropped
 
+    host.database.run("DROP TABLE execution_plans")
     output_of(*alembic, "downgrade", "base")
     assert not inspect(engine).has_table("orders")
     assert migrate.check(engine)

@@ -105,6 +105,13 @@ def test_upgrade_twice_changes_nothing(empty_engine: Engine) -> None:
         ExecutionManager(SqlExecutionStore(empty_engine)).create("a")
 
 
+def test_owns_names_tables_and_views_exactly(empty_engine: Engine) -> None:
+    migrate.upgrade(empty_engine)
+    assert contents(empty_engine) == {name for name in contents(empty_engine) if migrate.owns(name)}
+    for name in ("execution_plans", "executions_old", "Executions", "alembic_version", "", None):
+        assert not migrate.owns(name)
+
+
 def test_upgrade_in_callers_transaction_rolls_back(empty_engine: Engine) -> None:
     with empty_engine.connect() as connection:
         migrate.upgrade(connection)
