@@ -2,11 +2,10 @@
 
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
-    BinaryExpression,
     ColumnElement,
     Connection,
     and_,
@@ -48,8 +47,8 @@ def _check_late(
 
     The left side of its condition is the column that says since when.
     """
-    (condition,) = condition_sql(move.when, now)
-    since = cast("BinaryExpression[datetime]", condition).left
+    condition: Any = condition_sql(move.when, now)
+    since = condition.left
     columns = executions.c
     query = (
         select(columns.id, columns.type, columns.worker, since, func.count().over())

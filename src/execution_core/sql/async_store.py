@@ -1,15 +1,10 @@
 """The store for PostgreSQL and SQLite, for asyncio. Its methods are in `store_methods`."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncEngine,
-    AsyncSession,
-    async_scoped_session,
-)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
@@ -20,7 +15,7 @@ from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query
 from .store import execute_in_transaction
-from .store_methods import Clock, StoreMethods
+from .store_methods import Clock, Convert, StoreMethods
 
 T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
@@ -66,22 +61,13 @@ class AsyncSqlExecutionStore(
 
         Example: `store.within(session)`
         """
-        if not isinstance(transaction, AsyncConnection | AsyncSession | async_scoped_session):
-            raise InvalidValue(
-                "transaction",
-                f"must be an AsyncConnection or an AsyncSession, not {type(transaction).__name__}",
-            )
-        return self._within(transaction)
+        types = (AsyncConnection, AsyncSession, async_scoped_session)
+        return self._within(transaction, types, "an AsyncConnection or an AsyncSession")
 
-    async def _ask(
-        self,
-        query: Query,
-        convert: Callable[[Any], Any],
-        verify: Verifier = verify_commit.verify_read,
-    ) -> Any:
+    async def _ask(self, query: Query, convert: Convert, verify: Verifier | None = None) -> Any:
         return convert(await self._rows(query, verify))
 
-    async def _rows(self, query: Query, verify: Verifier) -> Any:
+    async def _rows(self, query: Query, verify: Verifier | None) -> Any:
         match self._bind:
             case AsyncExecutor():
                 try:

@@ -1,6 +1,5 @@
 """The store for PostgreSQL and SQLite. Its methods are in `store_methods`."""
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine
@@ -10,12 +9,11 @@ from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run
 from .driver.broken import ConnectionBroken
-from .driver.compiled import Values
 from .driver.executor import CachingExecutor, Executor, execute_via_sqlalchemy
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
-from .statements.queries import Query
-from .store_methods import Clock, StoreMethods
+from .statements.queries import Query, Rows
+from .store_methods import Clock, Convert, StoreMethods
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
@@ -52,22 +50,13 @@ class SqlExecutionStore(
         """
         from sqlalchemy.orm import Session, scoped_session  # noqa: PLC0415 - slow to import
 
-        if not isinstance(transaction, Connection | Session | scoped_session):
-            raise InvalidValue(
-                "transaction",
-                f"must be a Connection or a Session, not {type(transaction).__name__}",
-            )
-        return self._within(transaction)
+        types = (Connection, Session, scoped_session)
+        return self._within(transaction, types, "a Connection or a Session")
 
-    def _ask(
-        self,
-        query: Query,
-        convert: Callable[[Any], Any],
-        verify: Verifier = verify_commit.verify_read,
-    ) -> Any:
+    def _ask(self, query: Query, convert: Convert, verify: Verifier | None = None) -> Any:
         return convert(self._rows(query, verify))
 
-    def _rows(self, query: Query, verify: Verifier) -> Sequence[Values]:
+    def _rows(self, query: Query, verify: Verifier | None) -> Rows:
         match self._bind:
             case Executor():
                 try:
@@ -95,7 +84,7 @@ class OwningStore(SqlExecutionStore):
             self._bind.close()
 
 
-def execute_in_transaction(connection: Connection, query: Query) -> Sequence[Values]:
+def execute_in_transaction(connection: Connection, query: Query) -> Rows:
     """Execute a query in the caller's transaction."""
     try:
         return execute_via_sqlalchemy(connection, query)

@@ -22,13 +22,14 @@ from ..core.transitions import Transition
 from .driver.broken import boot_clock
 from .driver.executor import Executor
 from .recovery import verify_commit
-from .recovery.verify_commit import Rows, Verifier
+from .recovery.verify_commit import Verifier
 from .schema.tables import executions
 from .statements import queries
-from .statements.queries import Query
+from .statements.queries import Query, Rows
 from .statements.rows import to_execution, to_log_entry
 
 Clock = Callable[[], datetime]
+Convert = Callable[[Rows], Any]
 
 FoundT = TypeVar("FoundT")
 ManyT = TypeVar("ManyT")
@@ -59,7 +60,7 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
     def create(self, new: NewExecution) -> FoundT:
         """Insert and return an execution; None if its key is held or it has no such parent."""
         query = queries.create(new, self._now())
-        return cast("FoundT", self._ask(query, _one, partial(verify_commit.verify_create, new=new)))
+        return cast("FoundT", self._ask(query, _one, partial(verify_commit.verify_create, new)))
 
     def find_by_id(self, id: str) -> FoundT:
         """Select the execution with this id, or return None."""
@@ -76,26 +77,20 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         """Apply a transition in one conditional UPDATE; return None if it does not apply."""
         token, whole = self._token(), returning == "execution"
         query = queries.update(id, transition, token, self._now(), whole=whole)
-        verify = partial(
-            verify_commit.verify_update,
-            id=id,
-            transition=transition,
-            token=token,
-            whole=whole,
-            began=boot_clock(),
-        )
+        began = boot_clock()
+        verify = partial(verify_commit.verify_update, id, transition, token, began, whole=whole)
         return self._ask(query, _one if whole else _status, verify)
 
     def update_many(self, batch: BatchTransition) -> ManyT:
         """Apply a transition to many executions in one conditional UPDATE."""
         token = self._token()
         query = queries.update_many(batch, token, self._now())
-        verify = partial(verify_commit.verify_batch, token=token)
+        verify = partial(verify_commit.verify_batch, token)
         return cast("ManyT", self._ask(query, _by_id, verify))
 
     def delete(self, id: str) -> BoolT:
         """Delete an execution; return whether it existed."""
-        verify = partial(verify_commit.verify_delete, id=id)
+        verify = partial(verify_commit.verify_delete, id)
         return cast("BoolT", self._ask(queries.delete(id), bool, verify))
 
     def prune(self, request: PruneRequest) -> CountT:
@@ -106,7 +101,7 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
     def log(self, new: NewLogEntry) -> EntryT:
         """Insert a log entry; return None if it may not be added."""
         query = queries.log(new, self._now())
-        verify = partial(verify_commit.verify_log, new=new)
+        verify = partial(verify_commit.verify_log, new)
         return cast("EntryT", self._ask(query, _entry, verify))
 
     def logs(self, id: str, limit: int, before: str | None) -> EntriesT:
@@ -117,17 +112,15 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         """Select the executions of a page, newest id first."""
         return cast("ManyT", self._ask(queries.page(page), _many))
 
-    def _within(self, transaction: Any) -> Self:
+    def _within(self, transaction: Any, types: tuple[type, ...], expected: str) -> Self:
+        if not isinstance(transaction, types):
+            found = type(transaction).__name__
+            raise InvalidValue("transaction", f"must be {expected}, not {found}")
         store = copy(self)
         store._bind = transaction  # noqa: SLF001 - of this class
         return store
 
-    def _ask(
-        self,
-        query: Query,
-        convert: Callable[[Any], Any],
-        verify: Verifier = verify_commit.verify_read,
-    ) -> Any:
+    def _ask(self, query: Query, convert: Convert, verify: Verifier | None = None) -> Any:
         """Execute a query and convert its rows; `verify` decides after a broken connection."""
         raise NotImplementedError
 

@@ -61,9 +61,13 @@ class StoreContract(
         return store
 
     @pytest.fixture
-    def harness(self, store: Any, other_store: Any) -> StoreHarness:
+    def runner(self) -> Any:
+        """Return None: the store is used without an event loop."""
+
+    @pytest.fixture
+    def harness(self, store: Any, other_store: Any, runner: asyncio.Runner | None) -> StoreHarness:
         """Return the harness of both stores, sync or async."""
-        return StoreHarness(store, other_store, None)
+        return StoreHarness(store, other_store, runner)
 
 
 class AsyncStoreContract(StoreContract):
@@ -82,8 +86,3 @@ class AsyncStoreContract(StoreContract):
         """Return the runner of the event loop in which the store is used."""
         with asyncio.Runner() as runner:
             yield runner
-
-    @pytest.fixture
-    def harness(self, store: Any, other_store: Any, runner: asyncio.Runner) -> StoreHarness:
-        """Return the harness of both stores, sync or async."""
-        return StoreHarness(store, other_store, runner)

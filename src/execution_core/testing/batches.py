@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any, Final
 
@@ -11,9 +11,9 @@ import pytest
 
 from ..core import state_machine, transitions
 from ..core.models import Execution
-from ..core.selections import BatchTransition, check_batch, check_prune_request
+from ..core.selections import BatchTransition, check_batch
 from ..core.transitions import Transition
-from .harness import StoreAndManager, StoreHarness, build_new, call_store, to_text
+from .harness import Call, StoreHarness, build_new, build_prune, call_store, to_text
 from .pages import list_all
 from .states import DAY, MOMENT, STATES, bring_to
 
@@ -69,25 +69,19 @@ class BatchContract:
         for id in (ids[1], ids[4]):
             harness.wait_past(harness.now())
             harness.apply(id, transitions.start(None), again)
-        due: dict[str, datetime] = {}
-        for id in ids:
-            due_at = harness.get(id).due_at
-            assert due_at is not None, "a waiting execution has no due_at"
-            due[id] = due_at
+        due: dict[str, Any] = {id: harness.get(id).due_at for id in ids}
+        assert None not in due.values(), "a waiting execution has no due_at"
         harness.wait_past(max(due.values()))
         expected = sorted(ids, key=lambda id: (due[id], id))
-        claimed = [
-            [each.id for each in apply_and_compare(harness, replace(CLAIM, limit=2))]
-            for _ in range(3)
-        ]
-        assert claimed == [sorted(expected[n : n + 2]) for n in (0, 2, 4)]
+        for n in (0, 2, 4):
+            claimed = apply_and_compare(harness, replace(CLAIM, limit=2))
+            assert [each.id for each in claimed] == sorted(expected[n : n + 2])
 
     def test_claim_concurrent_returns_each_execution_once(self, harness: StoreHarness) -> None:
         """Concurrent callers never get the same execution, and together they get all."""
         ids = [harness.create().id for _ in range(40)]
-        claims = harness.race(
-            [call_store("update_many", replace(CLAIM, limit=3))] * CONCURRENT_CLAIMS
-        )
+        claim = call_store("update_many", replace(CLAIM, limit=3))
+        claims = harness.race([claim] * CONCURRENT_CLAIMS)
         claims.append(harness.store.update_many(CLAIM))  # rows that others had locked meanwhile
         assert sorted(each.id for claim in claims for each in claim) == ids
         assert all(len(claim) <= 3 for claim in claims[:CONCURRENT_CLAIMS])
@@ -106,10 +100,8 @@ class BatchContract:
         self, harness: StoreHarness, verb: str
     ) -> None:
         """A checkpoint during a batch is kept, and so is the transition of the batch."""
-        set_checkpoint = transitions.checkpoint("k", 1, None)
-        answers, changed = race_batches(
-            harness, verb, lambda id: call_store("update", id, set_checkpoint)
-        )
+        write = transitions.checkpoint("k", 1, None)
+        answers, changed = race_batches(harness, verb, lambda id: call_store("update", id, write))
         after = {each.id: each for each in list_all(harness)}
         for id, answer in answers.items():
             assert answer is not None or after[id].status == "timed_out"
@@ -134,18 +126,15 @@ class BatchContract:
         assert len(harness.store.update_many(CLAIM)) == 101
         harness.wait_past(harness.now())
         assert len(harness.store.update_many(replace(SWEEP, transition=STALLED))) == 101
-        assert (
-            harness.store.prune(check_prune_request(timedelta(0), None, None, None, 10_000)) == 101
-        )
+        assert harness.store.prune(build_prune(timedelta(0))) == 101
 
 
 def race_batches(
-    harness: StoreHarness, verb: str, call: Callable[[str], Callable[[StoreAndManager], Any]]
+    harness: StoreHarness, verb: str, call: Callable[[str], Call]
 ) -> tuple[dict[str, Any], dict[str, Execution]]:
     """For each of some executions, race a call with two batches that select only it.
 
-    Returns:
-        The answers to the calls, and the executions that the batches changed; both by id.
+    Return the answers to the calls, and the executions that the batches changed; both by id.
     """
     batch, state = BATCHES[verb]
     ids = {f"type-{n}": bring_to(harness, state, f"type-{n}").id for n in range(RACES)}
@@ -156,10 +145,9 @@ def race_batches(
         calls += [many, call(id), many]
     answers = harness.race(calls)
     changed = [each for many in answers[::3] + answers[2::3] for each in many]
-    assert len(changed) == len({each.id for each in changed}), (
-        "two batches changed the same execution"
-    )
-    return dict(zip(ids.values(), answers[1::3], strict=True)), {each.id: each for each in changed}
+    by_id = {each.id: each for each in changed}
+    assert len(changed) == len(by_id), "two batches changed the same execution"
+    return dict(zip(ids.values(), answers[1::3], strict=True)), by_id
 
 
 def assert_one_winner(harness: StoreHarness, verb: str, transition: Transition) -> None:
@@ -167,9 +155,8 @@ def assert_one_winner(harness: StoreHarness, verb: str, transition: Transition) 
     answers, changed = race_batches(harness, verb, lambda id: call_store("update", id, transition))
     after = {each.id: each for each in list_all(harness)}
     for id, answer in answers.items():
-        assert (answer is None) == (id in changed), (
-            f"either {verb} or {transition.rule.verb} must succeed, and not both"
-        )
+        case = f"either {verb} or {transition.rule.verb} must succeed, and not both"
+        assert (answer is None) == (id in changed), case
         assert to_text(after[id]) == to_text(answer or changed[id])
 
 

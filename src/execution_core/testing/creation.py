@@ -8,14 +8,7 @@ import pytest
 
 from ..core.errors import IdempotencyConflict, InvalidValue
 from ..core.validation import new_id
-from .harness import (
-    CONCURRENCY,
-    StoreAndManager,
-    StoreHarness,
-    build_new,
-    call_store,
-    to_text,
-)
+from .harness import CONCURRENCY, StoreAndManager, StoreHarness, build_new, call_store, to_text
 from .states import DAY, STATES, bring_to
 
 KEYS: Final = [
@@ -30,17 +23,10 @@ class CreationContract:
     def test_create_returns_what_find_returns(self, harness: StoreHarness) -> None:
         """Both stores find the execution of `new.apply`, by id and by key."""
         parent, old = harness.create(), bring_to(harness, "completed")
-        creation = build_new(
-            "ship",
-            {"order": 7},
-            idempotency_key="ship-7",
-            max_attempts=5,
-            timeout=DAY,
-            metadata={"by": "ada"},
-            parent_id=parent.id,
-            replay_of=old.id,
-            start_after=DAY,
-        )
+        links = {"parent_id": parent.id, "replay_of": old.id}
+        times = {"timeout": DAY, "start_after": DAY}
+        given = {"idempotency_key": "ship-7", "max_attempts": 5, "metadata": {"by": "ada"}}
+        creation = build_new("ship", {"order": 7}, **links, **times, **given)
         created = harness.store.create(creation)
         assert created is not None
         assert to_text(created) == to_text(creation.apply(created.created_at))
@@ -78,16 +64,16 @@ class CreationContract:
     def test_create_concurrent_with_one_key_has_one_winner(self, harness: StoreHarness) -> None:
         """Of concurrent creates with one key, exactly one returns its execution."""
         keys = [f"key-{number}" for number in range(10)]
-        creations = [
-            build_new(payload=n, idempotency_key=key) for key in keys for n in range(CONCURRENCY)
-        ]
-        answers = harness.race([call_store("create", each) for each in creations])
-        for number, key in enumerate(keys):
-            created = [
-                each for each in answers[number * CONCURRENCY :][:CONCURRENCY] if each is not None
+        answers = harness.race(
+            [
+                call_store("create", build_new(payload=n, idempotency_key=key))
+                for key in keys
+                for n in range(CONCURRENCY)
             ]
-            assert len(created) == 1
-            assert to_text(harness.store.find_by_idempotency_key(key)) == to_text(created[0])
+        )
+        for number, key in enumerate(keys):
+            (created,) = filter(None, answers[number * CONCURRENCY :][:CONCURRENCY])
+            assert to_text(harness.store.find_by_idempotency_key(key)) == to_text(created)
         assert len(harness.manager.list()) == len(keys)
 
     def test_manager_create_concurrent_returns_one_execution(self, harness: StoreHarness) -> None:

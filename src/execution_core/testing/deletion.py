@@ -1,7 +1,7 @@
 # ruff: noqa: S101 - a contract consists of asserts
 """Deletion: of the execution, its log and its key, and of the links to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
@@ -10,17 +10,16 @@ import pytest
 
 from ..core import transitions
 from ..core.models import Execution
-from ..core.selections import PruneRequest, check_prune_request
+from ..core.selections import PruneRequest
 from ..core.store import Returning
 from ..core.validation import new_id
-from .harness import StoreAndManager, StoreHarness, build_new, call_store, to_text
+from .harness import Call, StoreHarness, build_new, build_prune, call_store, to_text
 from .log_lines import new_entry
 from .pages import list_all
 from .states import DAY, STATES, bring_to
 
 NOW: Final = timedelta(0)
-ALL: Final = check_prune_request(NOW, None, None, None, 10_000)
-
+ALL: Final = build_prune(NOW)
 
 delete_or_prune = pytest.mark.parametrize("way", ["delete", "prune"])
 
@@ -62,12 +61,8 @@ class DeletionContract:
         stranger = harness.create(parent_id=replay.id)
         harness.wait_past(stranger.updated_at)
         remove(harness, way, gone)
-        assert to_text(harness.get(child.id)) == to_text(
-            child.model_copy(update={"parent_id": None})
-        )
-        assert to_text(harness.get(replay.id)) == to_text(
-            replay.model_copy(update={"replay_of": None})
-        )
+        for each, link in ((child, "parent_id"), (replay, "replay_of")):
+            assert to_text(harness.get(each.id)) == to_text(each.model_copy(update={link: None}))
         assert to_text(harness.get(stranger.id)) == to_text(stranger)
         assert list_all(harness, parent_id=gone.id) == []
         assert harness.apply(replay.id, transitions.start(None)).replay_of is None
@@ -78,8 +73,8 @@ class DeletionContract:
     ) -> None:
         """An execution created during the deletion of its parent has no link, or is not created."""
         ids = [harness.create().id for _ in range(10)]
-        answers = harness.race(
-            around_deletes(ids, lambda id: call_store("create", build_new(**{link: id})))
+        answers = race_deletes(
+            harness, ids, lambda id: call_store("create", build_new(**{link: id}))
         )
         assert answers[3::7] == [True] * len(ids)
         created = {each.id for each in answers if isinstance(each, Execution)}
@@ -89,7 +84,7 @@ class DeletionContract:
     def test_delete_concurrent_with_log_leaves_no_entry(self, harness: StoreHarness) -> None:
         """Log entries added during the deletion are deleted too, or refused."""
         ids = [harness.create().id for _ in range(10)]
-        harness.race(around_deletes(ids, lambda id: call_store("log", new_entry(id))))
+        race_deletes(harness, ids, lambda id: call_store("log", new_entry(id)))
         assert [each for id in ids for each in harness.store.logs(id, 100, None)] == []
 
     @pytest.mark.parametrize("returning", ["execution", "status"])
@@ -99,9 +94,7 @@ class DeletionContract:
         """A concurrent update returns None, or commits before the deletion."""
         ids = [bring_to(harness, "running").id for _ in range(10)]
         beat = transitions.heartbeat(None)
-        harness.race(
-            around_deletes(ids, lambda id: call_store("update", id, beat, returning=returning))
-        )
+        race_deletes(harness, ids, lambda id: call_store("update", id, beat, returning=returning))
         assert list_all(harness) == []
 
     def test_prune_removes_what_the_request_selects(self, harness: StoreHarness) -> None:
@@ -113,22 +106,13 @@ class DeletionContract:
             harness.apply(child.id, *steps)
             keyed = harness.create(type="other", idempotency_key=state)
             harness.apply(keyed.id, transitions.cancel(None))
-        assert prune_and_compare(harness, check_prune_request(DAY, None, None, None, 10_000)) == 0
-        assert prune_and_compare(harness, check_prune_request(NOW, [], None, None, 10_000)) == 0
-        assert (
-            prune_and_compare(harness, check_prune_request(NOW, "failed", "other", None, 10_000))
-            == 0
-        )
-        assert (
-            prune_and_compare(
-                harness, check_prune_request(NOW, ["failed", "timed_out"], None, None, 10_000)
-            )
-            > 4
-        )
-        assert prune_and_compare(harness, check_prune_request(NOW, None, None, DAY, 10_000)) > 4
-        assert prune_and_compare(
-            harness, check_prune_request(DAY, None, "other", NOW, 10_000)
-        ) == len(STATES)
+        assert prune_and_compare(harness, build_prune(DAY)) == 0
+        assert prune_and_compare(harness, build_prune(NOW, status=[])) == 0
+        assert prune_and_compare(harness, build_prune(NOW, status="failed", type="other")) == 0
+        assert prune_and_compare(harness, build_prune(NOW, status=["failed", "timed_out"])) > 4
+        assert prune_and_compare(harness, build_prune(NOW, keys_older_than=DAY)) > 4
+        old_or_keyed = build_prune(DAY, type="other", keys_older_than=NOW)
+        assert prune_and_compare(harness, old_or_keyed) == len(STATES)
         prune_and_compare(harness, ALL)
         assert prune_and_compare(harness, ALL) == 0
 
@@ -148,9 +132,8 @@ class DeletionContract:
         harness.wait_past(harness.get(ids[-1]).updated_at)
         prune = call_store("prune", replace(ALL, limit=1))
         retry = transitions.retry()
-        answers = harness.race(
-            [call for id in ids for call in (call_store("update", id, retry), prune)]
-        )
+        calls = [call for id in ids for call in (call_store("update", id, retry), prune)]
+        answers = harness.race(calls)
         retried = [answer.id for answer in answers[::2] if answer is not None]
         left = [each.id for each in reversed(list_all(harness)) if each.status == "retrying"]
         assert left == retried
@@ -177,23 +160,13 @@ def remove(harness: StoreHarness, way: str, gone: Execution) -> None:
         assert harness.store.prune(replace(ALL, statuses=(gone.status,))) == 1
 
 
-def around_deletes(
-    ids: Sequence[str], call: Callable[[str], Callable[[StoreAndManager], Any]]
-) -> list[Callable[[StoreAndManager], Any]]:
-    """Return three calls, the deletion and three more calls for each id."""
-    return [
-        each
-        for id in ids
-        for each in (
-            call(id),
-            call(id),
-            call(id),
-            call_store("delete", id),
-            call(id),
-            call(id),
-            call(id),
-        )
-    ]
+def race_deletes(harness: StoreHarness, ids: list[str], call: Callable[[str], Call]) -> list[Any]:
+    """Race three calls, the deletion and three more calls for each id."""
+    calls: list[Call] = []
+    for id in ids:
+        before, after = ([call(id) for _ in range(3)] for _ in range(2))
+        calls += [*before, call_store("delete", id), *after]
+    return harness.race(calls)
 
 
 def prune_and_compare(harness: StoreHarness, pruning: PruneRequest) -> int:
@@ -201,7 +174,7 @@ def prune_and_compare(harness: StoreHarness, pruning: PruneRequest) -> int:
     before = list_all(harness)
     now = harness.wait_past(max((each.updated_at for each in before), default=harness.now()))
     gone = {each.id for each in pruning.apply(before, now)}
-    count = harness.store.prune(pruning)
+    count: int = harness.store.prune(pruning)
     assert count == len(gone)
     assert [each.id for each in list_all(harness)] == [x.id for x in before if x.id not in gone]
     return count

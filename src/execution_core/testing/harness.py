@@ -4,23 +4,21 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from ..core.creation import NewExecution, new_execution
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution
+from ..core.selections import PruneRequest, check_prune_request
 from ..core.transitions import Transition
 from ..tracking.async_manager import AsyncExecutionManager
 from ..tracking.manager import ExecutionManager
-
-if TYPE_CHECKING:
-    from ..core.store import ExecutionStore
 
 CONCURRENCY: Final = 8
 """The number of concurrent callers."""
@@ -36,6 +34,10 @@ class StoreAndManager:
     manager: Any
 
 
+Call = Callable[[StoreAndManager], Any]
+"""A call of a race."""
+
+
 class StoreHarness:
     """Runs a sync or an async store as if it were sync: `harness.store.find_by_id(id)`."""
 
@@ -44,17 +46,12 @@ class StoreHarness:
         manager = ExecutionManager if runner is None else AsyncExecutionManager
         self._sides = [StoreAndManager(each, manager(each)) for each in (store, other_store)]
         self.store, self.other = (
-            store if runner is None else cast("ExecutionStore", _Blocking(store, runner))
-            for store in (store, other_store)
+            store if runner is None else _Blocking(store, runner) for store in (store, other_store)
         )
         self.manager = ExecutionManager(self.store)
 
-    def race(self, calls: Sequence[Callable[[StoreAndManager], Any]]) -> list[Any]:
-        """Make concurrent calls, alternating between both stores: `race([lambda side: ...])`.
-
-        Returns:
-            The answers, in the order of the calls.
-        """
+    def race(self, calls: Sequence[Call]) -> list[Any]:
+        """Make concurrent calls, alternating between both stores; return the answers in order."""
         sides = [self._sides[number % 2] for number in range(len(calls))]
         if self._runner is not None:
             return self._runner.run(_gather(calls, sides))
@@ -63,7 +60,7 @@ class StoreHarness:
 
     def create(self, **options: Any) -> Execution:
         """Create an execution."""
-        created = self.store.create(build_new(**options))
+        created: Execution | None = self.store.create(build_new(**options))
         assert created is not None, "an allowed create returned None"
         return created
 
@@ -77,7 +74,7 @@ class StoreHarness:
 
     def get(self, id: str) -> Execution:
         """Return an existing execution."""
-        found = self.store.find_by_id(id)
+        found: Execution | None = self.store.find_by_id(id)
         assert found is not None, f"execution {id} is not found"
         return found
 
@@ -110,12 +107,10 @@ class _Blocking:
         return lambda *args, **kwargs: self._runner.run(method(*args, **kwargs))
 
 
-async def _gather(
-    calls: Sequence[Callable[[StoreAndManager], Awaitable[Any]]], sides: list[StoreAndManager]
-) -> Any:
+async def _gather(calls: Sequence[Call], sides: list[StoreAndManager]) -> Any:
     limit = asyncio.Semaphore(CONCURRENCY)
 
-    async def run(call: Callable[[StoreAndManager], Awaitable[Any]], side: StoreAndManager) -> Any:
+    async def run(call: Call, side: StoreAndManager) -> Any:
         async with limit:
             return await call(side)
 
@@ -124,19 +119,18 @@ async def _gather(
 
 def build_new(type: str = "work", payload: object = None, **options: Any) -> NewExecution:
     """Return a new execution for `store.create`; by default with two attempts."""
-    defaults: dict[str, Any] = {
-        "max_attempts": 2,
-        "timeout": None,
-        "idempotency_key": None,
-        "parent_id": None,
-        "metadata": None,
-        "start_after": None,
-        "max_bytes": MAX_JSON_BYTES,
-    }
-    return new_execution(type, payload, **defaults | options)
+    unset = ("timeout", "idempotency_key", "parent_id", "metadata", "start_after")
+    given: dict[str, Any] = {**dict.fromkeys(unset), "max_attempts": 2, **options}
+    return new_execution(type, payload, max_bytes=MAX_JSON_BYTES, **given)
 
 
-def call_store(method: str, *args: Any, **kwargs: Any) -> Callable[[StoreAndManager], Any]:
+def build_prune(older_than: timedelta, **conditions: Any) -> PruneRequest:
+    """Return a request for `store.prune`; by default for all executions of that age."""
+    defaults = {"status": None, "type": None, "keys_older_than": None, "limit": 10_000}
+    return check_prune_request(older_than, **defaults | conditions)
+
+
+def call_store(method: str, *args: Any, **kwargs: Any) -> Call:
     """Return a call of a race: `call_store("update", id, transition)`.
 
     The `apply` of its argument sleeps, so that other calls run between the read and the write of

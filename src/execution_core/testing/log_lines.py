@@ -34,9 +34,7 @@ class LogContract:
             new = new_entry(before.id, "ü" * 10_000, attempt, level="error", data={"n": attempt})
             entry = harness.store.log(new)
             expected = new.apply(before, entry.logged_at if entry else before.updated_at)
-            case = (
-                f"an entry of attempt {attempt}, status {before.status}, attempt {before.attempts}"
-            )
+            case = f"an entry by attempt {attempt}, status {state}, attempt {before.attempts}"
             assert to_text(entry) == to_text(expected), case
             added += [entry] if entry else []
         found = harness.store.logs(before.id, 100, None)

@@ -7,14 +7,15 @@ from typing import Any
 from ..core import transitions
 from ..core.models import Execution, ExecutionStatus
 from ..core.selections import Page, check_page
-from .harness import CONCURRENCY, StoreHarness, build_new, call_store, to_text
+from .harness import CONCURRENCY, Call, StoreHarness, build_new, call_store, to_text
 from .states import STATES, bring_to
 
 
 def list_all(harness: StoreHarness, **conditions: Any) -> list[Execution]:
     """Return the executions of a page; by default all."""
     defaults = {"status": None, "type": None, "parent_id": None, "limit": 10_000, "before": None}
-    return harness.store.list(check_page(**defaults | conditions))
+    found: list[Execution] = harness.store.list(check_page(**defaults | conditions))
+    return found
 
 
 class PageContract:
@@ -42,13 +43,7 @@ class PageContract:
             harness.create(type=f"type-{number % 2}", parent_id=parent.id)
         executions = list_all(harness)
         assert len(executions) == 2 * len(STATES) + 1
-        statuses: tuple[Any, ...] = (
-            [],
-            "pending",
-            ["failed", "running"],
-            list(ExecutionStatus),
-            None,
-        )
+        statuses: tuple[Any, ...] = ([], "pending", ["failed", "running"], [*ExecutionStatus], None)
         types = ("type-1", "work", "none", None)
         parents, limits = (parent.id, executions[0].id, None), (1, 5, 10_000)
         befores = (executions[0].id, executions[7].id, parent.id, None)
@@ -70,14 +65,9 @@ class PageContract:
         ids = [harness.create().id for _ in range(20)]
         wanted = Page(statuses=None, type="work", parent_id=None, limit=10_000, before=None)
         progress = transitions.update_progress(1, 2, None, None, None)
-        calls = [
-            call
-            for _ in range(CONCURRENCY)
-            for call in (
-                call_store("list", wanted),
-                call_store("create", build_new("other")),
-                call_store("update", ids[0], progress),
-            )
-        ]
+        calls: list[Call] = []
+        for _ in range(CONCURRENCY):
+            calls += [call_store("list", wanted), call_store("create", build_new("other"))]
+            calls += [call_store("update", ids[0], progress)]
         for found in harness.race(calls)[::3]:
             assert [each.id for each in found] == ids[::-1]

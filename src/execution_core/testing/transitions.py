@@ -6,7 +6,8 @@ from typing import Any, Final
 import pytest
 
 from ..core import transitions
-from ..core.models import Execution, ExecutionStatus
+from ..core.models import Execution
+from ..core.state_machine import RUNNING
 from ..core.store import Returning
 from ..core.transitions import Transition
 from ..core.validation import new_id
@@ -86,12 +87,9 @@ class TransitionContract:
     ) -> None:
         """Of concurrent starts exactly one succeeds; the others return None."""
         ids = [harness.create().id for _ in range(ROUNDS)]
+        starts = [transitions.start(f"w{n}") for n in range(CONCURRENCY)]
         answers = harness.race(
-            [
-                call_store("update", id, transitions.start(f"w{n}"), returning=returning)
-                for id in ids
-                for n in range(CONCURRENCY)
-            ]
+            [call_store("update", id, start, returning=returning) for id in ids for start in starts]
         )
         for number, id in enumerate(ids):
             won = winners(answers[number * CONCURRENCY :][:CONCURRENCY])
@@ -120,11 +118,7 @@ class TransitionContract:
         again = transitions.fail("again", True, None, None)  # noqa: FBT003 - retryable
         steps = [transitions.start(None), again] * (ROUNDS * CONCURRENCY // 2)
         answers = harness.race([call_store("update", id, step) for step in steps])
-        started = [
-            answer.attempts
-            for answer in answers
-            if answer is not None and answer.status is ExecutionStatus.RUNNING
-        ]
+        started = [each.attempts for each in answers if each and each.status is RUNNING]
         assert sorted(started) == list(range(1, len(started) + 1))
         assert harness.get(id).attempts == len(started)
 
@@ -144,14 +138,10 @@ class TransitionContract:
     def test_checkpoint_concurrent_same_key_keeps_one_value(self, harness: StoreHarness) -> None:
         """Concurrent values for one key: one whole value stays, and each answer has its own."""
         id = harness.create().id
-        calls = [
-            call_store("update", id, transitions.checkpoint("k", {str(n): n}, None))
-            for n in range(CONCURRENCY * 2)
-        ]
-        answers = harness.race(calls)
-        assert [each.checkpoints for each in answers] == [
-            {"k": {str(n): n}} for n in range(CONCURRENCY * 2)
-        ]
+        values = [{str(n): n} for n in range(CONCURRENCY * 2)]
+        writes = [transitions.checkpoint("k", value, None) for value in values]
+        answers = harness.race([call_store("update", id, write) for write in writes])
+        assert [each.checkpoints for each in answers] == [{"k": value} for value in values]
         assert harness.get(id).checkpoints in [each.checkpoints for each in answers]
 
     def test_times_of_two_stores_never_decrease(self, harness: StoreHarness) -> None:
@@ -161,13 +151,10 @@ class TransitionContract:
             sides = (harness.store, harness.other)
             here, there = sides if number % 2 else sides[::-1]
             created = here.create(build_new())
-            assert created is not None
             started = there.update(created.id, transitions.start(None))
             logged = here.log(new_entry(created.id))
             done = there.update(created.id, transitions.complete(None, 1))
-            assert started is not None
-            assert logged is not None
-            assert done is not None
+            assert None not in (started, logged, done)
             times += [created.created_at, started.started_at, logged.logged_at, done.completed_at]
         assert times == sorted(times)
 

@@ -15,9 +15,8 @@ except ImportError:  # before SQLAlchemy 2.1
     from sqlalchemy.util import await_only as await_
 
 from ...core.shield import finish_despite_cancellation
-from ..statements.queries import Query
-from .compiled import Values, bind_values, convert_rows
-from .connection_cache import IdleConnections, cache_cursor, cached_cursor, is_idle
+from ..statements.queries import Query, Rows
+from .connection_cache import cache_cursor, cached_cursor, is_idle
 from .engine import OWN_POOL
 from .executor import Executor
 
@@ -35,13 +34,8 @@ class AsyncExecutor(Executor):
         self._async_engine = engine
         self._options = self._sqlalchemy_engine.get_execution_options()
 
-    async def rows_async(self, query: Query) -> Sequence[Values]:
-        """Execute a query and return all its rows.
-
-        Raises:
-            ConnectionBroken: the connection broke, so it is unknown whether the query committed.
-            DBAPIError: any other error of the driver, as SQLAlchemy raises it.
-        """
+    async def rows_async(self, query: Query) -> Rows:
+        """Execute a query and return all its rows, as `rows` does."""
         work = (
             self._rows_via_sqlalchemy_async(query)
             if self._must_use_sqlalchemy()
@@ -51,14 +45,14 @@ class AsyncExecutor(Executor):
         # connection, and the lock on the whole database, until the connection is collected.
         return await (finish_despite_cancellation(work) if self._is_sqlite else work)
 
-    async def _rows_via_sqlalchemy_async(self, query: Query) -> Sequence[Values]:
+    async def _rows_via_sqlalchemy_async(self, query: Query) -> Rows:
         connection = await self._async_engine.connect()
         try:
             return await connection.run_sync(self._run_with_options, query)
         finally:  # an interrupted check-in would leak a slot of the pool
             await finish_despite_cancellation(connection.close())
 
-    def _run_with_options(self, connection: Connection, query: Query) -> Sequence[Values]:
+    def _run_with_options(self, connection: Connection, query: Query) -> Rows:
         # Set here and not on the engine: an AsyncEngine with options awaits in `connect`, where a
         # cancellation would leak the connection.
         with connection.execution_options(**self._options).begin():
@@ -69,10 +63,10 @@ class AsyncExecutor(Executor):
         await greenlet_spawn(self.close)
 
     def _execute_on(
-        self, connection: PoolProxiedConnection, text: str, values: Values
-    ) -> Sequence[Values]:
+        self, connection: PoolProxiedConnection, text: str, values: Sequence[Any]
+    ) -> Rows:
         execute = _execute_on_aiosqlite if self._is_sqlite else _execute_on_psycopg
-        rows: Sequence[Values] = await_(execute(connection, text, values))
+        rows: Rows = await_(execute(connection, text, values))
         return rows
 
 
@@ -85,25 +79,15 @@ class AsyncCachingExecutor(AsyncExecutor):
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        self._idle = IdleConnections()
-        self._semaphores: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
-        self._semaphores = WeakKeyDictionary()
+        self._semaphores = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
 
-    async def rows_async(self, query: Query) -> Sequence[Values]:
+    async def rows_async(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
         async with self._semaphore():
             if self._must_use_sqlalchemy():
                 return await self._rows_via_sqlalchemy_async(query)
-            compiled_query = self._compile(query)
-            values = bind_values(compiled_query, query)
-            return convert_rows(
-                compiled_query, await self._execute_async(compiled_query.text, values)
-            )
-
-    def close(self) -> None:
-        """Close all connections of the engine."""
-        self._idle.close()
-        super().close()
+            compiled = self._compile(query)
+            return compiled.convert(await self._execute_async(compiled.text, compiled.bind(query)))
 
     def _semaphore(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()  # tests, and some hosts, use one loop after another
@@ -111,7 +95,7 @@ class AsyncCachingExecutor(AsyncExecutor):
             self._semaphores[loop] = asyncio.Semaphore(OWN_POOL)
         return self._semaphores[loop]
 
-    async def _execute_async(self, text: str, values: Values) -> Sequence[Values]:
+    async def _execute_async(self, text: str, values: Sequence[Any]) -> Rows:
         connection = self._idle.pop()
         try:
             if connection is None:
@@ -129,7 +113,7 @@ class AsyncCachingExecutor(AsyncExecutor):
         return rows
 
     def _wrap_and_checkin(
-        self, error: Any, connection: PoolProxiedConnection | None, text: str, values: Values
+        self, error: Any, connection: PoolProxiedConnection | None, text: str, values: Sequence[Any]
     ) -> Exception:
         wrapped = self._wrap_error(error, connection, text, values)
         if connection is not None:
@@ -143,8 +127,8 @@ def _drop(connection: PoolProxiedConnection, error: BaseException) -> None:
 
 
 async def _execute_on_psycopg(
-    connection: PoolProxiedConnection, text: str, values: Values
-) -> Sequence[Values]:
+    connection: PoolProxiedConnection, text: str, values: Sequence[Any]
+) -> Rows:
     driver: Any = connection.driver_connection
     was_autocommit = driver.autocommit
     if not was_autocommit:
@@ -152,7 +136,7 @@ async def _execute_on_psycopg(
     try:
         cursor = cached_cursor(connection)
         await cursor.execute(text, values)
-        rows: Sequence[Values] = await cursor.fetchall()
+        rows: Rows = await cursor.fetchall()
     finally:
         if not was_autocommit and is_idle(driver):
             await driver.set_autocommit(False)
@@ -161,10 +145,10 @@ async def _execute_on_psycopg(
 
 
 async def _execute_on_aiosqlite(
-    connection: PoolProxiedConnection, text: str, values: Values
-) -> Sequence[Values]:
+    connection: PoolProxiedConnection, text: str, values: Sequence[Any]
+) -> Rows:
     driver: Any = connection.driver_connection
-    rows: Sequence[Values] = await driver.execute_fetchall(text, values)
+    rows: Rows = await driver.execute_fetchall(text, values)
     if driver.in_transaction:
         await driver.commit()
     return rows

@@ -2,8 +2,9 @@
 
 An engine of this library's own is used for single statements alone. Its connections need no reset
 between calls, so the executor keeps them instead of returning them to SQLAlchemy's pool: that saves
-a check-out and a check-in per call. The executor then has to limit the number of connections
-itself, and the limit must survive a signal handler that raises anywhere. Permits do that.
+a check-out and a check-in per call, which take as long as the rest of it. The executor then has to
+limit the number of connections itself, and the limit must survive a signal handler that raises
+anywhere. Permits do that; SQLAlchemy's pool would leak a slot.
 """
 
 import sqlite3
@@ -14,7 +15,7 @@ from weakref import ref
 
 from sqlalchemy import PoolProxiedConnection
 
-from .compiled import Values
+from ..statements.queries import Rows
 
 CURSOR: Final = "execution_core.cursor"
 POLL_SECONDS: Final = 0.2
@@ -110,7 +111,7 @@ def cached_cursor(connection: PoolProxiedConnection) -> Any:
 
 
 def cache_cursor(
-    connection: PoolProxiedConnection, cursor: Any, values: Values, rows: Sequence[Values]
+    connection: PoolProxiedConnection, cursor: Any, values: Sequence[Any], rows: Rows
 ) -> None:
     """Cache the cursor unless it holds over 64 KiB of parameters or results, or several rows."""
     if len(rows) < 2:

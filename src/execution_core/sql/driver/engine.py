@@ -26,21 +26,15 @@ BUSY_TIMEOUT: Final = timedelta(seconds=30)
 def create_sync_engine(url: str | URL, *, exclusive: bool = False) -> Engine:
     """Return an engine for a PostgreSQL (psycopg) or SQLite URL.
 
-    Args:
-        url: the URL.
-        exclusive: only this library uses the engine, and only for single statements.
+    With `exclusive`, only this library uses the engine, and only for single statements.
 
     Raises:
         InvalidValue: the URL is not one of these, or its driver is not installed.
     """
-    parsed = parse_url(url, sqlite="pysqlite")
+    parsed = parse_url(url)
     if parsed.drivername == "postgresql+psycopg_async":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    settings = _settings(parsed, exclusive=exclusive)
-    if exclusive and parsed.get_backend_name() == "sqlite" and sqlite_file(parsed):
-        settings |= _UNBOUNDED
-    engine = _create_or_explain(create_engine, parsed, **settings)
-    return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
+    return _create(create_engine, parsed, exclusive=exclusive)
 
 
 def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEngine":
@@ -48,21 +42,26 @@ def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEng
     from sqlalchemy.ext import asyncio  # noqa: PLC0415 - slow to import, only needed here
 
     parsed = parse_url(url, sqlite="aiosqlite")
-    engine = _create_or_explain(
-        asyncio.create_async_engine, parsed, **_settings(parsed, exclusive=exclusive)
-    )
-    return configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
+    return _create(asyncio.create_async_engine, parsed, exclusive=exclusive)
 
 
-def _settings(url: URL, *, exclusive: bool) -> dict[str, Any]:
-    if not exclusive:
-        return {}
-    settings: dict[str, Any] = {
-        "pool_reset_on_return": None
-    }  # single statements leave no transaction open
-    if url.get_backend_name() == "postgresql":
-        settings |= {"isolation_level": "AUTOCOMMIT"} | _UNBOUNDED
-    return settings
+def _create(create: Callable[..., AnyEngine], url: URL, *, exclusive: bool) -> AnyEngine:
+    postgresql = url.get_backend_name() == "postgresql"
+    settings: dict[str, Any] = {}
+    if exclusive:
+        settings["pool_reset_on_return"] = None  # single statements leave no transaction open
+        if postgresql:
+            settings["isolation_level"] = "AUTOCOMMIT"
+        if postgresql or (create is create_engine and sqlite_file(url)):
+            settings |= _UNBOUNDED
+    try:
+        engine = create(url, **settings)
+    except ModuleNotFoundError as error:
+        extra = "postgresql" if postgresql else "asyncio"
+        raise InvalidValue(
+            "url", f"needs the module {error.name}: pip install 'execution-core[{extra}]'"
+        ) from error
+    return engine if postgresql else configure_sqlite(engine)
 
 
 def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOUT) -> AnyEngine:
@@ -141,13 +140,3 @@ def for_single_statements(engine: Engine) -> Engine:
     raise InvalidValue(
         "engine", f"must be over SQLite, or PostgreSQL with psycopg, not {engine.url.drivername}"
     )
-
-
-def _create_or_explain(create: Callable[..., AnyEngine], url: URL, **settings: Any) -> AnyEngine:
-    try:
-        return create(url, **settings)
-    except ModuleNotFoundError as error:
-        extra = "postgresql" if url.get_backend_name() == "postgresql" else "asyncio"
-        raise InvalidValue(
-            "url", f"needs the module {error.name}: pip install 'execution-core[{extra}]'"
-        ) from error

@@ -8,8 +8,8 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Connection,
@@ -21,9 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from ..statements.queries import Query, Statement
+from ..statements.queries import Query, Rows, Statement
 from .broken import BackendProcess, ConnectionBroken, boot_clock
-from .compiled import CompiledQuery, Values, bind_values, convert_rows
 from .connection_cache import (
     IdleConnections,
     acquire,
@@ -36,9 +35,39 @@ from .engine import OWN_POOL, begin_sqlite, for_single_statements
 
 BACKEND: Final = "execution_core.backend"
 _FLOAT8: Final = 701  # the type code of the only column whose converter needs one
+Converter = Callable[[Any], Any]
 
 
-def execute_via_sqlalchemy(connection: Connection, query: Query) -> Sequence[Values]:
+class CompiledQuery(NamedTuple):
+    """The SQL text of a statement, and the converters of its parameters and result columns."""
+
+    text: str
+    constants: Mapping[str, Any]
+    parameters: Sequence[tuple[str, Converter | None]]
+    columns: Sequence[tuple[int, Converter]]
+
+    def bind(self, query: Query) -> Sequence[Any]:
+        """Return the parameters of a query in the order and types that the driver expects."""
+        given = query.parameters
+        if self.constants:
+            given = {**self.constants, **given}
+        return [
+            convert(given[name]) if convert else given[name] for name, convert in self.parameters
+        ]
+
+    def convert(self, rows: Rows) -> Rows:
+        """Return rows of the driver with the values that SQLAlchemy would return."""
+        return [self._convert_row(row) for row in rows] if self.columns else rows
+
+    def _convert_row(self, row: Sequence[Any]) -> Sequence[Any]:
+        values = list(row)
+        for n, convert in self.columns:
+            if (value := values[n]) is not None:
+                values[n] = convert(value)
+        return values
+
+
+def execute_via_sqlalchemy(connection: Connection, query: Query) -> Rows:
     """Execute a query with SQLAlchemy, in the current transaction of the connection."""
     # Fetch all rows at once, also if the host's engine streams.
     options = {"stream_results": False, "yield_per": None}
@@ -68,8 +97,9 @@ class Executor:
         self._dialect = dialect_type(paramstyle="qmark" if self._is_sqlite else "format")
         self._compiled: dict[Statement, CompiledQuery] = {}
         self._backends: deque[int] = deque(maxlen=1000)
+        self._idle = IdleConnections()  # none, unless a subclass keeps connections
 
-    def rows(self, query: Query) -> Sequence[Values]:
+    def rows(self, query: Query) -> Rows:
         """Execute a query and return all its rows.
 
         Raises:
@@ -77,21 +107,17 @@ class Executor:
             DBAPIError: any other error of the driver, as SQLAlchemy raises it.
         """
         if self._must_use_sqlalchemy():
-            return self._rows_via_sqlalchemy(query)
-        compiled_query = self._compile(query)
-        return convert_rows(
-            compiled_query, self._execute(compiled_query.text, bind_values(compiled_query, query))
-        )
+            with self._sqlalchemy_engine.begin() as connection:
+                return self._run(connection, query)
+        compiled = self._compile(query)
+        return compiled.convert(self._execute(compiled.text, compiled.bind(query)))
 
     def close(self) -> None:
         """Close all connections of the engine."""
+        self._idle.close()
         self.engine.dispose()
 
-    def _rows_via_sqlalchemy(self, query: Query) -> Sequence[Values]:
-        with self._sqlalchemy_engine.begin() as connection:
-            return self._run(connection, query)
-
-    def _run(self, connection: Connection, query: Query) -> Sequence[Values]:
+    def _run(self, connection: Connection, query: Query) -> Rows:
         backend = self._learn_backend(connection.connection)
         try:
             return execute_via_sqlalchemy(connection, query)
@@ -125,8 +151,8 @@ class Executor:
 
     def _compile(self, query: Query) -> CompiledQuery:
         statement = query.statement
-        if compiled_query := self._compiled.get(statement):
-            return compiled_query
+        if known := self._compiled.get(statement):
+            return known
         dialect = self._dialect
         compiled: Any = statement.compile(dialect=dialect)
         parameters = [
@@ -141,10 +167,10 @@ class Executor:
         constants = {  # such as the OFFSET 0 that SQLAlchemy adds to LIMIT on SQLite
             name: compiled.params[name] for name, _ in parameters if name not in query.parameters
         }
-        compiled_query = CompiledQuery(str(compiled), constants, parameters, columns)
-        return self._compiled.setdefault(statement, compiled_query)
+        new = CompiledQuery(str(compiled), constants, parameters, columns)
+        return self._compiled.setdefault(statement, new)
 
-    def _execute(self, text: str, values: Values) -> Sequence[Values]:
+    def _execute(self, text: str, values: Sequence[Any]) -> Rows:
         connection = None
         try:
             connection = self._checkout()
@@ -183,11 +209,11 @@ class Executor:
         connection.close()
 
     def _execute_on(
-        self, connection: PoolProxiedConnection, text: str, values: Values
-    ) -> Sequence[Values]:
+        self, connection: PoolProxiedConnection, text: str, values: Sequence[Any]
+    ) -> Rows:
         driver: Any = connection.driver_connection
         if self._is_sqlite:
-            rows: Sequence[Values] = driver.execute(text, values).fetchall()
+            rows: Rows = driver.execute(text, values).fetchall()
             driver.commit()  # the host may let the driver begin transactions implicitly
             return rows
         was_autocommit = driver.autocommit
@@ -203,23 +229,17 @@ class Executor:
         return rows
 
     def _wrap_error(
-        self,
-        error: Any,
-        connection: PoolProxiedConnection | None,
-        text: str,
-        values: Values,
+        self, error: Any, connection: PoolProxiedConnection | None, text: str, values: Sequence[Any]
     ) -> Exception:
         dialect = self.engine.dialect
-        broken = bool(
-            dialect.is_disconnect(error, connection and connection.dbapi_connection, None)
-        )
+        dbapi_connection = connection and connection.dbapi_connection
+        broken = bool(dialect.is_disconnect(error, dbapi_connection, None))
         backend = None if connection is None else connection.info.get(BACKEND)
-        if connection is not None:
-            if broken:
-                # Invalidate it and all older connections, as SQLAlchemy does.
-                self.engine.pool._invalidate(connection, error)  # noqa: SLF001 - not public
-            else:
-                connection.rollback()
+        if connection is not None and broken:
+            # Invalidate it and all older connections, as SQLAlchemy does.
+            self.engine.pool._invalidate(connection, error)  # noqa: SLF001 - not public
+        elif connection is not None:
+            connection.rollback()
         wrapped: Any = DBAPIError.instance(
             None if connection is None else text,
             None if connection is None else tuple(values),
@@ -235,16 +255,14 @@ class Executor:
 class CachingExecutor(Executor):
     """`Executor` for an engine that only this library uses: it keeps idle connections.
 
-    They need no reset, and no check-out from SQLAlchemy's pool, which takes as long as the rest of
-    a call, and which leaks a slot if a signal handler raises inside it.
+    See `connection_cache` for the reasons.
     """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._idle = IdleConnections()
         self._permits = new_permits(OWN_POOL)
 
-    def rows(self, query: Query) -> Sequence[Values]:
+    def rows(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
         permit = acquire(self._permits)
         try:
@@ -252,11 +270,6 @@ class CachingExecutor(Executor):
         finally:
             self._permits.put(permit)
             del permit  # the traceback of an error would keep it alive
-
-    def close(self) -> None:
-        """Close all connections of the engine."""
-        self._idle.close()
-        super().close()
 
     def _checkout(self) -> PoolProxiedConnection:
         return self._idle.pop() or super()._checkout()

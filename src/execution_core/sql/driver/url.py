@@ -14,11 +14,7 @@ DEFAULT_URL: Final = "sqlite:///executions.db"
 
 
 def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
-    """Return the URL with the driver of this library, where it names none.
-
-    Args:
-        url: the URL.
-        sqlite: the driver to use for SQLite.
+    """Return the URL with the driver of this library; `sqlite` is the driver to use for SQLite.
 
     Raises:
         InvalidValue: the URL is neither of SQLite nor of PostgreSQL with psycopg.
@@ -38,8 +34,7 @@ def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
             raise InvalidValue("url", "needs a third slash before the file: sqlite:///file.db")
         return parsed.set(drivername=f"sqlite+{sqlite}")
     raise InvalidValue(
-        "url",
-        f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://",
+        "url", f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://"
     )
 
 

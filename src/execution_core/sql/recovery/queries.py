@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
+    ColumnElement,
     Double,
     Integer,
     Select,
@@ -26,7 +27,7 @@ from ..schema.tables import execution_history, execution_logs, executions
 from ..statements.queries import Query
 from ..statements.rows import FIELDS, LOG_ROW, ROW
 
-TERMINATE_TIMEOUT_MS: Final = 5000
+TERMINATE_TIMEOUT_MS: Final = "5000"
 """How long a backend process may take to end."""
 
 # The columns of a row that the history stores for each transition.
@@ -61,11 +62,6 @@ def row_after_write(row: Sequence[Any], token: str) -> tuple[Sequence[Any], bool
     return current, True, now
 
 
-def status_column(row: Sequence[Any]) -> Sequence[Any]:
-    """Return the row of a write that returns the status alone."""
-    return [row[FIELDS.index("status")]]
-
-
 def find_batch_write(token: str) -> Query:
     """Select the executions that one batch changed, for `row_if_unchanged`."""
     return Query(_find_batch_write(), {"token": token}, "get")
@@ -85,18 +81,11 @@ def find_log_entry(execution_id: str, id: str) -> Query:
 
 
 def terminate_backend(number: int, age: timedelta) -> Query:
-    """Select the number of our own backend, and terminate an abandoned backend of the same role.
+    """Select the answering backend's number, and whether an abandoned one of the same role ended.
 
-    A backend that is younger than `age` has got the number of the abandoned one by chance, unless
-    the server's clock was set back: it is not terminated, and False is returned.
-
-    Args:
-        number: the number of the abandoned backend process.
-        age: how long ago it existed already.
-
-    Returns:
-        A query for one row: the number of the answering backend, and whether the other one ended;
-        None if there is no such process.
+    The latter is None if there is no such process. A backend that is younger than `age` has got the
+    number by chance, unless the server's clock was set back: it is not terminated, and the answer
+    is False.
     """
     return Query(_terminate_backend(), {"number": number, "age": age.total_seconds()}, "get")
 
@@ -104,25 +93,25 @@ def terminate_backend(number: int, age: timedelta) -> Query:
 @cache
 def _find_write() -> Select[Any]:
     history = execution_history.c
-    id = bindparam("id", type_=executions.c.id.type)
-    token = bindparam("token", type_=history.write_token.type)
-    written = and_(history.execution_id == executions.c.id, history.write_token == token)
     logged = (history[name] for name in _HISTORY_COLUMNS.values())
     return (
         select(*ROW, database_now(), executions.c.write_token, *logged)
-        .select_from(executions.outerjoin(execution_history, written))
-        .where(executions.c.id == id)
+        .select_from(executions.outerjoin(execution_history, _wrote()))
+        .where(executions.c.id == bindparam("id", type_=executions.c.id.type))
     )
 
 
 @cache
 def _find_batch_write() -> Select[Any]:
+    found = select(*ROW, execution_history.c.to_status, execution_history.c.attempt)
+    return found.select_from(executions.join(execution_history, _wrote()))
+
+
+def _wrote() -> ColumnElement[bool]:
+    """Return whether a row of the history is by the write with the token."""
     history = execution_history.c
     token = bindparam("token", type_=history.write_token.type)
-    written = and_(history.execution_id == executions.c.id, history.write_token == token)
-    return select(*ROW, history.to_status, history.attempt).select_from(
-        executions.join(execution_history, written)
-    )
+    return and_(history.execution_id == executions.c.id, history.write_token == token)
 
 
 @cache
@@ -145,9 +134,7 @@ def _terminate_backend() -> Select[Any]:
         (other.c.pid.is_(None), None),
         (
             other.c.backend_start <= func.clock_timestamp() - age,
-            func.pg_terminate_backend(
-                other.c.pid, literal_column(str(TERMINATE_TIMEOUT_MS), Integer)
-            ),
+            func.pg_terminate_backend(other.c.pid, literal_column(TERMINATE_TIMEOUT_MS, Integer)),
         ),
         else_=false(),
     )

@@ -4,13 +4,12 @@ First the abandoned backend process is terminated, so that it cannot commit late
 is queried: for the id of a new row, or for the token that each write stores in its row, and each
 transition in the history as well.
 
-Each verification is a generator: it yields a query, and is sent the rows or thrown the error. It
-returns the rows that the write would have returned, or None if the write left nothing: then the
-write is executed again.
+Each verification is a generator of queries, as in `core.steps`. It returns the rows that the write
+would have returned, or None if the write left nothing: then the write is executed again.
 """
 
 import sqlite3
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -24,14 +23,13 @@ from ...core.models import Execution
 from ...core.transitions import Transition
 from ..driver.broken import ConnectionBroken, boot_clock
 from ..schema.tables import executions
-from ..statements.queries import Query, find
-from ..statements.rows import to_execution
+from ..statements.queries import Query, Rows, find
+from ..statements.rows import FIELDS, to_execution
 from . import queries
 
 Answer = TypeVar("Answer")
-Rows = Sequence[Sequence[Any]]
 VerificationSteps = Generator[Query, Rows, Answer]
-Verifier = Callable[["ConnectionBroken"], VerificationSteps[Rows | None]]
+Verifier = Callable[[ConnectionBroken], VerificationSteps[Rows | None]]
 
 DRIFT: Final = 1.001
 """How much faster the database's clock may run than the clock of this machine."""
@@ -44,19 +42,11 @@ class OutcomeUnknown(Exception):  # noqa: N818 - an answer rather than an error
 
 
 def resolve_outcome(
-    error: ConnectionBroken | DBAPIError, query: Query, verify: Verifier
+    error: ConnectionBroken | DBAPIError, query: Query, verify: Verifier | None
 ) -> VerificationSteps[Rows]:
-    """Find out what a failed query did that ran outside the caller's transaction.
+    """Return the rows that a failed query would have returned, outside the caller's transaction.
 
     A query that did nothing and may succeed is executed again, at most `MAX_TRIES` times.
-
-    Args:
-        error: the error of the query.
-        query: the query.
-        verify: finds out whether the query committed.
-
-    Returns:
-        The rows that the query returned, or would have returned.
 
     Raises:
         ConnectionLost: the connection broke each time. Nothing was changed.
@@ -67,7 +57,7 @@ def resolve_outcome(
         problem: ExecutionProblem | None
         if isinstance(error, ConnectionBroken):
             try:
-                if (rows := (yield from verify(error))) is not None:
+                if verify and (rows := (yield from verify(error))) is not None:
                     return rows
             except (OutcomeUnknown, ConnectionBroken, SQLAlchemyError):
                 error.error.add_note(
@@ -118,59 +108,45 @@ def is_schema_error(error: DBAPIError) -> bool:
     )
 
 
-def verify_read(broken: ConnectionBroken) -> VerificationSteps[Rows | None]:  # noqa: ARG001
-    """Return None: a query that writes nothing is executed again."""
-    return None
-    yield
-
-
 def verify_prune(broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
     """Raise OutcomeUnknown: deleted rows leave nothing to query."""
     raise OutcomeUnknown from broken
     yield
 
 
-def verify_create(broken: ConnectionBroken, new: NewExecution) -> VerificationSteps[Rows | None]:
+def verify_create(new: NewExecution, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
     """Query the new execution's id, which no other create uses."""
     yield from _terminate_backend(broken)
     return (yield find(executions.c.id, new.id)) or None
 
 
-def verify_log(broken: ConnectionBroken, new: NewLogEntry) -> VerificationSteps[Rows | None]:
+def verify_log(new: NewLogEntry, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
     """Query the new log entry's id, which no other entry has."""
     yield from _terminate_backend(broken)
     return (yield queries.find_log_entry(new.execution_id, new.id)) or None
 
 
-def verify_delete(broken: ConnectionBroken, id: str) -> VerificationSteps[Rows | None]:
+def verify_delete(id: str, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
     """Report success if the row is gone, also if another caller deleted it."""
     yield from _terminate_backend(broken)
     return None if (yield find(executions.c.id, id)) else [(id,)]
 
 
 def verify_update(
-    broken: ConnectionBroken,
     id: str,
     transition: Transition,
     token: str,
+    began: float,
+    broken: ConnectionBroken,
     *,
     whole: bool,
-    began: float,
 ) -> VerificationSteps[Rows | None]:
     """Find the write's token in the row or, if others changed the row since, in the history.
 
     The history contains transitions alone, no progress and no checkpoints. If another write has
     replaced the token of such a write since the call began, it may have come before or after it.
     Then the outcome is known only if the row already has the values to set: the answer is the same
-    in both cases. A deleted row has no answer.
-
-    Args:
-        broken: the broken connection.
-        id: the execution's id.
-        transition: the transition of the write.
-        token: the token of the write.
-        whole: return the whole row, not only its status.
-        began: when the call began, by `boot_clock`.
+    in both cases. A deleted row has no answer. `began` is when the call began, by `boot_clock`.
     """
     yield from _terminate_backend(broken)
     rows = yield queries.find_write(id, token)
@@ -181,14 +157,16 @@ def verify_update(
         current = to_execution(row)
         # Compares times of the database's clock alone; `updated_at` of a row never decreases.
         call_began = now - timedelta(seconds=DRIFT * (boot_clock() - began))
-        if current.updated_at < call_began or not _not_in_history(transition):
+        # A heartbeat sets neither of these: executing it again does no harm.
+        only_in_row = transition.values.keys() & {"progress", "checkpoints"}
+        if current.updated_at < call_began or not only_in_row:
             return None
         if not _already_applied(transition, current, now):
             raise OutcomeUnknown
-    return [row if whole else queries.status_column(row)]
+    return [row if whole else [row[FIELDS.index("status")]]]
 
 
-def verify_batch(broken: ConnectionBroken, token: str) -> VerificationSteps[Rows | None]:
+def verify_batch(token: str, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
     """Return the rows unchanged since this batch wrote them; rows others changed are omitted."""
     yield from _terminate_backend(broken)
     rows = yield queries.find_batch_write(token)
@@ -214,14 +192,6 @@ def _terminate_backend(broken: ConnectionBroken) -> VerificationSteps[None]:
             return
         # False also if the process ended by itself at that moment: look once more.
     raise OutcomeUnknown
-
-
-def _not_in_history(transition: Transition) -> bool:
-    """Return whether a write sets values that the history does not contain.
-
-    A heartbeat sets none of them: executing it again does no harm.
-    """
-    return transition.values.keys() & {"progress", "checkpoints"} != set()
 
 
 def _already_applied(transition: Transition, current: Execution, now: datetime) -> bool:

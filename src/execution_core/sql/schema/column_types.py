@@ -45,12 +45,8 @@ class as_text(Expression):  # noqa: N801 - reads as the function it is
 class Id(TypeDecorator[str]):
     """A UUID as text with dashes: `uuid` on PostgreSQL, text on SQLite."""
 
-    impl = Text
+    impl = Text().with_variant(Uuid(as_uuid=False), "postgresql")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Use the type of PostgreSQL, or text."""
-        return dialect.type_descriptor(Uuid(as_uuid=False) if _postgresql(dialect) else Text())
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Select the text."""
@@ -67,12 +63,8 @@ class Timestamp(TypeDecorator[datetime]):
     `datetime('now', '-3 hours')`.
     """
 
-    impl = Text
+    impl = Text().with_variant(DateTime(timezone=True), "postgresql")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Use the type of PostgreSQL, or text."""
-        return dialect.type_descriptor(DateTime(timezone=True) if _postgresql(dialect) else Text())
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
         """Write an aware time as text on SQLite."""
@@ -109,12 +101,8 @@ class JsonText(TypeDecorator[Any]):
     The library binds checked values alone. To query a JSON column, use `type_coerce(column, JSON)`.
     """
 
-    impl = Text
+    impl = Text().with_variant(_Jsonb(), "postgresql")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Use the type of PostgreSQL, or text."""
-        return dialect.type_descriptor(_Jsonb() if _postgresql(dialect) else Text())
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
         """Accept checked values alone."""

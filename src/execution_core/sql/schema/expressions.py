@@ -49,18 +49,6 @@ class database_now(Expression):  # noqa: N801
     sqlite = f"strftime({SQLITE_TIME}, 'now')"
 
 
-class now_or_later_of(Expression):  # noqa: N801
-    """The time of the statement, or a later time of the row.
-
-    PostgreSQL reads its clock before it waits for the lock of the row.
-    """
-
-    type = Timestamp()
-    inherit_cache = True
-    postgresql = "greatest(statement_timestamp(), {0})"
-    sqlite = f"max(strftime({SQLITE_TIME}, 'now'), {{0}})"
-
-
 class latest(Expression):  # noqa: N801
     """The later one of two times."""
 

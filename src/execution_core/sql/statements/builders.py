@@ -17,7 +17,6 @@ from sqlalchemy import (
     false,
     insert,
     not_,
-    or_,
     select,
     true,
     union_all,
@@ -31,11 +30,12 @@ from ..schema.expressions import database_now, has_live_links, in_array, later, 
 from ..schema.tables import execution_logs, executions
 from .rows import LOG_ROW, ROW
 from .transition_sql import (
+    Assignments,
     assignments,
     clock_parameter,
     duration_parameter,
-    guard_sql,
     id_parameter,
+    rule_sql,
     status_literal,
     time_expressions,
     value_parameter,
@@ -52,39 +52,33 @@ def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInse
     from sqlalchemy.dialects.postgresql import insert as upsert  # noqa: PLC0415
 
     given = (
-        *(columns.id, columns.type, columns.payload, columns.max_attempts, columns.timeout_ms),
-        *(columns.idempotency_key, columns.fingerprint, columns.metadata),
+        *("id", "type", "payload", "max_attempts", "timeout_ms", "idempotency_key", "fingerprint"),
+        "metadata",
     )
-    new: dict[Column[Any], ColumnElement[Any]] = {
-        column: value_parameter(column) for column in given
-    }
+    new: Assignments = {columns[name]: value_parameter(columns[name]) for name in given}
     now = clock_parameter() if clocked else database_now()
     new |= {columns.created_at: now, columns.updated_at: now}
     new[columns.due_at] = later(now, duration_parameter("start_after"))
     statement = upsert(executions)
-    links = [columns[name] for name in linked]
-    if links:
+    if linked:
         # The INSERT itself looks up and locks the linked rows: a failed foreign key would abort
         # the caller's whole transaction.
-        tables = [executions.alias(link.name) for link in links]
-        named = [table.c.id for table in tables]
-        new |= dict(zip(links, named, strict=True))
+        tables = [executions.alias(name) for name in linked]
+        new |= {columns[table.name]: table.c.id for table in tables}
         both: FromClause = tables[0]
         for other in tables[1:]:
             both = both.join(other, true())  # without a condition, SQLAlchemy warns
         found = (
             select(*new.values())
             .select_from(both)
-            .where(*(id == value_parameter(link) for link, id in zip(links, named, strict=True)))
+            .where(*(table.c.id == value_parameter(columns[table.name]) for table in tables))
+            .with_for_update(read=True, key_share=True)
         )
-        statement = statement.from_select(
-            list(new), found.with_for_update(read=True, key_share=True), include_defaults=False
-        )
+        statement = statement.from_select(list(new), found, include_defaults=False)
     else:
         statement = statement.values(new)
-    return statement.on_conflict_do_nothing(index_elements=[columns.idempotency_key]).returning(
-        *ROW
-    )
+    statement = statement.on_conflict_do_nothing(index_elements=[columns.idempotency_key])
+    return statement.returning(*ROW)
 
 
 @cache
@@ -103,28 +97,26 @@ def update_statement(
 def update_many_statement(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
     """Return the conditional UPDATE of a rule for up to `limit` executions."""
     now, not_before = time_expressions(clocked=clocked)
-    guard = [or_(*(guard_sql(move, now) for move in rule.moves))]
-    if typed:
-        guard.append(columns.type == bindparam("old_type", type_=Text))
     # Rows locked by other transactions are skipped, and rows that they have changed are checked
     # again. The lock leaves the key free, so that children can be created. The outer statement has
     # no condition but the ids: with another one, PostgreSQL might read everything that is due.
     waiting = any(move.when is Condition.DUE for move in rule.moves)
-    chosen = (
-        select(columns.id)
-        .where(*guard)
-        .order_by(*((columns.due_at, columns.id) if waiting else ()))
-        .limit(bindparam("limit", type_=Integer))
-        .with_for_update(key_share=True, skip_locked=True)
-        .correlate(None)
-        .scalar_subquery()
-    )
+    found = select(columns.id).where(rule_sql(rule, now))
+    found = found.order_by(*((columns.due_at, columns.id) if waiting else ()))
     return (
         update(executions)
-        .where(in_array(columns.id, chosen))
+        .where(_in_batch(found.with_for_update(key_share=True, skip_locked=True), typed=typed))
         .values(assignments(rule.moves, now, not_before))
         .returning(*ROW)
     )
+
+
+def _in_batch(found: Select[Any], *, typed: bool) -> ColumnElement[bool]:
+    """Return the condition that an id is one of the first `limit` that are found."""
+    if typed:
+        found = found.where(columns.type == bindparam("old_type", type_=Text))
+    found = found.limit(bindparam("limit", type_=Integer))
+    return in_array(columns.id, found.correlate(None).scalar_subquery())
 
 
 @cache
@@ -178,54 +170,38 @@ def prune_statement(
         columns.completed_at <= later(now, -duration_parameter(age))
         for age in ("older_than", "keys_older_than", "least")
     )
-    guard = [
+    status = unindexed(columns.status, type_=Text())
+    unused = not_(has_live_links(columns.id))
+    found = select(columns.id).where(
         either,  # by the index on completed_at
-        unindexed(columns.status, type_=Text()).in_([status_literal(status) for status in statuses])
-        if statuses
-        else false(),
+        status.in_([status_literal(each) for each in statuses]) if statuses else false(),
         case((columns.idempotency_key.is_(None), plain), else_=keyed),
-        not_(has_live_links(columns.id)),
-    ]
-    if typed:
-        guard.append(columns.type == bindparam("old_type", type_=Text))
-    chosen = (
-        select(columns.id)
-        .where(*guard)
-        .order_by(columns.completed_at)
-        .limit(bindparam("limit", type_=Integer))
-        .with_for_update(skip_locked=True)
-        .correlate(None)
-        .scalar_subquery()
+        unused,
     )
-    # Again now that the row is locked: to create a child locks its parent.
-    return (
-        delete(executions)
-        .where(in_array(columns.id, chosen), not_(has_live_links(columns.id)))
-        .returning(columns.id)
-    )
+    found = found.order_by(columns.completed_at).with_for_update(skip_locked=True)
+    # Unused still when the row is locked: to create a child locks its parent.
+    pruned = delete(executions).where(_in_batch(found, typed=typed), unused)
+    return pruned.returning(columns.id)
 
 
 @cache
 def log_statement(rule: Rule, *, for_attempt: bool, clocked: bool) -> ReturningInsert[Any]:
     """Return the INSERT of a log entry, guarded by a rule."""
     now, not_before = time_expressions(clocked=clocked)
-    new: dict[Column[Any], ColumnElement[Any]] = {
-        execution_logs.c.execution_id: columns.id,
-        execution_logs.c.attempt: columns.attempts,
-        execution_logs.c.logged_at: not_before,
+    entry = execution_logs.c
+    new: Assignments = {
+        entry.execution_id: columns.id,
+        entry.attempt: columns.attempts,
+        entry.logged_at: not_before,
     }
-    for name in ("id", "level", "message", "data"):
-        column = execution_logs.c[name]
-        new[column] = bindparam(f"log_{name}", type_=column.type)
+    for column in (entry.id, entry.level, entry.message, entry.data):
+        new[column] = bindparam(f"log_{column.name}", type_=column.type)
     # The lock prevents a concurrent delete: a failed foreign key would abort the caller's whole
     # transaction.
     guard = where_clause(rule, now, for_attempt=for_attempt)
     found = select(*new.values()).where(*guard).with_for_update(read=True, key_share=True)
-    return (
-        insert(execution_logs)
-        .from_select(list(new), found, include_defaults=False)
-        .returning(*LOG_ROW)
-    )
+    added = insert(execution_logs).from_select(list(new), found, include_defaults=False)
+    return added.returning(*LOG_ROW)
 
 
 @cache

@@ -1,12 +1,10 @@
 """The queries of a store: a statement and its parameters, one function for each request."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import (
-    Column,
-    Select,
-)
+from sqlalchemy import Column, Select
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ...core.creation import NewExecution
@@ -27,11 +25,10 @@ from .builders import (
     update_many_statement,
     update_statement,
 )
+from .rows import MILLISECOND
 
 _NAMES = frozenset(column.name for column in columns)
-_MILLISECOND = timedelta(milliseconds=1)
-
-
+Rows = Sequence[Sequence[Any]]
 Statement = Select[Any] | ReturningInsert[Any] | ReturningUpdate[Any] | ReturningDelete[Any]
 
 
@@ -46,28 +43,23 @@ class Query(NamedTuple):
 
 def create(creation: NewExecution, now: datetime | None) -> Query:
     """Return the INSERT of an execution: no row if the key is held or the parent is missing."""
-    return Query(
-        insert_statement(
-            tuple(name for name in ("parent_id", "replay_of") if getattr(creation, name)),
-            clocked=now is not None,
-        ),
-        {
-            "new_id": creation.id,
-            "new_type": creation.type,
-            "new_payload": creation.payload,
-            "new_max_attempts": creation.max_attempts,
-            "new_timeout_ms": _milliseconds(creation.timeout),
-            "new_idempotency_key": creation.idempotency_key,
-            "new_fingerprint": creation.fingerprint,
-            "new_parent_id": creation.parent_id,
-            "new_replay_of": creation.replay_of,
-            "new_metadata": creation.metadata,
-            "start_after_ms": _milliseconds(creation.start_after) or 0,
-            "now": now,
-        },
-        "create",
-        creation.id,
-    )
+    linked = tuple(name for name in ("parent_id", "replay_of") if getattr(creation, name))
+    parameters = {
+        "new_id": creation.id,
+        "new_type": creation.type,
+        "new_payload": creation.payload,
+        "new_max_attempts": creation.max_attempts,
+        "new_timeout_ms": _milliseconds(creation.timeout),
+        "new_idempotency_key": creation.idempotency_key,
+        "new_fingerprint": creation.fingerprint,
+        "new_parent_id": creation.parent_id,
+        "new_replay_of": creation.replay_of,
+        "new_metadata": creation.metadata,
+        "start_after_ms": _milliseconds(creation.start_after) or 0,
+        "now": now,
+    }
+    statement = insert_statement(linked, clocked=now is not None)
+    return Query(statement, parameters, "create", creation.id)
 
 
 def update(
@@ -75,40 +67,21 @@ def update(
 ) -> Query:
     """Return the conditional UPDATE of a transition: no row if it does not apply.
 
-    Args:
-        id: the execution.
-        transition: what to do.
-        token: distinguishes this write from every other one.
-        now: the time of an injected clock.
-        whole: return the whole row, or the status alone.
+    The token distinguishes this write from every other one. Unless `whole`, the row is the status.
     """
+    rule, attempt = transition.rule, transition.attempt
     statement = update_statement(
-        transition.rule,
-        for_attempt=transition.attempt is not None,
-        clocked=now is not None,
-        whole=whole,
+        rule, for_attempt=attempt is not None, clocked=now is not None, whole=whole
     )
-    parameters = {
-        "old_id": id,
-        "old_attempt": transition.attempt,
-        "new_write_token": token,
-        "now": now,
-    }
-    return Query(statement, parameters | _parameters(transition), transition.rule.verb, id)
+    parameters = {"old_id": id, "old_attempt": attempt, "new_write_token": token, "now": now}
+    return Query(statement, parameters | _parameters(transition), rule.verb, id)
 
 
 def update_many(batch: BatchTransition, token: str, now: datetime | None) -> Query:
     """Return the UPDATE of executions that allow a transition; locked rows are skipped."""
-    statement = update_many_statement(
-        batch.transition.rule, typed=batch.type is not None, clocked=now is not None
-    )
-    parameters = {
-        "old_type": batch.type,
-        "limit": batch.limit,
-        "new_write_token": token,
-        "now": now,
-    }
-    rule = batch.transition.rule
+    rule, type = batch.transition.rule, batch.type
+    statement = update_many_statement(rule, typed=type is not None, clocked=now is not None)
+    parameters = {"old_type": type, "limit": batch.limit, "new_write_token": token, "now": now}
     return Query(statement, parameters | _parameters(batch.transition), rule.verb)
 
 
@@ -154,24 +127,18 @@ def prune(pruning: PruneRequest, now: datetime | None) -> Query:
 
 def log(line: NewLogEntry, now: datetime | None) -> Query:
     """Return the INSERT of a log entry: no row if it may not be added."""
-    transition = line.transition
+    rule, attempt = line.transition.rule, line.transition.attempt
+    statement = log_statement(rule, for_attempt=attempt is not None, clocked=now is not None)
     parameters = {
         "old_id": line.execution_id,
-        "old_attempt": transition.attempt,
+        "old_attempt": attempt,
         "log_id": line.id,
         "log_level": line.level,
         "log_message": line.message,
         "log_data": line.data,
         "now": now,
     }
-    return Query(
-        log_statement(
-            transition.rule, for_attempt=transition.attempt is not None, clocked=now is not None
-        ),
-        parameters,
-        "log",
-        line.execution_id,
-    )
+    return Query(statement, parameters, "log", line.execution_id)
 
 
 def logs(id: str, limit: int, before: str | None) -> Query:
@@ -191,4 +158,4 @@ def page(page: Page) -> Query:
 
 
 def _milliseconds(duration: timedelta | None) -> int | None:
-    return None if duration is None else duration // _MILLISECOND
+    return None if duration is None else duration // MILLISECOND

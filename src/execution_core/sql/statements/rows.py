@@ -29,7 +29,7 @@ ROW = [
 ]
 LOG_FIELDS = tuple(LogEntry.model_fields)
 LOG_ROW = [execution_logs.c[field] for field in LOG_FIELDS]
-_MILLISECOND = timedelta(milliseconds=1)
+MILLISECOND = timedelta(milliseconds=1)
 
 
 def to_execution(row: Sequence[Any]) -> Execution:
@@ -41,7 +41,7 @@ def to_execution(row: Sequence[Any]) -> Execution:
             current=current, total=total, percent=float(percent), message=message
         )
     if (timeout_ms := fields["timeout"]) is not None:
-        fields["timeout"] = timeout_ms * _MILLISECOND
+        fields["timeout"] = timeout_ms * MILLISECOND
     if (error := fields["error"]) is not None:
         fields["error"] = ExecutionFailure.model_construct(
             message=error["message"],

@@ -16,26 +16,33 @@ from sqlalchemy import (
     literal_column,
     null,
     or_,
+    true,
 )
 
 from ...core.models import ExecutionFailure, ExecutionStatus
 from ...core.state_machine import Change, Condition, Move, Rule
 from ..schema.column_types import ClockTime
-from ..schema.expressions import database_now, later, latest, likely, merged, now_or_later_of
+from ..schema.expressions import database_now, later, latest, likely, merged
 from ..schema.tables import executions
 from .rows import PROGRESS
 
 columns = executions.c
+Assignments = dict[Column[Any], ColumnElement[Any]]
 
 
 def where_clause(
     rule: Rule, now: ColumnElement[datetime], *, for_attempt: bool
 ) -> list[ColumnElement[bool]]:
     """Return the WHERE clause of a rule: the id, and a status that allows the verb."""
-    guard = [columns.id == id_parameter(), or_(*(guard_sql(move, now) for move in rule.moves))]
+    guard = [columns.id == id_parameter(), rule_sql(rule, now)]
     if for_attempt:
         guard.append(columns.attempts == bindparam("old_attempt", type_=columns.attempts.type))
     return guard
+
+
+def rule_sql(rule: Rule, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """Return the condition under which a move of a rule is allowed."""
+    return or_(*(guard_sql(move, now) for move in rule.moves))
 
 
 def guard_sql(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
@@ -47,41 +54,31 @@ def guard_sql(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
         # In the order of the partial indexes by due_at. By its index on the status, SQLite would
         # read everything that waits, and sort it.
         allowed = likely(allowed)
-    return and_(allowed, *condition_sql(move.when, now))
+    return and_(allowed, condition_sql(move.when, now))
 
 
-def condition_sql(
-    condition: Condition | None, now: ColumnElement[datetime]
-) -> list[ColumnElement[bool]]:
+def condition_sql(condition: Condition | None, now: ColumnElement[datetime]) -> ColumnElement[bool]:
     """Return what a move requires besides the status."""
     match condition:
         case None:
-            return []
+            return true()
         case Condition.ATTEMPT_LEFT:
-            return [columns.attempts < columns.max_attempts]
+            return columns.attempts < columns.max_attempts
         case Condition.DUE:
-            return [columns.due_at <= now]
+            return columns.due_at <= now
         case Condition.OVERDUE:
-            return [columns.deadline_at < now]
+            return columns.deadline_at < now
         case Condition.STALLED:
             # A manual start leaves the heartbeat of the attempt before, or none.
             alive = columns.heartbeat_at >= columns.started_at
             started = latest(columns.started_at, columns.updated_at)
             seen = case((alive, columns.heartbeat_at), else_=started)
-            return [seen < later(now, -duration_parameter("stalled_after"))]
+            return seen < later(now, -duration_parameter("stalled_after"))
 
 
 def assignments(
     moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
-) -> dict[Column[Any], ColumnElement[Any]]:
-    """Return the assignments of the first allowed move, and of the write token."""
-    token = {columns.write_token: value_parameter(columns.write_token)}
-    return _assign_first_allowed(moves, now, not_before) | token
-
-
-def _assign_first_allowed(
-    moves: Sequence[Move], now: ColumnElement[datetime], not_before: ColumnElement[datetime]
-) -> dict[Column[Any], ColumnElement[Any]]:
+) -> Assignments:
     """Return the assignments of the first move that the row allows.
 
     For `fail` with a retryable error: `status = CASE WHEN (running, attempt left) THEN 'retrying'
@@ -90,7 +87,7 @@ def _assign_first_allowed(
     first, *others = moves
     assigned = _assign(first, not_before)
     if others:
-        otherwise = _assign_first_allowed(others, now, not_before)
+        otherwise = assignments(others, now, not_before)
         for column in {**assigned, **otherwise}:
             this, that = assigned.get(column, column), otherwise.get(column, column)
             if not this.compare(that):
@@ -98,8 +95,9 @@ def _assign_first_allowed(
     return assigned
 
 
-def _assign(move: Move, now: ColumnElement[datetime]) -> dict[Column[Any], ColumnElement[Any]]:
-    assigned: dict[Column[Any], ColumnElement[Any]] = {columns.updated_at: now}
+def _assign(move: Move, now: ColumnElement[datetime]) -> Assignments:
+    token = value_parameter(columns.write_token)
+    assigned: Assignments = {columns.updated_at: now, columns.write_token: token}
     if move.target is not None:
         assigned[columns.status] = status_literal(move.target)
     for field, how in move.changes.items():
@@ -137,7 +135,8 @@ def time_expressions(*, clocked: bool) -> tuple[ColumnElement[datetime], ColumnE
     """Return the time to compare with, and the time to write, which never goes back."""
     if clocked:
         return clock_parameter(), clock_parameter()
-    return database_now(), now_or_later_of(columns.updated_at)
+    # PostgreSQL reads its clock before it waits for the lock of the row.
+    return database_now(), latest(database_now(), columns.updated_at)
 
 
 def clock_parameter() -> BindParameter[datetime]:
