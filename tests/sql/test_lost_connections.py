@@ -21,7 +21,7 @@ from execution_core import (
     connect,
 )
 from execution_core.core.creation import MAX_TRIES
-from execution_core.sql.driver.broken import ConnectionBroken
+from execution_core.sql.driver.backend import SELECT_BACKEND, Backend, ConnectionBroken
 from execution_core.sql.recovery import queries
 
 from ..conftest import Database
@@ -260,22 +260,48 @@ def test_lost_connection_waiting_statement_is_terminated(
     assert_legal(postgres_database)
 
 
-def test_terminate_backend_of_another_connection_is_refused(postgres_database: Database) -> None:
-    """Process ids are reused, above all after the restart of a container."""
-    engine = postgres_database.engine
+def backend_of(connection: Connection) -> Backend:
+    number, started, server_started = connection.exec_driver_sql(SELECT_BACKEND).one()
+    return Backend(number, started, server_started, pooled=False)
+
+
+@pytest.mark.parametrize("differs", ["started", "server_started"])
+def test_end_backend_of_another_session_is_refused(
+    postgres_database: Database, differs: str
+) -> None:
+    """Process ids are reused, above all after a failover and in containers."""
+    engine = postgres_database.engine.execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as asking, engine.connect() as other:
 
-        def terminate(connection: Connection, age: timedelta) -> Any:
-            pid = connection.scalar(text("SELECT pg_backend_pid()"))
-            query = queries.terminate_backend(pid, age)
-            answer: Any = asking.execute(query.statement, query.parameters).one()
-            return answer[1]
+        def end(backend: Backend) -> Any:
+            query = queries.end_backend(backend, 0)
+            return asking.execute(query.statement, query.parameters).scalar()
 
-        assert terminate(other, DAY) is False  # it is younger than the lost connection
-        assert terminate(asking, timedelta(0)) is None  # it is the asking connection itself
+        found = backend_of(other)
+        changed = found._replace(**{differs: getattr(found, differs) - 1})
+        assert end(changed) == {"started": "ended", "server_started": "another server"}[differs]
+        assert end(found._replace(number=backend_of(asking).number)) == "ended"
         assert other.scalar(text("SELECT 1")) == 1
-        assert terminate(other, timedelta(0)) is True
+        assert end(found) == "ended"
+        with pytest.raises(OperationalError):
+            other.scalar(text("SELECT 1"))
         other.invalidate()
+        assert end(found) == "ended"
+
+
+def test_end_backend_hidden_from_role_is_refused(postgres_database: Database) -> None:
+    engine = postgres_database.engine
+    role = "CREATE ROLE blind"
+    postgres_database.run(role)
+    try:
+        with engine.connect() as asking, engine.connect() as other:
+            query = queries.end_backend(backend_of(other), 0)
+            asking.exec_driver_sql("SET ROLE blind")
+            state = asking.execute(query.statement, query.parameters).scalar()
+            assert state == "hidden from this role"
+            assert other.scalar(text("SELECT 1")) == 1
+    finally:
+        postgres_database.run("DROP ROLE blind")
 
 
 def test_lost_connection_older_connection_can_verify(
@@ -303,14 +329,19 @@ def test_lost_connection_older_connection_can_verify(
     assert (started.status, started.attempts, started.worker) == ("running", 1, "me")
 
 
-def test_lost_connection_behind_pooler_outcome_is_unknown(proxy: Proxy) -> None:
-    """Behind a pooler the backend is not the one whose pid the driver knows."""
-    with connect(proxy.url) as manager:
+@pytest.mark.parametrize("binding", BINDINGS)
+@pytest.mark.parametrize("committed", [True, False])
+def test_lost_connection_behind_pooler_only_found_writes_are_known(
+    proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner, *, committed: bool
+) -> None:
+    """Behind a pooler the server process cannot be ended, so it may still commit."""
+    with open_bound_manager(proxy.pooled_url, mode, binding, runner) as manager:
         id = manager.create("work").id
-        direct: Any = manager._store._bind
-        learn_backend, direct._learn_backend = direct._learn_backend, lambda pooled: 1
-        proxy.cut(Cut.AFTER)
-        with pytest.raises(OperationalError):
-            manager.start(id)
-        direct._learn_backend = learn_backend
-        assert manager.get(id).status == "running"
+        proxy.cut(Cut.AFTER if committed else Cut.BEFORE)
+        if committed:
+            assert manager.start(id, worker="me").worker == "me"
+        else:
+            with pytest.raises(OperationalError) as caught:
+                manager.start(id)
+            assert "It is unknown whether start was" in caught.value.__notes__[0]
+        assert manager.get(id).status == ("running" if committed else "pending")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from execution_core import (
     connect,
     connect_async,
 )
-from execution_core.sql.driver.broken import ConnectionBroken
+from execution_core.sql.driver.backend import ConnectionBroken
 
 from ..conftest import Blocking, Database
 from ..support.proxy import Cut, Proxy
@@ -94,6 +95,76 @@ def test_lost_connection_later_transitions_answer_is_own_transition(
         assert attempt.number == 1
         with pytest.raises(Exception, match="attempt 2 has taken over"):
             attempt.heartbeat()
+
+
+@pytest.mark.parametrize("status", ["retrying", "failed"])
+def test_lost_connection_same_status_again_answer_is_own_transition(
+    interleaved: InterleavedManager, postgres_database: Database, status: str
+) -> None:
+    """Others bring the execution back to the status that the write left, with other values."""
+    with connect(postgres_database.url) as other:
+        id = other.create("work", max_attempts=9).id
+        other.start(id, worker="first")
+
+        def others() -> None:
+            if status == "retrying":
+                other.fail(id, "given up")
+            other.retry(id)
+            if status == "failed":
+                other.fail(id, "another failure")
+
+        failed = interleaved.call(
+            Cut.AFTER,
+            others,
+            lambda m: m.fail(
+                id,
+                "own",
+                retryable=status == "retrying",
+                retry_after=timedelta(minutes=1) if status == "retrying" else None,
+            ),
+        )
+        assert (failed.status, failed.error.message, failed.worker) == (status, "own", "first")
+        delay = failed.due_at and failed.due_at - failed.updated_at
+        assert delay == (timedelta(minutes=1) if status == "retrying" else None)
+        assert (failed.completed_at is None) == (status == "retrying")
+        assert other.get(id).error != failed.error
+
+
+def test_lost_connection_later_attempt_answer_has_own_times(
+    interleaved: InterleavedManager, postgres_database: Database
+) -> None:
+    with connect(postgres_database.url) as other:
+        id = other.create("work", max_attempts=9, timeout=timedelta(hours=1)).id
+
+        def others() -> None:
+            other.timeout(id)
+            other.retry(id)
+            other.start(id)
+
+        started = interleaved.call(Cut.AFTER, others, lambda m: m.start(id))
+        assert started.started_at == started.heartbeat_at == started.updated_at
+        assert started.deadline_at == started.started_at + timedelta(hours=1)
+        assert other.get(id).started_at > started.started_at
+
+
+def test_lost_connection_sweep_omits_executions_of_later_attempts(
+    interleaved: InterleavedManager, postgres_database: Database
+) -> None:
+    with connect(postgres_database.url) as other:
+        ids = [other.create("work", max_attempts=2).id for _ in range(2)]
+        for id in ids:
+            other.start(id)
+        age_by_a_minute(postgres_database)
+
+        def others() -> None:
+            other.retry(ids[0])
+            other.start(ids[0])
+            other.timeout(ids[0])
+
+        swept = interleaved.call(
+            Cut.AFTER, others, lambda m: m.sweep(stalled_after=timedelta(seconds=1))
+        )
+        assert [each.id for each in swept] == ids[1:]
 
 
 def test_lost_connection_finished_since_answer_has_no_end(

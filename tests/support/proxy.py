@@ -13,6 +13,9 @@ from sqlalchemy import make_url
 
 READY: Final = re.compile(rb"Z\0\0\0\x05[ITE]\Z")
 WRITES: Final = (b"INSERT", b"UPDATE", b"DELETE")
+POOLED: Final = b"behind-a-pooler"
+PROCESS: Final = re.compile(rb"K\0\0\0\x0c(....)", re.DOTALL)
+"""The server's message at the login with the number of its process."""
 CHANGED: Final = re.compile(rb"C\0\0\0.(INSERT 0|UPDATE|DELETE) [1-9]", re.DOTALL)
 """The server's message for a statement that has changed a row, and committed."""
 
@@ -34,7 +37,12 @@ class Proxy:
         self._server = (parsed.host or "127.0.0.1", parsed.port or 5432)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         port = self._listener.getsockname()[1]
-        self.url = parsed.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+        own = parsed.set(host="127.0.0.1", port=port)
+        self.url = own.render_as_string(hide_password=False)
+        self.pooled_url = own.update_query_dict(
+            {"application_name": POOLED.decode()}
+        ).render_as_string(hide_password=False)
+        """With this URL the proxy hides the number of the server process, as a pooler does."""
         self.bytes_seen = self.writes = 0
         self.cuts: Counter[Cut] = Counter()
         self._wanted: dict[bool, deque[Cut]] = {True: deque(), False: deque()}
@@ -106,6 +114,7 @@ class Connection:
         self.proxy, self.client, self.server = proxy, client, server
         self.prepared: dict[bytes, bytes] = {}
         self.cut: Cut | None = None  # requested and not made yet
+        self.hides_process = False
         self.held = b""  # the answer that is held back
 
     def forward_requests(self) -> None:
@@ -113,6 +122,7 @@ class Connection:
         with suppress(OSError):
             while data := self.client.recv(65_536):
                 self.proxy.bytes_seen += len(data)
+                self.hides_process |= POOLED in data
                 if statement := executed(data, self.prepared):
                     self.cut = self.proxy.take_cut(statement)
                 if self.cut in (Cut.BEFORE, Cut.READING):
@@ -132,6 +142,10 @@ class Connection:
         with suppress(OSError):
             while data := self.server.recv(65_536):
                 self.proxy.bytes_seen += len(data)
+                if self.hides_process and (found := PROCESS.search(data)):
+                    at = found.start(1)
+                    data = data[:at] + b"\0\0\0\1" + data[at + 4 :]
+                    self.hides_process = False
                 if self.cut is Cut.AFTER:
                     self.held += data
                     if not READY.search(self.held):

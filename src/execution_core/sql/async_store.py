@@ -10,7 +10,7 @@ from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run_async, with_coroutines
 from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
-from .driver.broken import ConnectionBroken
+from .driver.backend import ConnectionBroken
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query

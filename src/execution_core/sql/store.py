@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run
-from .driver.broken import ConnectionBroken
+from .driver.backend import ConnectionBroken
 from .driver.executor import CachingExecutor, Executor, execute_via_sqlalchemy
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier

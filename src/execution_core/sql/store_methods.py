@@ -19,7 +19,7 @@ from ..core.models import Execution, ExecutionStatus, LogEntry
 from ..core.selections import BatchTransition, Page, PruneRequest
 from ..core.store import Returning
 from ..core.transitions import Transition
-from .driver.broken import boot_clock
+from .driver.backend import boot_clock
 from .driver.executor import Executor
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier

@@ -18,7 +18,7 @@ from ...core.shield import finish_despite_cancellation
 from ..statements.queries import Query, Rows
 from .connection_cache import cache_cursor, cached_cursor, is_idle
 from .engine import OWN_POOL
-from .executor import Executor
+from .executor import Executor, may_prepare
 
 
 class AsyncExecutor(Executor):
@@ -100,6 +100,7 @@ class AsyncCachingExecutor(AsyncExecutor):
         try:
             if connection is None:
                 connection = await greenlet_spawn(self._checkout)
+                await greenlet_spawn(self._learn_backend, connection)
             rows = await _execute_on_psycopg(connection, text, values)
         except self._errors as error:
             raise await greenlet_spawn(
@@ -135,7 +136,7 @@ async def _execute_on_psycopg(
         await driver.set_autocommit(True)
     try:
         cursor = cached_cursor(connection)
-        await cursor.execute(text, values)
+        await cursor.execute(text, values, prepare=may_prepare(connection))
         rows: Rows = await cursor.fetchall()
     finally:
         if not was_autocommit and is_idle(driver):

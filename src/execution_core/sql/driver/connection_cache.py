@@ -107,7 +107,8 @@ def cached_cursor(connection: PoolProxiedConnection) -> Any:
     A new cursor looks up the loader of each column again, and leaves garbage to collect.
     """
     driver: Any = connection.driver_connection
-    return connection.info.pop(CURSOR, None) or driver.cursor()
+    # Binary results: psycopg reads times as text only with the DateStyle ISO.
+    return connection.info.pop(CURSOR, None) or driver.cursor(binary=True)
 
 
 def cache_cursor(

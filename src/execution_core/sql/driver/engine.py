@@ -48,6 +48,8 @@ def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEng
 def _create(create: Callable[..., AnyEngine], url: URL, *, exclusive: bool) -> AnyEngine:
     postgresql = url.get_backend_name() == "postgresql"
     settings: dict[str, Any] = {}
+    if postgresql:
+        url, settings["connect_args"] = _psycopg_arguments(url)
     if exclusive:
         settings["pool_reset_on_return"] = None  # single statements leave no transaction open
         if postgresql:
@@ -61,7 +63,35 @@ def _create(create: Callable[..., AnyEngine], url: URL, *, exclusive: bool) -> A
         raise InvalidValue(
             "url", f"needs the module {error.name}: pip install 'execution-core[{extra}]'"
         ) from error
-    return engine if postgresql else configure_sqlite(engine)
+    if not postgresql:
+        return configure_sqlite(engine)
+    event.listen(getattr(engine, "sync_engine", engine), "connect", _set_date_style)
+    return engine
+
+
+def _psycopg_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
+    """Return a URL without the parameters that psycopg expects as numbers, and its arguments."""
+    arguments: dict[str, Any] = {"client_encoding": "utf8"}
+    threshold = url.query.get("prepare_threshold")
+    if threshold is not None:
+        try:
+            number = None if threshold == "none" else int(str(threshold))
+        except ValueError:
+            raise InvalidValue(
+                "url",
+                f"has prepare_threshold={threshold}: use a number, or none to prepare nothing",
+            ) from None
+        arguments["prepare_threshold"] = number
+    return url.difference_update_query(["prepare_threshold", "client_encoding"]), arguments
+
+
+def _set_date_style(connection: Any, record: Any) -> None:  # noqa: ARG001
+    """Choose the only DateStyle whose times psycopg reads as text; a pooler keeps it per client."""
+    if not connection.info.parameter_status("DateStyle").upper().startswith("ISO"):
+        cursor = connection.cursor()
+        cursor.execute("SET DateStyle = 'ISO'")
+        cursor.close()
+        connection.commit()
 
 
 def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOUT) -> AnyEngine:

@@ -7,7 +7,6 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..statements.queries import Query, Rows, Statement
-from .broken import BackendProcess, ConnectionBroken, boot_clock
+from .backend import SELECT_BACKEND, Backend, ConnectionBroken, check_date_style, check_encoding
 from .connection_cache import (
     IdleConnections,
     acquire,
@@ -32,6 +31,7 @@ from .connection_cache import (
     new_permits,
 )
 from .engine import OWN_POOL, begin_sqlite, for_single_statements
+from .url import PSYCOPG
 
 BACKEND: Final = "execution_core.backend"
 _FLOAT8: Final = 701  # the type code of the only column whose converter needs one
@@ -67,11 +67,33 @@ class CompiledQuery(NamedTuple):
         return values
 
 
-def execute_via_sqlalchemy(connection: Connection, query: Query) -> Rows:
+def execute_via_sqlalchemy(
+    connection: Connection, query: Query, backend: Backend | None = None
+) -> Rows:
     """Execute a query with SQLAlchemy, in the current transaction of the connection."""
     # Fetch all rows at once, also if the host's engine streams.
     options = {"stream_results": False, "yield_per": None}
-    return connection.execute(query.statement, query.parameters, execution_options=options).all()
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.driver in PSYCOPG:
+        check_encoding(driver)
+        check_date_style(driver)
+    threshold = getattr(driver, "prepare_threshold", None)
+    if backend is not None and backend.pooled:
+        driver.prepare_threshold = None
+    try:
+        result = connection.execute(query.statement, query.parameters, execution_options=options)
+        return result.all()
+    finally:
+        if backend is not None and backend.pooled:
+            driver.prepare_threshold = threshold
+
+
+def may_prepare(connection: PoolProxiedConnection) -> bool | None:
+    """Return what psycopg's `execute` expects: None to prepare what is often executed, or False.
+
+    Behind a pooler, two clients' prepared statements with one name would be taken for each other.
+    """
+    return False if connection.info[BACKEND].pooled else None
 
 
 class Executor:
@@ -96,7 +118,6 @@ class Executor:
         dialect_type: Callable[..., Dialect] = type(engine.dialect)
         self._dialect = dialect_type(paramstyle="qmark" if self._is_sqlite else "format")
         self._compiled: dict[Statement, CompiledQuery] = {}
-        self._backends: deque[int] = deque(maxlen=1000)
         self._idle = IdleConnections()  # none, unless a subclass keeps connections
 
     def rows(self, query: Query) -> Rows:
@@ -118,12 +139,13 @@ class Executor:
         self.engine.dispose()
 
     def _run(self, connection: Connection, query: Query) -> Rows:
-        backend = self._learn_backend(connection.connection)
+        backend = None
         try:
-            return execute_via_sqlalchemy(connection, query)
+            backend = self._learn_backend(connection.connection)
+            return execute_via_sqlalchemy(connection, query, backend)
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise self._broken(error, backend) from error
+                raise ConnectionBroken(error, backend) from error
             raise
 
     def _must_use_sqlalchemy(self) -> bool:
@@ -174,6 +196,7 @@ class Executor:
         connection = None
         try:
             connection = self._checkout()
+            self._learn_backend(connection)
             return self._execute_on(connection, text, values)
         except self._errors as error:
             raise self._wrap_error(error, connection, text, values) from error
@@ -186,24 +209,33 @@ class Executor:
                 self._checkin(connection)
 
     def _checkout(self) -> PoolProxiedConnection:
-        connection = self.engine.raw_connection()
-        self._learn_backend(connection)
-        return connection
+        return self.engine.raw_connection()
 
-    def _learn_backend(self, connection: PoolProxiedConnection) -> BackendProcess | None:
-        """Return the backend process of a connection, recorded when the connection is first used.
+    def _learn_backend(self, connection: PoolProxiedConnection) -> Backend | None:
+        """Return the server process of a connection, queried when the connection is first used.
 
         A broken connection can no longer report it.
         """
         if not self._is_sqlite and BACKEND not in connection.info:
-            driver: Any = connection.driver_connection
-            backend = BackendProcess(driver.info.backend_pid, boot_clock())
-            connection.info[BACKEND] = backend
-            self._backends.append(backend.number)
+            connection.info[BACKEND] = self._query_backend(connection)
         return connection.info.get(BACKEND)
 
-    def _broken(self, error: DBAPIError, backend: BackendProcess | None) -> ConnectionBroken:
-        return ConnectionBroken(error, backend, self._backends.__contains__)
+    def _query_backend(self, connection: PoolProxiedConnection) -> Backend:
+        driver: Any = connection.driver_connection
+        check_encoding(driver)
+        adapted: Any = connection.dbapi_connection  # waits for a driver for asyncio
+        was_autocommit = adapted.autocommit
+        adapted.autocommit = True
+        try:
+            cursor = adapted.cursor()
+            cursor.execute(SELECT_BACKEND)
+            number, started, server_started = cursor.fetchone()
+            cursor.close()
+        finally:
+            if not was_autocommit and is_idle(driver):
+                adapted.autocommit = False
+        # A pooler cannot know at the login which server process will execute the statements.
+        return Backend(number, started, server_started, pooled=number != driver.info.backend_pid)
 
     def _checkin(self, connection: PoolProxiedConnection) -> None:
         connection.close()
@@ -221,7 +253,7 @@ class Executor:
             driver.autocommit = True  # no BEGIN and no COMMIT: one round trip
         try:
             cursor = cached_cursor(connection)
-            rows = cursor.execute(text, values).fetchall()
+            rows = cursor.execute(text, values, prepare=may_prepare(connection)).fetchall()
         finally:
             if not was_autocommit and is_idle(driver):
                 driver.autocommit = False
@@ -249,7 +281,7 @@ class Executor:
             connection_invalidated=broken,
             dialect=dialect,
         )
-        return self._broken(wrapped, backend) if broken else wrapped
+        return ConnectionBroken(wrapped, backend) if broken else wrapped
 
 
 class CachingExecutor(Executor):

@@ -6,29 +6,61 @@ from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
-    Double,
     Integer,
     Select,
+    Text,
     and_,
     bindparam,
-    case,
-    column,
-    false,
     func,
-    literal_column,
     select,
-    table,
+    text,
 )
 
+from ...core.models import ExecutionStatus
 from ...core.state_machine import FINISHED
+from ...core.transitions import Transition
+from ..driver.backend import MICROSECONDS, Backend
 from ..schema.expressions import database_now
 from ..schema.tables import execution_history, execution_logs, executions
 from ..statements.queries import Query
 from ..statements.rows import FIELDS, LOG_ROW, ROW
 
-TERMINATE_TIMEOUT_MS: Final = "5000"
-"""How long a backend process may take to end."""
+ENDED: Final = "ended"
+WAITS: Final = "waits for a standby"
+STILL_ENDING: Final = "still ending"
+_END_BACKEND: Final = (
+    text(f"""
+    SELECT CASE
+           WHEN {MICROSECONDS.format("pg_postmaster_start_time()")} <> :server_started
+           THEN 'another server'
+           WHEN other.pid IS NULL THEN '{ENDED}'
+           WHEN other.backend_start IS NULL THEN 'hidden from this role'
+           WHEN {MICROSECONDS.format("other.backend_start")} <> :started THEN '{ENDED}'
+           WHEN other.wait_event = 'SyncRep' THEN '{WAITS}'
+           WHEN pg_terminate_backend(other.pid, 5000) THEN '{ENDED}'
+           ELSE '{STILL_ENDING}'
+           END
+      FROM (SELECT pg_sleep(:seconds)) AS slept
+      LEFT JOIN pg_stat_get_activity(:number) AS other ON true
+    """)  # noqa: S608 - constants
+    .bindparams(
+        bindparam("number", type_=Integer),
+        bindparam("started", type_=BigInteger),
+        bindparam("server_started", type_=BigInteger),
+        bindparam("seconds", type_=Integer),
+    )
+    .columns(state=Text)
+)
+# A transaction with a record in the WAL waits for the standby, and so for all records before it.
+_WAIT_FOR_STANDBY: Final = text("""
+    SELECT CASE
+           WHEN current_setting('synchronous_standby_names') <> ''
+            AND current_setting('synchronous_commit') NOT IN ('off', 'local')
+           THEN CAST(pg_logical_emit_message(true, 'execution_core', '') AS text)
+           END
+    """).columns(position=Text)
 
 # The columns of a row that the history stores for each transition.
 _HISTORY_COLUMNS = {
@@ -45,19 +77,32 @@ def find_write(id: str, token: str) -> Query:
     return Query(_find_write(), {"id": id, "token": token}, "get", id)
 
 
-def row_after_write(row: Sequence[Any], token: str) -> tuple[Sequence[Any], bool, datetime]:
+def row_after_write(
+    row: Sequence[Any], transition: Transition, token: str
+) -> tuple[Sequence[Any], bool, datetime]:
     """Return an execution's row, whether the write with this token committed, and the time.
 
-    If others changed the row since, the history's values replace those of the row.
+    If a later transition changed the row, it is built again from what the write left in the
+    history. Progress, checkpoints and metadata are those of the row.
     """
-    current, now, last_token, *logged = [*row[: len(ROW)]], *row[len(ROW) :]
+    current, now, last_token, is_last, started, *logged = [*row[: len(ROW)]], *row[len(ROW) :]
     if logged[0] is None:
         return current, last_token == token, now
-    fields = dict(zip(FIELDS, current, strict=False))
-    written = dict(zip(_HISTORY_COLUMNS, logged, strict=True))
-    if [fields["status"], fields["attempts"]] != [written["status"], written["attempts"]]:
-        finished = written["status"] in FINISHED
-        written["completed_at"] = written["updated_at"] if finished else None
+    if not is_last:
+        fields = dict(zip(FIELDS, current, strict=False))
+        written = dict(zip(_HISTORY_COLUMNS, logged, strict=True))
+        at, status, delay = written["updated_at"], written["status"], None
+        if status == ExecutionStatus.RETRYING:
+            delay = transition.values.get("retry_after") or timedelta(0)
+        written |= {
+            "result": fields["result"] if status == ExecutionStatus.COMPLETED else None,
+            "completed_at": at if status in FINISHED else None,
+            "due_at": None if delay is None else at + delay,
+        }
+        if fields["attempts"] != written["attempts"]:
+            timeout = fields["timeout"]
+            deadline = None if timeout is None else started + timedelta(milliseconds=timeout)
+            written |= {"started_at": started, "heartbeat_at": started, "deadline_at": deadline}
         current[: len(FIELDS)] = (fields | written).values()
     return current, True, now
 
@@ -80,22 +125,44 @@ def find_log_entry(execution_id: str, id: str) -> Query:
     return Query(_find_log_entry(), parameters, "get", execution_id)
 
 
-def terminate_backend(number: int, age: timedelta) -> Query:
-    """Select the answering backend's number, and whether an abandoned one of the same role ended.
+def end_backend(backend: Backend, seconds: int) -> Query:
+    """Select whether a server process has ended, after `seconds`; terminate it if it has not.
 
-    The latter is None if there is no such process. A backend that is younger than `age` has got the
-    number by chance, unless the server's clock was set back: it is not terminated, and the answer
-    is False.
+    Only the process that started at this time, under a server that started at this time, is
+    terminated: another server process may have got its number. One that waits for a standby is not,
+    because its commit would become visible without being on the standby.
     """
-    return Query(_terminate_backend(), {"number": number, "age": age.total_seconds()}, "get")
+    parameters = {
+        "number": backend.number,
+        "started": backend.started,
+        "server_started": backend.server_started,
+        "seconds": seconds,
+    }
+    return Query(_END_BACKEND, parameters, "get")
+
+
+def wait_for_standby() -> Query:
+    """Commit something after what was read, so that a synchronous standby has both."""
+    return Query(_WAIT_FOR_STANDBY, {}, "get")
 
 
 @cache
 def _find_write() -> Select[Any]:
     history = execution_history.c
     logged = (history[name] for name in _HISTORY_COLUMNS.values())
+    other = execution_history.alias("other").c
+    of_execution = other.execution_id == executions.c.id
+    last = select(func.max(other.seq)).where(of_execution).scalar_subquery()
+    started = (
+        select(other.occurred_at)
+        .where(of_execution, other.to_status == "running", other.attempt == history.attempt)
+        .scalar_subquery()
+    )
     return (
-        select(*ROW, database_now(), executions.c.write_token, *logged)
+        select(
+            *(*ROW, database_now(), executions.c.write_token),
+            *((history.seq == last).label("is_last"), started.label("started"), *logged),
+        )
         .select_from(executions.outerjoin(execution_history, _wrote()))
         .where(executions.c.id == bindparam("id", type_=executions.c.id.type))
     )
@@ -119,27 +186,3 @@ def _find_log_entry() -> Select[Any]:
     entry = execution_logs.c
     execution_id, id = (bindparam(name, type_=entry.id.type) for name in ("execution_id", "id"))
     return select(*LOG_ROW).where(entry.execution_id == execution_id, entry.id == id)
-
-
-@cache
-def _terminate_backend() -> Select[Any]:
-    names = ("pid", "usesysid", "datid", "backend_start")
-    activity = table("pg_stat_activity", *(column(name) for name in names))
-    own, other = activity.alias("own"), activity.alias("other")
-    same = [own.c[name] == other.c[name] for name in ("usesysid", "datid")]
-    # Not the answering backend itself, which may have got the number of one that has ended.
-    number = and_(other.c.pid == bindparam("number", type_=Integer), other.c.pid != own.c.pid)
-    age = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("age", type_=Double))
-    terminated = case(
-        (other.c.pid.is_(None), None),
-        (
-            other.c.backend_start <= func.clock_timestamp() - age,
-            func.pg_terminate_backend(other.c.pid, literal_column(TERMINATE_TIMEOUT_MS, Integer)),
-        ),
-        else_=false(),
-    )
-    return (
-        select(own.c.pid, terminated)
-        .select_from(own.outerjoin(other, and_(number, *same)))
-        .where(own.c.pid == func.pg_backend_pid())
-    )

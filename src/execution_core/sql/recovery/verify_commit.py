@@ -1,8 +1,10 @@
 """Find out whether a write committed although its connection broke. Pure decisions, no I/O.
 
-First the abandoned backend process is terminated, so that it cannot commit later. Then the database
-is queried: for the id of a new row, or for the token that each write stores in its row, and each
-transition in the history as well.
+First the abandoned server process is ended, so that it cannot commit later. Then the database is
+queried: for the id of a new row, or for the token that each write stores in its row, and each
+transition in the history as well. What is found has committed, whatever happened to the server
+process. What is not found was not committed only if the process has certainly ended: behind a
+pooler, after a failover or a restart, and while it waits for a standby, it is unknown.
 
 Each verification is a generator of queries, as in `core.steps`. It returns the rows that the write
 would have returned, or None if the write left nothing: then the write is executed again.
@@ -21,7 +23,7 @@ from ...core.json_values import canonical
 from ...core.log_lines import NewLogEntry
 from ...core.models import Execution
 from ...core.transitions import Transition
-from ..driver.broken import ConnectionBroken, boot_clock
+from ..driver.backend import Backend, ConnectionBroken, boot_clock
 from ..schema.tables import executions
 from ..statements.queries import Query, Rows, find
 from ..statements.rows import FIELDS, to_execution
@@ -29,10 +31,12 @@ from . import queries
 
 Answer = TypeVar("Answer")
 VerificationSteps = Generator[Query, Rows, Answer]
-Verifier = Callable[[ConnectionBroken], VerificationSteps[Rows | None]]
+Verifier = Callable[[bool], VerificationSteps[Rows | None]]
+"""Its argument says whether the write can commit no more."""
 
 DRIFT: Final = 1.001
 """How much faster the database's clock may run than the clock of this machine."""
+SECONDS_FOR_STANDBY: Final = 5
 CONFLICTS: Final = ("40001", "40P01")  # serialization failure, deadlock
 UNDEFINED: Final = ("42P01", "42703", "42883")  # table, column, function
 
@@ -57,7 +61,7 @@ def resolve_outcome(
         problem: ExecutionProblem | None
         if isinstance(error, ConnectionBroken):
             try:
-                if verify and (rows := (yield from verify(error))) is not None:
+                if verify and (rows := (yield from _find_outcome(error, verify))) is not None:
                     return rows
             except (OutcomeUnknown, ConnectionBroken, SQLAlchemyError):
                 error.error.add_note(
@@ -77,6 +81,16 @@ def resolve_outcome(
         except (ConnectionBroken, DBAPIError) as next_error:
             error = next_error
     raise AssertionError
+
+
+def _find_outcome(broken: ConnectionBroken, verify: Verifier) -> VerificationSteps[Rows | None]:
+    settled = yield from _settle(broken.backend)
+    rows = yield from verify(settled)
+    if rows is None and not settled:
+        raise OutcomeUnknown
+    if rows is not None and broken.backend is not None:
+        yield queries.wait_for_standby()
+    return rows
 
 
 def to_conflict(error: DBAPIError, query: Query) -> ConcurrentUpdate | None:
@@ -108,27 +122,24 @@ def is_schema_error(error: DBAPIError) -> bool:
     )
 
 
-def verify_prune(broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
+def verify_prune(settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
     """Raise OutcomeUnknown: deleted rows leave nothing to query."""
-    raise OutcomeUnknown from broken
+    raise OutcomeUnknown
     yield
 
 
-def verify_create(new: NewExecution, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
+def verify_create(new: NewExecution, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
     """Query the new execution's id, which no other create uses."""
-    yield from _terminate_backend(broken)
     return (yield find(executions.c.id, new.id)) or None
 
 
-def verify_log(new: NewLogEntry, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
+def verify_log(new: NewLogEntry, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
     """Query the new log entry's id, which no other entry has."""
-    yield from _terminate_backend(broken)
     return (yield queries.find_log_entry(new.execution_id, new.id)) or None
 
 
-def verify_delete(id: str, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
+def verify_delete(id: str, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
     """Report success if the row is gone, also if another caller deleted it."""
-    yield from _terminate_backend(broken)
     return None if (yield find(executions.c.id, id)) else [(id,)]
 
 
@@ -137,7 +148,7 @@ def verify_update(
     transition: Transition,
     token: str,
     began: float,
-    broken: ConnectionBroken,
+    settled: bool,
     *,
     whole: bool,
 ) -> VerificationSteps[Rows | None]:
@@ -148,11 +159,10 @@ def verify_update(
     Then the outcome is known only if the row already has the values to set: the answer is the same
     in both cases. A deleted row has no answer. `began` is when the call began, by `boot_clock`.
     """
-    yield from _terminate_backend(broken)
     rows = yield queries.find_write(id, token)
     if not rows:
         return []
-    row, committed, now = queries.row_after_write(rows[0], token)
+    row, committed, now = queries.row_after_write(rows[0], transition, token)
     if not committed:
         current = to_execution(row)
         # Compares times of the database's clock alone; `updated_at` of a row never decreases.
@@ -161,37 +171,36 @@ def verify_update(
         only_in_row = transition.values.keys() & {"progress", "checkpoints"}
         if current.updated_at < call_began or not only_in_row:
             return None
-        if not _already_applied(transition, current, now):
+        if not settled or not _already_applied(transition, current, now):
             raise OutcomeUnknown
     return [row if whole else [row[FIELDS.index("status")]]]
 
 
-def verify_batch(token: str, broken: ConnectionBroken) -> VerificationSteps[Rows | None]:
+def verify_batch(token: str, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
     """Return the rows unchanged since this batch wrote them; rows others changed are omitted."""
-    yield from _terminate_backend(broken)
     rows = yield queries.find_batch_write(token)
     if not rows:
         return None
     return [unchanged for row in rows if (unchanged := queries.row_if_unchanged(row))]
 
 
-def _terminate_backend(broken: ConnectionBroken) -> VerificationSteps[None]:
-    """Terminate the abandoned backend, so it cannot commit later.
+def _settle(backend: Backend | None) -> VerificationSteps[bool]:
+    """End the server process of a broken connection; return whether it can commit no more.
 
-    Raises:
-        OutcomeUnknown: it did not end in time, or a pooler hides the backend processes.
+    If not, only a write that is found is known: one that is not found may still commit.
     """
-    if broken.backend is None:
-        return
-    for _ in range(2):
-        age = timedelta(seconds=(boot_clock() - broken.backend.seen_at) / DRIFT)
-        ((own, terminated),) = yield queries.terminate_backend(broken.backend.number, age)
-        if not broken.is_own(own):
+    if backend is None:
+        return True
+    if backend.pooled or backend.started is None:
+        return False
+    for seconds in (0, *[1] * SECONDS_FOR_STANDBY):
+        ((state,),) = yield queries.end_backend(backend, seconds)
+        if state == queries.ENDED:
+            return True
+        # A process that ends by itself while it is to be terminated is "still ending".
+        if state != queries.WAITS and not (state == queries.STILL_ENDING and not seconds):
             break
-        if terminated is not False:
-            return
-        # False also if the process ended by itself at that moment: look once more.
-    raise OutcomeUnknown
+    return False
 
 
 def _already_applied(transition: Transition, current: Execution, now: datetime) -> bool:

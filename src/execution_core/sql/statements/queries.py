@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Column, Select
+from sqlalchemy import Column, Select, TextualSelect
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ...core.creation import NewExecution
@@ -29,7 +29,9 @@ from .rows import MILLISECOND
 
 _NAMES = frozenset(column.name for column in columns)
 Rows = Sequence[Sequence[Any]]
-Statement = Select[Any] | ReturningInsert[Any] | ReturningUpdate[Any] | ReturningDelete[Any]
+Statement = (
+    Select[Any] | TextualSelect | ReturningInsert[Any] | ReturningUpdate[Any] | ReturningDelete[Any]
+)
 
 
 class Query(NamedTuple):
