@@ -41,7 +41,7 @@ def open_bound_manager(url: str, mode: str, binding: str, runner: asyncio.Runner
         engine = asynchronous.sync_engine
         manager = Blocking(AsyncExecutionManager(AsyncSqlExecutionStore(asynchronous)), runner)
         dispose = lambda: runner.run(asynchronous.dispose())  # noqa: E731
-    if binding == "watched":
+    if binding == "listening":
         event.listen(engine, "before_cursor_execute", lambda *_: None)
     yield manager
     dispose()

@@ -4,6 +4,7 @@ PostgreSQL only: SQLite has no connection to lose.
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -291,17 +292,17 @@ def test_end_backend_of_another_session_is_refused(
 
 def test_end_backend_hidden_from_role_is_refused(postgres_database: Database) -> None:
     engine = postgres_database.engine
-    role = "CREATE ROLE blind"
-    postgres_database.run(role)
+    role = f"blind_{os.getpid()}"
+    postgres_database.run(f"CREATE ROLE {role}")
     try:
         with engine.connect() as asking, engine.connect() as other:
             query = queries.end_backend(backend_of(other), 0)
-            asking.exec_driver_sql("SET ROLE blind")
+            asking.exec_driver_sql(f"SET ROLE {role}")
             state = asking.execute(query.statement, query.parameters).scalar()
             assert state == "hidden from this role"
             assert other.scalar(text("SELECT 1")) == 1
     finally:
-        postgres_database.run("DROP ROLE blind")
+        postgres_database.run(f"DROP ROLE {role}")
 
 
 def test_lost_connection_older_connection_can_verify(
