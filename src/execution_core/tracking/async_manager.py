@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution, LogEntry
-from ..core.steps import Steps, run_async, with_coroutines
+from ..core.steps import run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .async_attempt import AsyncAttempt
 from .decorator import TrackedOptions, TrackedSignature, call_steps
@@ -49,6 +49,7 @@ class AsyncExecutionManager(
     """
 
     _attempt_class = AsyncAttempt
+    _run = staticmethod(run_async)
 
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         super().__init__(store, max_json_bytes=max_json_bytes)
@@ -58,9 +59,6 @@ class AsyncExecutionManager(
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
-
-    def _run(self, steps: Steps[Any]) -> Any:
-        return run_async(steps)
 
     def _track(
         self,

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution, LogEntry
-from ..core.steps import Steps, run
+from ..core.steps import run
 from ..core.store import ExecutionStore, Transaction
 from .attempt import Attempt
 from .decorator import TrackedOptions, TrackedSignature, call_steps
@@ -46,6 +46,7 @@ class ExecutionManager(
     """
 
     _attempt_class = Attempt
+    _run = staticmethod(run)
 
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         super().__init__(store, max_json_bytes=max_json_bytes)
@@ -55,9 +56,6 @@ class ExecutionManager(
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _run(self, steps: Steps[Any]) -> Any:
-        return run(steps)
 
     def _track(
         self,

@@ -19,7 +19,7 @@ from ..core.store import store_within
 from ..core.transitions import Transition
 from . import verbs
 from .attempt_options import Exceptions, check_options
-from .attempt_verbs import AttemptVerbs
+from .attempt_state import AttemptState
 from .decorator import TrackedOptions
 
 OneT = TypeVar("OneT")
@@ -29,7 +29,7 @@ EntryT = TypeVar("EntryT")
 EntriesT = TypeVar("EntriesT")
 CountT = TypeVar("CountT")
 NoneT = TypeVar("NoneT")
-AttemptT = TypeVar("AttemptT", bound=AttemptVerbs[Any, Any])
+AttemptT = TypeVar("AttemptT", bound=AttemptState[Any, Any])
 TransactionT = TypeVar("TransactionT")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -39,7 +39,10 @@ class ManagerVerbs(
 ):
     """The verbs of a manager. Those of an `AsyncExecutionManager` are awaited."""
 
+    # Defined by the sync and the async manager.
     _attempt_class: type[AttemptT]
+    _run: Callable[[Steps[Any]], Any]
+    _track: Callable[[TrackedOptions, Callable[[str], AttemptT], Callable[..., Any]], Any]
 
     def __init__(self, store: Any, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         if not callable(getattr(store, "find_by_id", None)):
@@ -52,14 +55,6 @@ class ManagerVerbs(
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._store!r})"
-
-    def _run(self, steps: Steps[Any]) -> Any:
-        raise NotImplementedError
-
-    def _track(
-        self, options: TrackedOptions, new_attempt: Callable[[str], AttemptT], function: Any
-    ) -> Any:
-        raise NotImplementedError
 
     def create(
         self,
