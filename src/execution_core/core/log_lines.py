@@ -37,15 +37,6 @@ class NewLogEntry:
         )
 
 
-def check_log_page(id: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
-    """Check the arguments of `logs` and return them."""
-    return (
-        validation.execution_id(id),
-        validation.integer("limit", limit, 1, validation.MAX_PAGE),
-        None if before is None else validation.cursor("before", before),
-    )
-
-
 def new_log_entry(
     id: str, message: str, level: str, data: object, *, attempt: int | None, max_bytes: int
 ) -> NewLogEntry:
