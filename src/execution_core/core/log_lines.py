@@ -43,10 +43,6 @@ def new_log_entry(
     """Check the arguments of `log` and build the new entry.
 
     The message is cleaned and cut instead of refused, so that no entry is lost for its text.
-
-    Raises:
-        InvalidValue: another argument cannot be stored.
-        ExecutionNotFound: the id is not a UUID.
     """
     cleaned = replace_unstorable(message[:MAX_MESSAGE]) if isinstance(message, str) else message
     try:

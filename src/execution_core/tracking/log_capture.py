@@ -16,7 +16,6 @@ class LogTarget(Protocol):
 
     def _capture(self, message: str, level: LogLevel, logger_name: str) -> None:
         """Add a record to the log of the execution, without waiting for the database."""
-        ...
 
 
 class ActiveAttempt(NamedTuple):

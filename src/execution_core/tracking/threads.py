@@ -6,6 +6,7 @@ sweep can take the execution.
 """
 
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -35,15 +36,12 @@ class HeartbeatThread:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped_within_interval() and self._beat():
-            pass
-
-    def _stopped_within_interval(self) -> bool:
-        try:
-            self._stop.get(timeout=self._seconds)
-        except Empty:
-            return False
-        return True
+        while True:
+            with suppress(Empty):
+                self._stop.get(timeout=self._seconds)
+                return
+            if not self._beat():
+                return
 
     def _beat(self) -> bool:
         attempt = self._attempt()
