@@ -157,12 +157,8 @@ def _connection(bind: Engine | Connection) -> AbstractContextManager[Connection]
 
 @contextmanager
 def _exclusive() -> Iterator[None]:
-    """Allow one migration at a time in a process: Alembic keeps the running one in globals.
-
-    Raises:
-        RuntimeError: this thread holds the lock already, so waiting would never end.
-    """
-    if _lock.locked() and _lock_owner == [threading.get_ident()]:
+    """Allow one migration at a time in a process: Alembic keeps the running one in globals."""
+    if _lock_owner == [threading.get_ident()]:  # waiting would never end
         raise RuntimeError(
             "Cannot migrate: another task of this thread is migrating. Await it first."
         )

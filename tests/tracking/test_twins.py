@@ -18,7 +18,6 @@ from execution_core import (
     connect_async,
 )
 from execution_core.stores import AsyncExecutionStore, ExecutionStore
-from execution_core.tracking import async_decorator, sync_decorator
 
 from ..support.memory import AsyncMemoryStore, memory_store
 
@@ -118,7 +117,7 @@ def test_repr_names_database_without_password(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("sync", "asynchronous"),
-    [(connect, connect_async), (sync_decorator.track, async_decorator.track)],
+    [(connect, connect_async), (ExecutionManager._track, AsyncExecutionManager._track)],
 )
 def test_twin_functions_have_the_same_parameters(sync: Any, asynchronous: Any) -> None:
     assert parameters(sync) == parameters(asynchronous)

@@ -62,12 +62,7 @@ def new_execution(
     max_bytes: int,
     replay_of: str | None = None,
 ) -> NewExecution:
-    """Check the arguments of `create` and build the new execution.
-
-    Raises:
-        InvalidValue: an argument cannot be stored.
-        ExecutionNotFound: the parent's id is not a UUID.
-    """
+    """Check the arguments of `create` and build the new execution."""
     type = validation.name("type", type)
     checked = None if payload is None else json_values.to_json("payload", payload, max_bytes)
     key = None if idempotency_key is None else validation.name("idempotency_key", idempotency_key)
@@ -87,17 +82,7 @@ def new_execution(
 
 
 def new_replay(execution: Execution, payload: object, max_bytes: int) -> NewExecution:
-    """Build the new execution that repeats a finished one.
-
-    Args:
-        execution: the finished execution.
-        payload: the payload of the new one; `...` for the same payload.
-        max_bytes: the longest JSON text of a value.
-
-    Raises:
-        InvalidStateTransition: the execution has not finished.
-        InvalidValue: the payload cannot be stored.
-    """
+    """Build the new execution that repeats a finished one; payload `...` is the same payload."""
     if execution.status not in FINISHED:
         raise InvalidStateTransition(execution.id, "replay", execution.status, None, FINISHED)
     metadata = {k: v for k, v in execution.metadata.items() if k != CANCELLATION_REASON}
@@ -116,11 +101,7 @@ def new_replay(execution: Execution, payload: object, max_bytes: int) -> NewExec
 
 
 def check_same_work(new: NewExecution, existing: Execution) -> Execution:
-    """Return the execution that holds the key of a new one, if both are the same work.
-
-    Raises:
-        IdempotencyConflict: its type or payload differs.
-    """
+    """Return the execution that holds the key of a new one, or raise if the work differs."""
     payload = None if existing.payload is None else Json(canonical(existing.payload))
     # A row inserted by manual SQL may have a key and no fingerprint.
     held = existing.fingerprint or json_values.fingerprint(existing.type, payload)

@@ -68,14 +68,6 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
     Dicts with string keys, lists, tuples, strings, numbers, bools and None are accepted, and
     datetime, UUID, Decimal, Enum, dataclasses and pydantic models as pydantic serialises them.
     The fields of a pydantic model are not checked: pydantic turns a set into a list in any order.
-
-    Args:
-        argument: the argument's name, for the message of an error.
-        value: the value.
-        max_bytes: the longest text, in UTF-8.
-
-    Raises:
-        InvalidValue: the value is not JSON-serialisable without loss, or is too large.
     """
     _check_containers(argument, value, max_bytes)
     try:
@@ -97,7 +89,7 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
     return Json(document)
 
 
-def json_object(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Json:
+def json_object(argument: str, value: object, max_bytes: int) -> Json:
     """Return a JSON object as text; None becomes an empty object."""
     if value is None:
         return EMPTY

@@ -37,25 +37,12 @@ class NewLogEntry:
         )
 
 
-def check_log_page(id: str, limit: int, before: str | None) -> tuple[str, int, str | None]:
-    """Check the arguments of `logs` and return them."""
-    return (
-        validation.execution_id(id),
-        validation.integer("limit", limit, 1, validation.MAX_PAGE),
-        None if before is None else validation.cursor("before", before),
-    )
-
-
 def new_log_entry(
     id: str, message: str, level: str, data: object, *, attempt: int | None, max_bytes: int
 ) -> NewLogEntry:
     """Check the arguments of `log` and build the new entry.
 
     The message is cleaned and cut instead of refused, so that no entry is lost for its text.
-
-    Raises:
-        InvalidValue: another argument cannot be stored.
-        ExecutionNotFound: the id is not a UUID.
     """
     cleaned = replace_unstorable(message[:MAX_MESSAGE]) if isinstance(message, str) else message
     try:

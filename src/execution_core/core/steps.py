@@ -7,16 +7,12 @@ error is raised where it yielded. `run` and `run_async` carry the requests out.
 from collections.abc import Callable, Generator
 from functools import wraps
 from inspect import getmembers, isfunction
-from typing import Any, TypeVar
+from operator import call
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 Steps = Generator[Callable[[], Any], Any, T]
 """Steps whose requests are functions without parameters."""
-
-
-def call(request: Callable[[], Any]) -> Any:
-    """Carry out a request that is a function."""
-    return request()
 
 
 def run(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] = call) -> T:
@@ -31,8 +27,7 @@ def run(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] = call) -> T
             else:
                 request = steps.send(reply)
     except StopIteration as end:
-        result: T = end.value
-        return result
+        return cast("T", end.value)
 
 
 async def run_async(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] = call) -> T:
@@ -47,8 +42,7 @@ async def run_async(steps: Generator[Any, Any, T], answer: Callable[[Any], Any] 
             else:
                 request = steps.send(reply)
     except StopIteration as end:
-        result: T = end.value
-        return result
+        return cast("T", end.value)
 
 
 def with_coroutines(*plain: str) -> Callable[[type[T]], type[T]]:

@@ -23,7 +23,6 @@ class Transaction(Protocol):
 
     def rollback(self) -> None:
         """Undo everything that was written in it."""
-        ...
 
 
 class AsyncTransaction(Protocol):
@@ -31,15 +30,10 @@ class AsyncTransaction(Protocol):
 
     def rollback(self) -> Coroutine[Any, Any, None]:
         """Undo everything that was written in it."""
-        ...
 
 
 def store_within(store: Any, transaction: Any) -> Any:
-    """Return a store that runs in the caller's transaction.
-
-    Raises:
-        NotImplementedError: the store has no `within`.
-    """
+    """Return a store that runs in the caller's transaction, if the store can do that."""
     join = getattr(store, "within", None)
     if join is None:
         raise NotImplementedError(f"{type(store).__name__} cannot join a transaction")
@@ -57,15 +51,12 @@ class ExecutionStore(Protocol):
 
     def create(self, new: NewExecution) -> Execution | None:
         """Store and return `new.apply(now)`; None if its key is held or it has no such parent."""
-        ...
 
     def find_by_id(self, id: str) -> Execution | None:
         """Return the execution, or None."""
-        ...
 
     def find_by_idempotency_key(self, key: str) -> Execution | None:
         """Return the execution that holds the key, or None."""
-        ...
 
     def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
@@ -75,37 +66,30 @@ class ExecutionStore(Protocol):
         With `returning="status"`, return the status alone, so that no payload is read or sent.
         Return None if there is no such execution or the transition does not apply.
         """
-        ...
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
 
         Two concurrent callers never get the same execution for the same transition.
         """
-        ...
 
     def list(self, page: Page) -> builtins.list[Execution]:
         """Return the executions of the page, newest id first, at most `page.limit`."""
-        ...
 
     def delete(self, id: str) -> bool:
         """Delete the execution and its log; return False if there is none.
 
         Its children lose their `parent_id`, its replays their `replay_of`.
         """
-        ...
 
     def prune(self, request: PruneRequest) -> int:
         """Delete `request.apply(all, now)`, as `delete` does; return how many."""
-        ...
 
     def log(self, new: NewLogEntry) -> LogEntry | None:
         """Store and return `new.apply(found, now)`; None if it does not apply."""
-        ...
 
     def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
         """Return at most `limit` log entries, newest id first; with `before`, only ids below it."""
-        ...
 
 
 class AsyncExecutionStore(Protocol):
@@ -113,15 +97,12 @@ class AsyncExecutionStore(Protocol):
 
     def create(self, new: NewExecution) -> Coroutine[Any, Any, Execution | None]:
         """Store and return `new.apply(now)`; None if its key is held or it has no such parent."""
-        ...
 
     def find_by_id(self, id: str) -> Coroutine[Any, Any, Execution | None]:
         """Return the execution, or None."""
-        ...
 
     def find_by_idempotency_key(self, key: str) -> Coroutine[Any, Any, Execution | None]:
         """Return the execution that holds the key, or None."""
-        ...
 
     def update(
         self, id: str, transition: Transition, *, returning: Returning = "execution"
@@ -131,36 +112,29 @@ class AsyncExecutionStore(Protocol):
         With `returning="status"`, return the status alone, so that no payload is read or sent.
         Return None if there is no such execution or the transition does not apply.
         """
-        ...
 
     def update_many(self, batch: BatchTransition) -> Coroutine[Any, Any, builtins.list[Execution]]:
         """Compare and set many: store and return `batch.apply(all, now)`, each atomically.
 
         Two concurrent callers never get the same execution for the same transition.
         """
-        ...
 
     def list(self, page: Page) -> Coroutine[Any, Any, builtins.list[Execution]]:
         """Return the executions of the page, newest id first, at most `page.limit`."""
-        ...
 
     def delete(self, id: str) -> Coroutine[Any, Any, bool]:
         """Delete the execution and its log; return False if there is none.
 
         Its children lose their `parent_id`, its replays their `replay_of`.
         """
-        ...
 
     def prune(self, request: PruneRequest) -> Coroutine[Any, Any, int]:
         """Delete `request.apply(all, now)`, as `delete` does; return how many."""
-        ...
 
     def log(self, new: NewLogEntry) -> Coroutine[Any, Any, LogEntry | None]:
         """Store and return `new.apply(found, now)`; None if it does not apply."""
-        ...
 
     def logs(
         self, id: str, limit: int, before: str | None
     ) -> Coroutine[Any, Any, builtins.list[LogEntry]]:
         """Return at most `limit` log entries, newest id first; with `before`, only ids below it."""
-        ...

@@ -1,7 +1,7 @@
 """Transitions: a rule of the state machine with the values of one call, one constructor per verb.
 
-Each constructor checks its arguments and returns data. A store turns that into one compare-and-set
-(`sql.statements` into one UPDATE), or calls `Transition.apply` on an execution.
+Each constructor checks its arguments. A store makes one compare-and-set of a transition, or calls
+its `apply`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import cast
 
-from . import json_values, validation
+from . import json_values, state_machine, validation
 from .errors import (
     ConcurrentUpdate,
     ExecutionNotFound,
@@ -22,29 +22,7 @@ from .errors import (
 )
 from .json_values import MAX_JSON_BYTES, Json, JsonMember
 from .models import CANCELLATION_REASON, MAX_MESSAGE, Execution, ExecutionFailure, ProgressInfo
-from .state_machine import (
-    ADVANCE,
-    ATTEMPT_LEFT,
-    CANCEL,
-    CANCEL_WITH_REASON,
-    CHECKPOINT,
-    CLAIM,
-    COMPLETE,
-    FAIL,
-    FAIL_RETRYABLE,
-    HEARTBEAT,
-    LOG,
-    RETRY,
-    START,
-    SWEEP,
-    SWEEP_OVERDUE,
-    TIMEOUT,
-    UPDATE_PROGRESS,
-    Change,
-    Condition,
-    Move,
-    Rule,
-)
+from .state_machine import ATTEMPT_LEFT, Change, Condition, Move, Rule
 
 Value = str | Json | JsonMember | ExecutionFailure | ProgressInfo | timedelta | None
 """A checked argument, for the field of its name; durations are added to times instead."""
@@ -86,11 +64,10 @@ class Transition:
                 return execution.deadline_at is not None and execution.deadline_at < now
             case Condition.STALLED:
                 beat, started = execution.heartbeat_at, execution.started_at
-                has_beat = beat is not None and started is not None and beat >= started
                 # Manual SQL may start an attempt without setting heartbeat_at or started_at.
-                fallback = max(started or execution.updated_at, execution.updated_at)
-                last_seen = cast("datetime", beat) if has_beat else fallback
-                return last_seen < now - cast("timedelta", self.values["stalled_after"])
+                if beat is None or started is None or beat < started:
+                    beat = max(started or execution.updated_at, execution.updated_at)
+                return beat < now - cast("timedelta", self.values["stalled_after"])
 
     def _changed(
         self, name: str, how: Change | ExecutionFailure, execution: Execution, now: datetime
@@ -121,20 +98,19 @@ class Transition:
 
 def start(worker: str | None) -> Transition:
     """Start the next attempt: pending or retrying → running."""
-    return Transition(
-        START, {"worker": None if worker is None else validation.name("worker", worker)}
-    )
+    checked = None if worker is None else validation.name("worker", worker)
+    return Transition(state_machine.START, {"worker": checked})
 
 
 def claim(worker: str | None) -> Transition:
     """Start the next attempt if it is due: pending or retrying → running."""
-    return Transition(CLAIM, start(worker).values)
+    return Transition(state_machine.CLAIM, start(worker).values)
 
 
 def complete(result: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES) -> Transition:
     """Finish with a result: running → completed."""
     checked = None if result is None else json_values.to_json("result", result, max_bytes)
-    return _transition(COMPLETE, {"result": checked}, attempt)
+    return _transition(state_machine.COMPLETE, {"result": checked}, attempt)
 
 
 def fail(
@@ -143,11 +119,7 @@ def fail(
     retry_after: timedelta | None,
     attempt: int | None,
 ) -> Transition:
-    """Record a failure: running → retrying or failed, retrying → failed.
-
-    The target is retrying if the failure is retryable and an attempt is left. A failure of a
-    retrying execution gives it up.
-    """
+    """Record a failure: running → retrying or failed, retrying → failed."""
     delay = None if retry_after is None else validation.delay("retry_after", retry_after)
     if isinstance(error, BaseException):
         error = ExecutionFailure.from_exception(error)
@@ -163,38 +135,41 @@ def fail(
         retryable=error.retryable if retryable is None else validation.flag("retryable", retryable),
     )
     if not error.retryable:
-        return _transition(FAIL, {"error": error}, attempt)
-    return _transition(FAIL_RETRYABLE, {"error": error, "retry_after": delay}, attempt)
+        return _transition(state_machine.FAIL, {"error": error}, attempt)
+    values = {"error": error, "retry_after": delay}
+    return _transition(state_machine.FAIL_RETRYABLE, values, attempt)
 
 
 def timeout(attempt: int | None) -> Transition:
     """Time out: running → timed_out."""
-    return _transition(TIMEOUT, {}, attempt)
+    return _transition(state_machine.TIMEOUT, {}, attempt)
 
 
 def sweep(stalled_after: timedelta | None) -> Transition:
     """Time out if overdue, or without a heartbeat for `stalled_after`: running → timed_out."""
     if stalled_after is None:
-        return Transition(SWEEP_OVERDUE)
-    return Transition(SWEEP, {"stalled_after": validation.duration("stalled_after", stalled_after)})
+        return Transition(state_machine.SWEEP_OVERDUE)
+    checked = validation.duration("stalled_after", stalled_after)
+    return Transition(state_machine.SWEEP, {"stalled_after": checked})
 
 
 def cancel(reason: str | None) -> Transition:
     """Cancel: pending or running → cancelled; a reason is stored in the metadata."""
     if reason is None:
-        return Transition(CANCEL)
+        return Transition(state_machine.CANCEL)
     checked = json_values.to_json("reason", validation.text("reason", reason, MAX_MESSAGE))
-    return Transition(CANCEL_WITH_REASON, {"metadata": JsonMember(CANCELLATION_REASON, checked)})
+    entry = JsonMember(CANCELLATION_REASON, checked)
+    return Transition(state_machine.CANCEL_WITH_REASON, {"metadata": entry})
 
 
 def retry() -> Transition:
     """Allow the next attempt, if one is left: failed or timed_out → retrying."""
-    return Transition(RETRY)
+    return Transition(state_machine.RETRY)
 
 
 def heartbeat(attempt: int | None) -> Transition:
     """Set `heartbeat_at` while running."""
-    return _transition(HEARTBEAT, {}, attempt)
+    return _transition(state_machine.HEARTBEAT, {}, attempt)
 
 
 def update_progress(
@@ -202,7 +177,7 @@ def update_progress(
 ) -> Transition:
     """Replace the whole progress, the message included, while live."""
     progress = validation.progress(current, total, message, percent)
-    return _transition(UPDATE_PROGRESS, {"progress": progress}, attempt)
+    return _transition(state_machine.UPDATE_PROGRESS, {"progress": progress}, attempt)
 
 
 def checkpoint(
@@ -210,21 +185,21 @@ def checkpoint(
 ) -> Transition:
     """Set one checkpoint while live."""
     entry = JsonMember(validation.name("key", key), json_values.to_json("value", value, max_bytes))
-    return _transition(CHECKPOINT, {"checkpoints": entry}, attempt)
+    return _transition(state_machine.CHECKPOINT, {"checkpoints": entry}, attempt)
 
 
 def advance(progress: Transition, checkpoint: Transition) -> Transition:
     """Update the progress and set a checkpoint in one transition, while live."""
-    return _transition(ADVANCE, {**progress.values, **checkpoint.values}, progress.attempt)
+    values = {**progress.values, **checkpoint.values}
+    return _transition(state_machine.ADVANCE, values, progress.attempt)
 
 
 def log(attempt: int | None) -> Transition:
     """Change nothing: the guard of a log entry. With an attempt, only while it is running."""
-    return _transition(LOG, {}, attempt)
+    return _transition(state_machine.LOG, {}, attempt)
 
 
 def _transition(rule: Rule, values: Mapping[str, Value], attempt: int | None) -> Transition:
-    """Build a transition; with an attempt, allowed only while that attempt is running."""
     if attempt is None:
         return Transition(rule, values)
     attempt = validation.integer("attempt", attempt, 0, validation.MAX_INTEGER)
@@ -232,19 +207,7 @@ def _transition(rule: Rule, values: Mapping[str, Value], attempt: int | None) ->
 
 
 def resolve_no_match(transition: Transition, id: str, found: Execution | None) -> Execution:
-    """Return or raise the answer to a transition that matched no row.
-
-    Args:
-        transition: the transition.
-        id: the execution's id.
-        found: the execution as it was read afterwards; None if there is none.
-
-    Returns:
-        The execution, if its status says that the verb has nothing to do.
-
-    Raises:
-        ExecutionProblem: the `refusal` otherwise.
-    """
+    """Return an execution that the verb has nothing to do with, or raise the refusal."""
     if found is not None and found.status == transition.rule.already_done_in:
         return found
     raise refusal(transition, id, found)

@@ -39,11 +39,7 @@ def new_id() -> str:
 
 
 def execution_id(value: object) -> str:
-    """Return an id as it is stored.
-
-    Raises:
-        ExecutionNotFound: the value is not a UUID, so no execution can have it as its id.
-    """
+    """Return an id as it is stored. No execution can have an id that is not a UUID."""
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, str) and _UUID.fullmatch(value):
@@ -126,7 +122,7 @@ def number(argument: str, value: object, least: float, most: float) -> float:
     return float(value) + 0.0  # SQLite does not store the sign of a negative zero
 
 
-def statuses(value: object, argument: str = "status") -> tuple[ExecutionStatus, ...]:
+def statuses(value: object) -> tuple[ExecutionStatus, ...]:
     """Return one or several statuses as a tuple without duplicates."""
     values: Iterable[Any] = (
         value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
@@ -135,7 +131,7 @@ def statuses(value: object, argument: str = "status") -> tuple[ExecutionStatus, 
         return tuple(dict.fromkeys(ExecutionStatus(each) for each in values))
     except ValueError:
         allowed = ", ".join(ExecutionStatus)
-        raise InvalidValue(argument, f"must be one or several of {allowed}") from None
+        raise InvalidValue("status", f"must be one or several of {allowed}") from None
 
 
 def progress(current: object, total: object, message: object, percent: object) -> ProgressInfo:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from contextlib import suppress
 from contextvars import Context
 from datetime import timedelta
 from types import TracebackType
@@ -9,17 +10,17 @@ from typing import Any, Self, TypeVar
 
 from ..core.models import LogLevel
 from ..core.shield import finish_despite_cancellation
-from ..core.steps import Steps, run_async, with_coroutines
+from ..core.steps import run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .attempt_options import AttemptOptions
-from .attempt_verbs import AttemptVerbs
+from .attempt_state import AttemptState
 from .iteration import CheckpointedIteration
 
 T = TypeVar("T")
 
 
 @with_coroutines("within")
-class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
+class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
     """One attempt at an execution: `async with manager.attempt(id) as attempt: ...`.
 
     It writes only while it owns the execution. When the execution was cancelled, timed out, taken
@@ -30,9 +31,12 @@ class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
     failure. Heartbeats are sent by a task: code that blocks the event loop also blocks them.
     """
 
+    _run = staticmethod(run_async)
+
     def __init__(self, store: AsyncExecutionStore, options: AttemptOptions) -> None:
         super().__init__(store, options)
-        self._heartbeats: HeartbeatTask | None = None
+        self._heartbeat_task: asyncio.Task[None] | None = None
+        self._heartbeat_stopped = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log_task: asyncio.Task[None] | None = None
         self._log_scheduled = False
@@ -99,19 +103,29 @@ class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
         try:
             await run_async(self._exit_steps(error))
         finally:  # last: no sweep must take the execution while its log is being written
-            if self._heartbeats is not None:
-                await self._heartbeats.stop()
+            if self._heartbeat_task is not None:
+                # Not cancelled: that would cost the connection of its statement.
+                self._heartbeat_stopped.set()
+                await asyncio.wait([self._heartbeat_task])
 
     async def _shield(self, work: Coroutine[Any, Any, None]) -> None:
         # Not in the caller's transaction: its session may be for one task alone, and the caller
         # rolls back what a cancellation leaves there.
         await (work if self._options.joined else finish_despite_cancellation(work))
 
-    def _run(self, steps: Steps[Any]) -> Any:
-        return run_async(steps)
-
     async def _start_heartbeat(self, interval: timedelta) -> None:
-        self._heartbeats = HeartbeatTask(self, interval)
+        heartbeats = self._send_heartbeats(interval.total_seconds())
+        self._heartbeat_task = asyncio.create_task(
+            heartbeats, name=f"heartbeat-{self.execution.id}"
+        )
+
+    async def _send_heartbeats(self, seconds: float) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._heartbeat_stopped.wait()
+            if self._heartbeat_stopped.is_set() or not await run_async(self._heartbeat_steps()):
+                return
 
     async def _finish_log(self) -> None:
         await asyncio.sleep(0)  # let a scheduled write begin
@@ -130,35 +144,6 @@ class AsyncAttempt(AttemptVerbs[Coroutine[Any, Any, None], AsyncTransaction]):
             self._log_task = asyncio.create_task(run_async(self._flush_steps()), context=Context())
             # A loop that ends cancels every registered task, which would lose the entry.
             asyncio.tasks._unregister_task(self._log_task)  # noqa: SLF001
-
-
-class HeartbeatTask:
-    """Sends heartbeats until it is stopped or the attempt is lost."""
-
-    def __init__(self, attempt: AsyncAttempt, interval: timedelta) -> None:
-        self._attempt = attempt
-        self._seconds = interval.total_seconds()
-        self._stopped = asyncio.Event()
-        self._task = asyncio.create_task(self._run(), name=f"heartbeat-{attempt.execution.id}")
-
-    async def stop(self) -> None:
-        """Stop after the heartbeat that is under way."""
-        self._stopped.set()  # not cancelled: that would cost the connection of its statement
-        await asyncio.wait([self._task])
-
-    async def _run(self) -> None:
-        while not await self._stopped_within_interval() and await self._beat():
-            pass
-
-    async def _stopped_within_interval(self) -> bool:
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await self._stopped.wait()
-        except TimeoutError:
-            return False
-
-    async def _beat(self) -> bool:
-        return await run_async(self._attempt._heartbeat_steps())  # noqa: SLF001
 
 
 async def _to_async(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

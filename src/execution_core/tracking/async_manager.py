@@ -1,15 +1,16 @@
 """The manager for asyncio. Its verbs are in `manager_verbs`."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
+from functools import wraps
 from typing import Any, Self, TypeVar
 
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution, LogEntry
-from ..core.steps import Steps, run_async, with_coroutines
+from ..core.steps import run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .async_attempt import AsyncAttempt
-from .async_decorator import track
-from .decorator import TrackedOptions
+from .decorator import TrackedOptions, TrackedSignature, call_steps
 from .manager_verbs import ManagerVerbs
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class AsyncExecutionManager(
     """
 
     _attempt_class = AsyncAttempt
+    _run = staticmethod(run_async)
 
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         super().__init__(store, max_json_bytes=max_json_bytes)
@@ -58,10 +60,26 @@ class AsyncExecutionManager(
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    def _run(self, steps: Steps[Any]) -> Any:
-        return run_async(steps)
-
     def _track(
-        self, options: TrackedOptions, new_attempt: Callable[[str], AsyncAttempt], function: Any
-    ) -> Any:
-        return track(self, options, new_attempt, function)
+        self,
+        options: TrackedOptions,
+        new_attempt: Callable[[str], AsyncAttempt],
+        function: Callable[..., Any],
+    ) -> Callable[..., Any]:
+        signature = TrackedSignature(function, is_async=True)
+
+        @wraps(function)
+        async def tracked(*args: Any, **kwargs: Any) -> Any:
+            async def run_attempt(attempt: AsyncAttempt) -> Any:
+                async with attempt:
+                    result = await function(*args, **kwargs, **signature.injected(attempt))
+                    attempt.result = options.as_json(result)
+                return attempt.result
+
+            signature.check(*args, **kwargs)
+            new_execution = options.new_execution(*args, **kwargs)
+            steps = call_steps(self, new_execution, new_attempt, run_attempt, asyncio.sleep)
+            return await run_async(steps)
+
+        tracked.__signature__ = signature.public  # type: ignore[attr-defined]
+        return tracked

@@ -5,26 +5,28 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from ..core.models import LogLevel
-from ..core.steps import Steps, run
+from ..core.steps import run
 from ..core.store import ExecutionStore, Transaction
 from .attempt_options import AttemptOptions
-from .attempt_verbs import AttemptVerbs
+from .attempt_state import AttemptState
 from .iteration import CheckpointedIteration
 from .threads import HeartbeatThread, LogThread
 
 T = TypeVar("T")
 
 
-class Attempt(AttemptVerbs[None, Transaction]):
+class Attempt(AttemptState[None, Transaction]):
     """One attempt at an execution: `with manager.attempt(id) as attempt: attempt.result = work()`.
 
     It writes only while it owns the execution. When the execution was cancelled, timed out, taken
     over or deleted, every write raises `AttemptLost`, and so does the end of a block that has not
     noticed. No write sends or returns the payload.
     """
+
+    _run = staticmethod(run)
 
     def __init__(self, store: ExecutionStore, options: AttemptOptions) -> None:
         super().__init__(store, options)
@@ -87,9 +89,6 @@ class Attempt(AttemptVerbs[None, Transaction]):
             yield item
             run(self._advance_steps(iteration.item_done()))
         run(self._advance_steps(iteration.exhausted()))
-
-    def _run(self, steps: Steps[Any]) -> Any:
-        return run(steps)
 
     def _start_heartbeat(self, interval: timedelta) -> None:
         self._heartbeats = HeartbeatThread(self, interval)

@@ -1,11 +1,15 @@
-"""What the sync and the async attempt share: its state, and every decision, as steps."""
+"""What the sync and the async attempt share: state, verbs, and every decision, as steps.
+
+A verb returns what `_run` makes of its steps: the result, or a coroutine that returns it.
+"""
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Generic, Self, TypeVar, cast
 from weakref import ref
 
 from ..core import transitions
@@ -15,6 +19,7 @@ from ..core.log_lines import NewLogEntry, new_log_entry
 from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel, replace_unstorable
 from ..core.state_machine import RETRYING
 from ..core.steps import Steps
+from ..core.store import store_within
 from ..core.transitions import Transition
 from .attempt_options import AttemptOptions
 from .iteration import CheckpointedIteration
@@ -28,9 +33,19 @@ MAX_BUFFERED_ENTRIES: Final = 10_000
 
 logger: Final = logging.getLogger("execution_core")
 
+NoneT = TypeVar("NoneT")
+TransactionT = TypeVar("TransactionT")
 
-class AttemptState:
-    """The state of one attempt, and the steps of each of its methods (see `core.steps`)."""
+
+class AttemptState(Generic[NoneT, TransactionT]):
+    """The state, the verbs and the steps of one attempt (see `core.steps`)."""
+
+    # Defined by the sync and the async attempt, as functions or as coroutine functions.
+    _run: Callable[[Steps[Any]], Any]
+    _capture: Callable[[str, LogLevel, str], None]
+    _start_heartbeat: Callable[[timedelta], Any]
+    _finish_log: Callable[[], Any]
+    """Wait until the background has written the captured records."""
 
     result: Any = None
     """The result that the execution is completed with: any JSON value."""
@@ -77,6 +92,70 @@ class AttemptState:
         """Whether its block has been entered and the execution started."""
         return self._execution is not None
 
+    def update_progress(self, current: int, total: int, *, message: str | None = None) -> NoneT:
+        """Replace the progress: `attempt.update_progress(50, 100, message="half way")`.
+
+        Args:
+            current: how many units are done.
+            total: how many units there are; 0 while that is unknown.
+            message: a text for readers, up to 10,000 characters.
+        """
+        return self._write(self._progress(current, total, message))
+
+    def checkpoint(self, key: str, value: Any) -> NoneT:
+        """Set one checkpoint: `attempt.checkpoint("last_index", 49)`.
+
+        The key has 1 to 255 characters. The value, any JSON value, replaces the old one.
+        """
+        return self._write(self._checkpoint(key, value))
+
+    def advance(
+        self, current: int, total: int, *, key: str, value: Any, message: str | None = None
+    ) -> NoneT:
+        """Update progress and a checkpoint together: `attempt.advance(5, 9, key="i", value=4)`.
+
+        As `update_progress` and `checkpoint` do, with their arguments, in one statement.
+        """
+        return self._write(self._advance(current, total, key, value, message))
+
+    def heartbeat(self) -> NoneT:
+        """Show that the attempt is alive: `attempt.heartbeat()`."""
+        return self._write(transitions.heartbeat(self.number))
+
+    def log(
+        self, message: str, *, level: LogLevel | str = LogLevel.INFO, data: Any = None
+    ) -> NoneT:
+        """Add an entry to the log: `attempt.log("skipped a row", level="warning")`.
+
+        `ExecutionLogHandler` does this for the records of `logging`.
+
+        Args:
+            message: the text; characters that cannot be stored are replaced, and it is cut after
+                10,000 characters.
+            level: debug, info, warning, error or critical.
+            data: any JSON value.
+        """
+        return cast("NoneT", self._run(self._log_steps(self._entry(message, level, data))))
+
+    def within(self, transaction: TransactionT) -> Self:
+        """Write in the caller's transaction: `attempt.within(session).checkpoint("done", 7)`.
+
+        Writes through the returned attempt commit or roll back with the caller's own rows. It has
+        checkpoints of its own. The block itself is unaffected.
+
+        Args:
+            transaction: an SQLAlchemy Connection or Session; with asyncio AsyncConnection or
+                AsyncSession.
+
+        Raises:
+            InvalidValue: it is neither.
+            NotImplementedError: the store cannot join a transaction.
+        """
+        inside = copy(self)
+        own = {"_store": store_within(self._store, transaction), "_entered": True}
+        vars(inside).update(own, _checkpoints=dict(self._checkpoints))
+        return inside
+
     # --- the block ---
 
     def _mark_entered(self) -> None:
@@ -101,24 +180,22 @@ class AttemptState:
         yield self._finish_log
         self._report_dropped()
         yield from self._flush_steps()
-        if error is None:
-            yield from self._complete_steps()
-        else:
+        if error is not None:
             yield from self._record_steps(error)
-
-    def _complete_steps(self) -> Steps[None]:
+            return
         try:
             max_bytes = self._options.max_bytes
             transition = transitions.complete(self.result, self.number, max_bytes)
-        except Exception as error:  # the result cannot be stored
-            yield from self._record_steps(error)
+        except Exception as problem:  # the result cannot be stored
+            yield from self._record_steps(problem)
             raise
         yield from self._write_steps(transition)
 
     def _record_steps(self, error: BaseException) -> Steps[None]:
         """Record why the block was left; a failure to do so is logged, not raised."""
         try:
-            if self._is_own_loss(error):
+            lost = (error.execution_id, error.attempt) if type(error) is AttemptLost else None
+            if lost == (self._options.id, self.number):  # there is nothing to record
                 return
             transition = self._failure(error)
             if (yield from self._update_steps(transition)) is RETRYING:
@@ -139,6 +216,9 @@ class AttemptState:
             ACTIVE.set(innermost_active())
 
     # --- writes ---
+
+    def _write(self, transition: Transition) -> NoneT:
+        return cast("NoneT", self._run(self._write_steps(transition)))
 
     def _write_steps(self, transition: Transition) -> Steps[None]:
         if not self._options.background:
@@ -264,22 +344,3 @@ class AttemptState:
         if any(kind in self._options.retry_on for kind in type(error).__mro__):
             return True
         return isinstance(error, BaseExceptionGroup) and all(map(self._retries, error.exceptions))
-
-    def _is_own_loss(self, error: BaseException) -> bool:
-        """Return whether an error says that this attempt is lost: then nothing is recorded."""
-        return type(error) is AttemptLost and (error.execution_id, error.attempt) == (
-            self._options.id,
-            self.number,
-        )
-
-    # --- what the sync and the async attempt do differently; the async ones may be coroutines ---
-
-    def _start_heartbeat(self, interval: timedelta) -> Any:
-        raise NotImplementedError
-
-    def _finish_log(self) -> Any:
-        """Wait until the background has written the captured records."""
-        raise NotImplementedError
-
-    def _capture(self, message: str, level: LogLevel, logger_name: str) -> None:
-        raise NotImplementedError

@@ -54,12 +54,7 @@ class TrackedOptions:
 
 
 class TrackedSignature:
-    """The signature of a tracked function, and of what its callers see.
-
-    Raises:
-        InvalidValue: the function is async for a sync manager or the reverse, it yields, it has no
-            signature, or it takes `attempt` by position.
-    """
+    """The signature of a tracked function, and of what its callers see."""
 
     def __init__(self, function: Callable[..., Any], *, is_async: bool) -> None:
         try:
@@ -106,15 +101,7 @@ def call_steps(
     run_attempt: Callable[[Any], Any],
     sleep: Callable[[float], Any],
 ) -> Steps[Any]:
-    """Create the execution of a call and make its attempts until one succeeds or none is left.
-
-    Args:
-        manager: a manager, sync or async.
-        new_execution: the arguments of its `create`.
-        new_attempt: makes an attempt at the execution with an id.
-        run_attempt: runs the function in the block of an attempt and returns the result.
-        sleep: waits for some seconds.
-    """
+    """Create the execution of a call and make its attempts until one succeeds or none is left."""
     execution: Execution = yield lambda: manager.create(**new_execution)
     wait = seconds_until_due(execution)
     while execution.status is not COMPLETED:
@@ -128,8 +115,11 @@ def call_steps(
             if attempt.retry_after is not None:
                 wait = attempt.retry_after.total_seconds()
             elif isinstance(error, InvalidStateTransition) and not attempt.started:
-                found = yield partial(manager.get, execution.id)
-                execution = after_lost_race(error, found)
+                execution = yield partial(manager.get, execution.id)  # another caller was faster
+                if execution.status is RUNNING:
+                    raise AlreadyRunning(execution) from None
+                if execution.status is CANCELLED:
+                    raise
                 wait = seconds_until_due(execution)
             else:
                 raise
@@ -143,17 +133,3 @@ def seconds_until_due(execution: Execution) -> float:
     # By this host's clock, but no more than the database's clock allowed for when it was written.
     left = execution.due_at - max(datetime.now(UTC), execution.updated_at)
     return max(0.0, left.total_seconds())
-
-
-def after_lost_race(problem: InvalidStateTransition, found: Execution) -> Execution:
-    """Return the execution after another caller was faster.
-
-    Raises:
-        AlreadyRunning: the other caller is running it.
-        InvalidStateTransition: it was cancelled.
-    """
-    if found.status is RUNNING:
-        raise AlreadyRunning(found) from None
-    if found.status is CANCELLED:
-        raise problem
-    return found

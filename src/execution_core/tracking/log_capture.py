@@ -2,12 +2,10 @@
 
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
+from weakref import ref
 
 from ..core.models import LogLevel
-
-if TYPE_CHECKING:
-    from weakref import ref
 
 
 class LogTarget(Protocol):
@@ -18,7 +16,6 @@ class LogTarget(Protocol):
 
     def _capture(self, message: str, level: LogLevel, logger_name: str) -> None:
         """Add a record to the log of the execution, without waiting for the database."""
-        ...
 
 
 class ActiveAttempt(NamedTuple):
@@ -27,7 +24,7 @@ class ActiveAttempt(NamedTuple):
     The reference is weak: the block alone keeps its attempt alive.
     """
 
-    attempt: "ref[LogTarget]"
+    attempt: ref[LogTarget]
     outer: "ActiveAttempt | None"
 
 
@@ -43,12 +40,6 @@ def innermost_active() -> ActiveAttempt | None:
             break
         innermost = innermost.outer
     return innermost
-
-
-def current_attempt() -> LogTarget | None:
-    """Return the attempt of that block."""
-    innermost = innermost_active()
-    return innermost and innermost.attempt()
 
 
 class ExecutionLogHandler(logging.Handler):
@@ -67,7 +58,8 @@ class ExecutionLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record to the attempt."""
-        attempt = current_attempt()
+        innermost = innermost_active()
+        attempt = innermost and innermost.attempt()
         if attempt is None:
             return
         try:

@@ -1,16 +1,21 @@
 """The sync manager. Its verbs are in `manager_verbs`."""
 
+import time
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Self
 
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import Execution, LogEntry
-from ..core.steps import Steps, run
+from ..core.steps import run
 from ..core.store import ExecutionStore, Transaction
 from .attempt import Attempt
-from .decorator import TrackedOptions
+from .decorator import TrackedOptions, TrackedSignature, call_steps
 from .manager_verbs import ManagerVerbs
-from .sync_decorator import track
+
+
+class _Stopped(Exception):  # noqa: N818 - a carrier
+    """Carries a StopIteration, which cannot leave a generator such as the steps of a call."""
 
 
 class ExecutionManager(
@@ -41,6 +46,7 @@ class ExecutionManager(
     """
 
     _attempt_class = Attempt
+    _run = staticmethod(run)
 
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         super().__init__(store, max_json_bytes=max_json_bytes)
@@ -51,10 +57,31 @@ class ExecutionManager(
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(self, steps: Steps[Any]) -> Any:
-        return run(steps)
-
     def _track(
-        self, options: TrackedOptions, new_attempt: Callable[[str], Attempt], function: Any
-    ) -> Any:
-        return track(self, options, new_attempt, function)
+        self,
+        options: TrackedOptions,
+        new_attempt: Callable[[str], Attempt],
+        function: Callable[..., Any],
+    ) -> Callable[..., Any]:
+        signature = TrackedSignature(function, is_async=False)
+
+        @wraps(function)
+        def tracked(*args: Any, **kwargs: Any) -> Any:
+            def run_attempt(attempt: Attempt) -> Any:
+                try:
+                    with attempt:
+                        result = function(*args, **kwargs, **signature.injected(attempt))
+                        attempt.result = options.as_json(result)
+                except StopIteration as error:
+                    raise _Stopped(error) from None
+                return attempt.result
+
+            signature.check(*args, **kwargs)
+            new_execution = options.new_execution(*args, **kwargs)
+            try:
+                return run(call_steps(self, new_execution, new_attempt, run_attempt, time.sleep))
+            except _Stopped as stopped:
+                raise stopped.args[0] from None
+
+        tracked.__signature__ = signature.public  # type: ignore[attr-defined]
+        return tracked

@@ -1,6 +1,6 @@
 """What the sync and the async manager share: every verb, with its one signature and docstring.
 
-A verb returns what `_run` makes of its steps: the result, or a coroutine that returns it. The type
+A verb returns the result of the store or of its steps, or a coroutine that returns it: the type
 parameters say which.
 """
 
@@ -11,15 +11,18 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from ..core import transitions, validation
 from ..core.backoff import Backoff
+from ..core.creation import new_execution
 from ..core.errors import InvalidValue
 from ..core.json_values import MAX_JSON_BYTES
+from ..core.log_lines import new_log_entry
 from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel
+from ..core.selections import check_batch, check_page, check_prune_request
 from ..core.steps import Steps
 from ..core.store import store_within
 from ..core.transitions import Transition
 from . import verbs
 from .attempt_options import Exceptions, check_options
-from .attempt_verbs import AttemptVerbs
+from .attempt_state import AttemptState
 from .decorator import TrackedOptions
 
 OneT = TypeVar("OneT")
@@ -29,7 +32,7 @@ EntryT = TypeVar("EntryT")
 EntriesT = TypeVar("EntriesT")
 CountT = TypeVar("CountT")
 NoneT = TypeVar("NoneT")
-AttemptT = TypeVar("AttemptT", bound=AttemptVerbs[Any, Any])
+AttemptT = TypeVar("AttemptT", bound=AttemptState[Any, Any])
 TransactionT = TypeVar("TransactionT")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -39,7 +42,10 @@ class ManagerVerbs(
 ):
     """The verbs of a manager. Those of an `AsyncExecutionManager` are awaited."""
 
+    # Defined by the sync and the async manager.
     _attempt_class: type[AttemptT]
+    _run: Callable[[Steps[Any]], Any]
+    _track: Callable[[TrackedOptions, Callable[[str], AttemptT], Callable[..., Any]], Any]
 
     def __init__(self, store: Any, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
         if not callable(getattr(store, "find_by_id", None)):
@@ -52,14 +58,6 @@ class ManagerVerbs(
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._store!r})"
-
-    def _run(self, steps: Steps[Any]) -> Any:
-        raise NotImplementedError
-
-    def _track(
-        self, options: TrackedOptions, new_attempt: Callable[[str], AttemptT], function: Any
-    ) -> Any:
-        raise NotImplementedError
 
     def create(
         self,
@@ -94,8 +92,7 @@ class ManagerVerbs(
             ExecutionNotFound: the parent does not exist.
             InvalidValue: an argument cannot be stored.
         """
-        steps = verbs.create(
-            self._store,
+        new = new_execution(
             type,
             payload,
             max_attempts=max_attempts,
@@ -106,7 +103,7 @@ class ManagerVerbs(
             start_after=start_after,
             max_bytes=self._max_bytes,
         )
-        return cast("OneT", self._run(steps))
+        return cast("OneT", self._run(verbs.create(self._store, new)))
 
     def start(self, id: str, *, worker: str | None = None) -> OneT:
         """Start the next attempt: `attempt = manager.start(id, worker="host-1").attempts`.
@@ -115,7 +112,7 @@ class ManagerVerbs(
         If several callers try at once, exactly one succeeds. `worker`, a name of 1 to 255
         characters, replaces the last one. Raises MaxRetriesExceeded if no attempt is left.
         """
-        return self._apply(id, transitions.start, worker)
+        return self._apply(id, transitions.start(worker))
 
     def complete(self, id: str, result: Any = None, *, attempt: int | None = None) -> OneT:
         """Complete it with a result, any JSON value: `manager.complete(id, {"sent": 3})`.
@@ -123,7 +120,7 @@ class ManagerVerbs(
         From running; with `attempt`, only if that attempt is running. Raises InvalidValue if the
         result cannot be stored.
         """
-        return self._apply(id, transitions.complete, result, attempt, self._max_bytes)
+        return self._apply(id, transitions.complete(result, attempt, self._max_bytes))
 
     def fail(
         self,
@@ -146,7 +143,7 @@ class ManagerVerbs(
             retry_after: the delay before `claim` may start the next attempt.
             attempt: refuse the call unless this attempt is running.
         """
-        return self._apply(id, transitions.fail, error, retryable, retry_after, attempt)
+        return self._apply(id, transitions.fail(error, retryable, retry_after, attempt))
 
     def timeout(self, id: str, *, attempt: int | None = None) -> OneT:
         """Record that the attempt took too long: `manager.timeout(id, attempt=1)`.
@@ -154,14 +151,14 @@ class ManagerVerbs(
         From running, before or after its deadline; with `attempt`, only if that attempt is running.
         `retry` allows another attempt.
         """
-        return self._apply(id, transitions.timeout, attempt)
+        return self._apply(id, transitions.timeout(attempt))
 
     def cancel(self, id: str, reason: str | None = None) -> OneT:
         """Cancel it: `manager.cancel(id, "customer withdrew")`.
 
         From pending or running. The reason, a text, is kept as `metadata["cancellation_reason"]`.
         """
-        return self._apply(id, transitions.cancel, reason)
+        return self._apply(id, transitions.cancel(reason))
 
     def retry(self, id: str) -> OneT:
         """Allow another attempt: `manager.retry(id)`, then `start` or `claim`.
@@ -169,7 +166,7 @@ class ManagerVerbs(
         From failed or timed_out. A retrying execution is returned unchanged. Raises
         MaxRetriesExceeded if no attempt is left.
         """
-        return self._apply(id, transitions.retry)
+        return self._apply(id, transitions.retry())
 
     def replay(self, id: str, *, payload: Any = ...) -> OneT:
         """Repeat a finished execution as a new one: `manager.replay(id).id`.
@@ -212,9 +209,8 @@ class ManagerVerbs(
             data: any JSON value.
             attempt: the attempt that logs.
         """
-        options = {"attempt": attempt, "max_bytes": self._max_bytes}
-        steps = verbs.log(self._store, id, message, level, data, **options)
-        return cast("EntryT", self._run(steps))
+        new = new_log_entry(id, message, level, data, attempt=attempt, max_bytes=self._max_bytes)
+        return cast("EntryT", self._run(verbs.log(self._store, new)))
 
     def logs(self, id: str, *, limit: int = 100, before: str | None = None) -> EntriesT:
         """Return the log of an execution, newest first: `manager.logs(id)[0].message`.
@@ -232,7 +228,7 @@ class ManagerVerbs(
         From running; with `attempt`, only if that attempt is running. `start`, `update_progress`,
         `checkpoint` and `advance` do so as well.
         """
-        return self._apply(id, transitions.heartbeat, attempt)
+        return self._apply(id, transitions.heartbeat(attempt))
 
     def update_progress(
         self,
@@ -256,9 +252,8 @@ class ManagerVerbs(
             percent: 0 to 100; computed from current and total by default.
             attempt: the attempt that writes.
         """
-        return self._apply(
-            id, transitions.update_progress, current, total, message, percent, attempt
-        )
+        progress = transitions.update_progress(current, total, message, percent, attempt)
+        return self._apply(id, progress)
 
     def checkpoint(self, id: str, key: str, value: Any, *, attempt: int | None = None) -> OneT:
         """Set one checkpoint: `manager.checkpoint(id, "last_index", 49)`.
@@ -267,7 +262,7 @@ class ManagerVerbs(
         key has 1 to 255 characters. The value, any JSON value, replaces the old one. Other keys
         stay unchanged, also under concurrent writes.
         """
-        return self._apply(id, transitions.checkpoint, key, value, attempt, self._max_bytes)
+        return self._apply(id, transitions.checkpoint(key, value, attempt, self._max_bytes))
 
     def advance(
         self,
@@ -286,13 +281,9 @@ class ManagerVerbs(
         As `update_progress` and `checkpoint` do, with their arguments, in one statement: no reader
         sees one of the two without the other.
         """
-
-        def build() -> Transition:
-            progress = transitions.update_progress(current, total, message, percent, attempt)
-            checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
-            return transitions.advance(progress, checkpoint)
-
-        return self._apply(id, build)
+        progress = transitions.update_progress(current, total, message, percent, attempt)
+        checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
+        return self._apply(id, transitions.advance(progress, checkpoint))
 
     def claim(self, type: str | None = None, *, limit: int = 1, worker: str | None = None) -> ManyT:
         """Start waiting executions, the longest due first: `manager.claim("mail", limit=10)`.
@@ -313,8 +304,8 @@ class ManagerVerbs(
         Raises:
             InvalidValue: an argument is invalid.
         """
-        steps = verbs.update_many(self._store, transitions.claim, worker, type, limit)
-        return cast("ManyT", self._run(steps))
+        batch = check_batch(transitions.claim(worker), type, limit)
+        return cast("ManyT", self._store.update_many(batch))
 
     def sweep(
         self,
@@ -341,8 +332,8 @@ class ManagerVerbs(
         Raises:
             InvalidValue: an argument is invalid.
         """
-        steps = verbs.update_many(self._store, transitions.sweep, stalled_after, type, limit)
-        return cast("ManyT", self._run(steps))
+        batch = check_batch(transitions.sweep(stalled_after), type, limit)
+        return cast("ManyT", self._store.update_many(batch))
 
     def attempt(
         self,
@@ -455,7 +446,8 @@ class ManagerVerbs(
 
     def find_by_idempotency_key(self, key: str) -> FoundT:
         """Return the holder of a key, or None: `manager.find_by_idempotency_key("ship-7")`."""
-        return cast("FoundT", self._run(verbs.find_by_idempotency_key(self._store, key)))
+        key = validation.name("key", key)
+        return cast("FoundT", self._store.find_by_idempotency_key(key))
 
     def delete(self, id: str) -> NoneT:
         """Delete an execution in any status, with its history and log: `manager.delete(id)`.
@@ -493,8 +485,8 @@ class ManagerVerbs(
         Raises:
             InvalidValue: an argument is invalid, such as a status that is not final.
         """
-        steps = verbs.prune(self._store, older_than, status, type, keys_older_than, limit)
-        return cast("CountT", self._run(steps))
+        request = check_prune_request(older_than, status, type, keys_older_than, limit)
+        return cast("CountT", self._store.prune(request))
 
     def within(self, transaction: TransactionT) -> Self:
         """Join the caller's transaction: `manager.within(session).create("ship")`.
@@ -547,8 +539,8 @@ class ManagerVerbs(
             ExecutionNotFound: `parent_id` is not a UUID.
             InvalidValue: `before` is not a UUID, or another argument is invalid.
         """
-        steps = verbs.list_page(self._store, status, type, parent_id, limit, before)
-        return cast("ManyT", self._run(steps))
+        page = check_page(status, type, parent_id, limit, before)
+        return cast("ManyT", self._store.list(page))
 
-    def _apply(self, id: str, build: Callable[..., Transition], *args: Any) -> OneT:
-        return cast("OneT", self._run(verbs.apply(self._store, id, build, *args)))
+    def _apply(self, id: str, transition: Transition) -> OneT:
+        return cast("OneT", self._run(verbs.apply(self._store, id, transition)))

@@ -6,6 +6,7 @@ sweep can take the execution.
 """
 
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -20,7 +21,7 @@ from .log_capture import ACTIVE
 class HeartbeatThread:
     """Sends heartbeats until it is stopped or the attempt is lost."""
 
-    def __init__(self, attempt: AttemptState, interval: timedelta) -> None:
+    def __init__(self, attempt: AttemptState[Any, Any], interval: timedelta) -> None:
         self._seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
         # Not an Event, which an interrupted `set` may leave locked.
         self._stop: SimpleQueue[None] = SimpleQueue()
@@ -35,15 +36,12 @@ class HeartbeatThread:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped_within_interval() and self._beat():
-            pass
-
-    def _stopped_within_interval(self) -> bool:
-        try:
-            self._stop.get(timeout=self._seconds)
-        except Empty:
-            return False
-        return True
+        while True:
+            with suppress(Empty):
+                self._stop.get(timeout=self._seconds)
+                return
+            if not self._beat():
+                return
 
     def _beat(self) -> bool:
         attempt = self._attempt()
@@ -53,7 +51,7 @@ class HeartbeatThread:
 class LogThread:
     """Writes captured log records, so that no caller of `logging` waits for the database."""
 
-    def __init__(self, attempt: AttemptState) -> None:
+    def __init__(self, attempt: AttemptState[Any, Any]) -> None:
         self._entries: SimpleQueue[NewLogEntry | None] = SimpleQueue()
         self._attempt = _weak(attempt, self._entries)
         self._finishing = False
@@ -85,6 +83,8 @@ class LogThread:
         return attempt is not None and run(attempt._write_entry_steps(entry))  # noqa: SLF001
 
 
-def _weak(attempt: AttemptState, queue: SimpleQueue[Any]) -> "ref[AttemptState]":
+def _weak(
+    attempt: AttemptState[Any, Any], queue: SimpleQueue[Any]
+) -> "ref[AttemptState[Any, Any]]":
     """Return a weak reference that puts None into a queue when nothing refers to the attempt."""
     return ref(attempt, lambda _: queue.put(None))

@@ -1,24 +1,18 @@
-"""The verbs of a manager as steps over a store, sync or async.
+"""The verbs of a manager that decide something, as steps over a store, sync or async."""
 
-Arguments are checked in the steps: a coroutine raises when it is awaited, not when it is made.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 from ..core import transitions, validation
-from ..core.creation import MAX_TRIES, check_same_work, new_execution, new_replay
+from ..core.creation import MAX_TRIES, NewExecution, check_same_work, new_replay
 from ..core.errors import ConcurrentUpdate, ExecutionNotFound
-from ..core.log_lines import check_log_page, new_log_entry
+from ..core.log_lines import NewLogEntry
 from ..core.models import Execution, LogEntry
-from ..core.selections import check_batch, check_page, check_prune_request
 from ..core.steps import Steps
 from ..core.transitions import Transition
 
 
-def apply(store: Any, id: str, build: Callable[..., Transition], *args: Any) -> Steps[Execution]:
-    """Build a transition and make it; explain the refusal if it matches nothing."""
-    transition = build(*args)
+def apply(store: Any, id: str, transition: Transition) -> Steps[Execution]:
+    """Make a transition; explain the refusal if it matches nothing."""
     id = validation.execution_id(id)
     updated: Execution | None = yield lambda: store.update(id, transition)
     if updated:
@@ -26,9 +20,8 @@ def apply(store: Any, id: str, build: Callable[..., Transition], *args: Any) -> 
     return transitions.resolve_no_match(transition, id, (yield lambda: store.find_by_id(id)))
 
 
-def create(store: Any, type: str, payload: Any, **options: Any) -> Steps[Execution]:
+def create(store: Any, new: NewExecution) -> Steps[Execution]:
     """Store a new execution, or return the one that holds its key."""
-    new = new_execution(type, payload, **options)
     key, parent = new.idempotency_key, new.parent_id
     for _ in range(MAX_TRIES):
         created: Execution | None = yield lambda: store.create(new)
@@ -53,18 +46,8 @@ def replay(store: Any, id: str, payload: object, max_bytes: int) -> Steps[Execut
     raise ConcurrentUpdate("replay", id)
 
 
-def update_many(
-    store: Any, build: Callable[[Any], Transition], argument: Any, type: str | None, limit: int
-) -> Steps[list[Execution]]:
-    """Make a transition for several executions."""
-    batch = check_batch(build(argument), type, limit)
-    updated: list[Execution] = yield lambda: store.update_many(batch)
-    return updated
-
-
-def log(store: Any, *args: Any, **options: Any) -> Steps[LogEntry]:
+def log(store: Any, new: NewLogEntry) -> Steps[LogEntry]:
     """Append an entry to a log; explain the refusal if it may not be added."""
-    new = new_log_entry(*args, **options)
     entry: LogEntry | None = yield lambda: store.log(new)
     if entry is None:
         found = yield lambda: store.find_by_id(new.execution_id)
@@ -74,8 +57,10 @@ def log(store: Any, *args: Any, **options: Any) -> Steps[LogEntry]:
 
 def logs(store: Any, id: str, limit: int, before: str | None) -> Steps[list[LogEntry]]:
     """Read a page of a log."""
-    page = check_log_page(id, limit, before)
-    found: list[LogEntry] = yield lambda: store.logs(*page)
+    id = validation.execution_id(id)
+    limit = validation.integer("limit", limit, 1, validation.MAX_PAGE)
+    before = None if before is None else validation.cursor("before", before)
+    found: list[LogEntry] = yield lambda: store.logs(id, limit, before)
     if not found:
         yield from get(store, id)
     return found
@@ -90,32 +75,11 @@ def get(store: Any, id: str) -> Steps[Execution]:
     return found
 
 
-def find_by_idempotency_key(store: Any, key: str) -> Steps[Execution | None]:
-    """Read the execution that holds a key."""
-    key = validation.name("key", key)
-    found: Execution | None = yield lambda: store.find_by_idempotency_key(key)
-    return found
-
-
-def list_page(store: Any, *args: Any) -> Steps[list[Execution]]:
-    """Read a page of executions."""
-    page = check_page(*args)
-    found: list[Execution] = yield lambda: store.list(page)
-    return found
-
-
 def delete(store: Any, id: str) -> Steps[None]:
     """Delete an execution."""
     id = validation.execution_id(id)
     if not (yield lambda: store.delete(id)):
         raise ExecutionNotFound(id)
-
-
-def prune(store: Any, *args: Any) -> Steps[int]:
-    """Delete finished executions."""
-    request = check_prune_request(*args)
-    deleted: int = yield lambda: store.prune(request)
-    return deleted
 
 
 def close(store: Any) -> Steps[None]:
