@@ -265,9 +265,12 @@ def test_cancel_check_detects_leaked_connection(
             await at_every_await(subject, world, lambda n: {n: cancel_after_result}, Counter())
         monkeypatch.undo()
         for pooled in leaked:
-            await greenlet_spawn(async_executor._drop, pooled, Exception())
+            await greenlet_spawn(drop, subject, pooled)
         await subject.close()
 
     monkeypatch.setattr(injection, "TIMEOUT", 1)
-    monkeypatch.setattr(async_executor, "_drop", lambda pooled, _: leaked.append(pooled))
+    drop = async_executor.AsyncCachingExecutor._drop
+    monkeypatch.setattr(
+        async_executor.AsyncCachingExecutor, "_drop", lambda _, pooled: leaked.append(pooled)
+    )
     asyncio.run(run())

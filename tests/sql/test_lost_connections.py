@@ -18,6 +18,7 @@ from execution_core import (
     ConnectionLost,
     Execution,
     ExecutionManager,
+    InvalidValue,
     SqlExecutionStore,
     connect,
 )
@@ -346,3 +347,33 @@ def test_lost_connection_behind_pooler_only_found_writes_are_known(
                 manager.start(id)
             assert "It is unknown whether start was" in caught.value.__notes__[0]
         assert manager.get(id).status == ("running" if committed else "pending")
+
+
+@pytest.mark.parametrize("binding", ["own", "host's"])
+def test_connection_ended_while_idle_is_not_used(
+    postgres_database: Database, proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner
+) -> None:
+    """Otherwise the outcome of the next call would be unknown behind a pooler."""
+    with open_bound_manager(proxy.pooled_url, mode, binding, runner) as manager:
+        id = manager.create("work").id
+        ended = postgres_database.rows(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE application_name = 'behind-a-pooler'"
+        )
+        assert ended
+        wait_for(lambda: not proxy.open_connections)
+        assert manager.start(id).status == "running"
+
+
+@pytest.mark.parametrize("binding", ["own", "host's"])
+def test_statement_that_leaves_a_transaction_open_is_refused(
+    postgres_database: Database, proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner
+) -> None:
+    """Pgpool in raw mode drops such a connection, and what was written on it, silently."""
+    with open_bound_manager(proxy.url, mode, binding, runner) as manager:
+        id = manager.create("work").id
+        proxy.leaves_open = True
+        with pytest.raises(InvalidValue, match="left a transaction open"):
+            manager.get(id)
+        proxy.leaves_open = False
+        assert manager.start(id).attempts == 1

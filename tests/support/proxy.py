@@ -44,6 +44,8 @@ class Proxy:
         ).render_as_string(hide_password=False)
         """With this URL the proxy hides the number of the server process, as a pooler does."""
         self.bytes_seen = self.writes = 0
+        self.leaves_open = False
+        """Whether the server seems to leave a transaction open after each statement."""
         self.cuts: Counter[Cut] = Counter()
         self._wanted: dict[bool, deque[Cut]] = {True: deque(), False: deque()}
         self._open: set[socket.socket] = set()
@@ -58,6 +60,10 @@ class Proxy:
     def waiting(self) -> int:
         """How many requested cuts have not been made yet."""
         return sum(map(len, self._wanted.values()))
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
 
     def close(self) -> None:
         """Cut all connections, and accept no more."""
@@ -146,6 +152,8 @@ class Connection:
                     at = found.start(1)
                     data = data[:at] + b"\0\0\0\1" + data[at + 4 :]
                     self.hides_process = False
+                if self.proxy.leaves_open:
+                    data = READY.sub(b"Z\0\0\0\x05T", data)
                 if self.cut is Cut.AFTER:
                     self.held += data
                     if not READY.search(self.held):

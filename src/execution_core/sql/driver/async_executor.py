@@ -16,7 +16,7 @@ except ImportError:  # before SQLAlchemy 2.1
 
 from ...core.shield import finish_despite_cancellation
 from ..statements.queries import Query, Rows
-from .connection_cache import cache_cursor, cached_cursor, is_idle
+from .connection_cache import cache_cursor, cached_cursor, check_committed, has_ended, is_idle
 from .engine import OWN_POOL
 from .executor import Executor, may_prepare
 
@@ -98,17 +98,20 @@ class AsyncCachingExecutor(AsyncExecutor):
     async def _execute_async(self, text: str, values: Sequence[Any]) -> Rows:
         connection = self._idle.pop()
         try:
+            while connection is not None and has_ended(connection):
+                await greenlet_spawn(self._drop, connection)
+                connection = self._idle.pop()
             if connection is None:
-                connection = await greenlet_spawn(self._checkout)
+                connection = await greenlet_spawn(self._checkout_live)
                 await greenlet_spawn(self._learn_backend, connection)
             rows = await _execute_on_psycopg(connection, text, values)
         except self._errors as error:
             raise await greenlet_spawn(
                 self._wrap_and_checkin, error, connection, text, values
             ) from error
-        except BaseException as error:
+        except BaseException:
             if connection is not None:
-                await greenlet_spawn(_drop, connection, error)
+                await greenlet_spawn(self._drop, connection)
             raise
         self._idle.push(connection)
         return rows
@@ -122,11 +125,6 @@ class AsyncCachingExecutor(AsyncExecutor):
         return wrapped
 
 
-def _drop(connection: PoolProxiedConnection, error: BaseException) -> None:
-    connection.invalidate(error)
-    connection.close()
-
-
 async def _execute_on_psycopg(
     connection: PoolProxiedConnection, text: str, values: Sequence[Any]
 ) -> Rows:
@@ -138,6 +136,7 @@ async def _execute_on_psycopg(
         cursor = cached_cursor(connection)
         await cursor.execute(text, values, prepare=may_prepare(connection))
         rows: Rows = await cursor.fetchall()
+        check_committed(driver)
     finally:
         if not was_autocommit and is_idle(driver):
             await driver.set_autocommit(False)

@@ -7,6 +7,7 @@ limit the number of connections itself, and the limit must survive a signal hand
 anywhere. Permits do that; SQLAlchemy's pool would leak a slot.
 """
 
+import select
 import sqlite3
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
@@ -15,6 +16,7 @@ from weakref import ref
 
 from sqlalchemy import PoolProxiedConnection
 
+from ...core.errors import InvalidValue
 from ..statements.queries import Rows
 
 CURSOR: Final = "execution_core.cursor"
@@ -39,16 +41,13 @@ class IdleConnections:
     def push(self, connection: PoolProxiedConnection) -> None:
         """Keep a connection for the next call.
 
-        A broken connection is closed with all others, because most likely they broke as well. A
-        connection inside a transaction is closed with all others, too.
+        A broken connection is closed with all others, because most likely they broke as well.
         """
         if connection.is_valid:
-            if is_idle(connection.driver_connection):
-                self._connections.append(connection)
-                return
-            connection.invalidate()
-        connection.close()
-        self.close()
+            self._connections.append(connection)
+        else:
+            connection.close()
+            self.close()
 
     def close(self) -> None:
         """Close all kept connections."""
@@ -99,6 +98,33 @@ def is_idle(driver: Any) -> bool:
     if isinstance(driver, sqlite3.Connection):
         return not driver.in_transaction
     return not driver.pgconn.transaction_status  # 0 is idle; a closed connection has "unknown"
+
+
+def check_committed(driver: Any) -> None:
+    """Raise if a single statement has left a transaction open, so that nothing was committed.
+
+    Raises:
+        InvalidValue: a pooler, such as Pgpool in raw mode, has begun a transaction of its own.
+    """
+    if not is_idle(driver):
+        raise InvalidValue(
+            "engine",
+            "left a transaction open after a single statement, so nothing was committed: a pooler"
+            " begins transactions of its own",
+        )
+
+
+def has_ended(connection: PoolProxiedConnection) -> bool:
+    """Return whether the server has ended a connection of psycopg, without a round trip.
+
+    A statement that is sent on such a connection would have an unknown outcome.
+    """
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    driver: Any = connection.driver_connection
+    poll = select.poll()
+    poll.register(driver.pgconn.socket, getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))
 
 
 def cached_cursor(connection: PoolProxiedConnection) -> Any:

@@ -27,6 +27,8 @@ from .connection_cache import (
     acquire,
     cache_cursor,
     cached_cursor,
+    check_committed,
+    has_ended,
     is_idle,
     new_permits,
 )
@@ -195,7 +197,7 @@ class Executor:
     def _execute(self, text: str, values: Sequence[Any]) -> Rows:
         connection = None
         try:
-            connection = self._checkout()
+            connection = self._checkout_live()
             self._learn_backend(connection)
             return self._execute_on(connection, text, values)
         except self._errors as error:
@@ -207,6 +209,14 @@ class Executor:
         finally:
             if connection is not None:
                 self._checkin(connection)
+
+    def _checkout_live(self) -> PoolProxiedConnection:
+        """Check out a connection that the server has not ended meanwhile."""
+        while True:
+            connection = self._checkout()
+            if self._is_sqlite or not has_ended(connection):
+                return connection
+            self._drop(connection)
 
     def _checkout(self) -> PoolProxiedConnection:
         return self.engine.raw_connection()
@@ -240,6 +250,10 @@ class Executor:
     def _checkin(self, connection: PoolProxiedConnection) -> None:
         connection.close()
 
+    def _drop(self, connection: PoolProxiedConnection) -> None:
+        connection.invalidate()
+        connection.close()
+
     def _execute_on(
         self, connection: PoolProxiedConnection, text: str, values: Sequence[Any]
     ) -> Rows:
@@ -254,6 +268,7 @@ class Executor:
         try:
             cursor = cached_cursor(connection)
             rows = cursor.execute(text, values, prepare=may_prepare(connection)).fetchall()
+            check_committed(driver)
         finally:
             if not was_autocommit and is_idle(driver):
                 driver.autocommit = False
