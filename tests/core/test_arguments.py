@@ -2,10 +2,13 @@
 
 import json
 import math
+import traceback
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
 
 from execution_core import (
     ExecutionFailure,
@@ -207,6 +210,35 @@ def test_failure_long_texts_are_truncated() -> None:
     assert error.code is not None
     assert (len(error.message), len(error.code), len(error.stack)) == (10_000, 255, 100_000)
     assert error.stack.endswith("slast")
+
+
+def test_failure_omits_parameters_of_statements() -> None:
+    """The error of a statement is often in the middle of a chain, or in a group."""
+    engine = create_engine("sqlite://")
+
+    def fail() -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("INSERT INTO nowhere VALUES (?)", ("4111-1111",))
+
+    def chained() -> None:
+        try:
+            fail()
+        except DBAPIError as error:
+            raise ValueError("not stored") from error
+
+    def grouped() -> None:
+        try:
+            fail()
+        except DBAPIError as error:
+            raise ExceptionGroup("several", [error]) from None
+
+    for raises in (fail, chained, grouped):
+        with pytest.raises((DBAPIError, ValueError, ExceptionGroup)) as caught:
+            raises()
+        failure = ExecutionFailure.from_exception(caught.value)
+        assert "4111-1111" not in f"{failure.message}{failure.stack}"
+        assert "INSERT INTO nowhere" in str(failure.stack)
+        assert "4111-1111" in "".join(traceback.format_exception(caught.value))  # unchanged
 
 
 def test_arguments_at_limits_are_accepted(manager: ExecutionManager) -> None:

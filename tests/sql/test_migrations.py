@@ -25,6 +25,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
+from sqlalchemy.exc import DBAPIError
 
 from execution_core import (
     ExecutionManager,
@@ -37,7 +38,7 @@ from execution_core.core.state_machine import FINISHED
 from execution_core.sql.driver.engine import create_async_engine, create_sync_engine
 from execution_core.sql.schema.indexes import metadata
 
-from ..conftest import Database
+from ..conftest import Database, open_manager
 from ..support.processes import spawn
 from ..support.rows import insert
 from ..support.states import bring_to
@@ -446,3 +447,14 @@ def test_connect_invalid_url_refused() -> None:
             connect(url)
         assert caught.value.argument == "url"
         assert "secret" not in str(caught.value)
+
+
+def test_error_of_own_engine_omits_payload(
+    empty_url: str, mode: str, runner: asyncio.Runner
+) -> None:
+    with (
+        open_manager(empty_url, mode, runner) as manager,
+        pytest.raises(DBAPIError, match="INSERT INTO executions") as caught,
+    ):
+        manager.create("pay", {"card": "4111-1111"})
+    assert "4111-1111" not in str(caught.value)

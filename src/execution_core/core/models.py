@@ -5,6 +5,8 @@ The models contain data alone. The state machine is in `state_machine` and `tran
 
 import re
 import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -59,6 +61,33 @@ def _cut(part: slice) -> BeforeValidator:
     )
 
 
+@contextmanager
+def _hidden_parameters(error: BaseException) -> Iterator[None]:
+    """Let SQLAlchemy's errors omit the values of a statement, which may be secrets."""
+    hidden = [each for each in _chain(error) if getattr(each, "hide_parameters", None) is False]
+    for each in hidden:
+        each.hide_parameters = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for each in hidden:
+            each.hide_parameters = False  # type: ignore[attr-defined]
+
+
+def _chain(error: BaseException) -> Iterable[BaseException]:
+    """Return an exception with its causes, contexts and members, as far as they can be read."""
+    found: dict[int, BaseException] = {}
+    pending = [error]
+    with suppress(Exception):
+        while pending:
+            each = pending.pop()
+            if id(each) not in found:
+                found[id(each)] = each
+                related = (each.__cause__, each.__context__, *getattr(each, "exceptions", ()))
+                pending += [one for one in related if isinstance(one, BaseException)]
+    return found.values()
+
+
 class ExecutionFailure(BaseModel, frozen=True):
     """Why an attempt failed: `ExecutionFailure(message="card declined", retryable=False)`.
 
@@ -84,17 +113,18 @@ class ExecutionFailure(BaseModel, frozen=True):
 
         Returns:
             A failure with the exception's text (its class name if it has none), its class name as
-            the code, and its traceback.
+            the code, and its traceback. The errors of SQLAlchemy hide the values of parameters.
         """
         name = type(exc).__qualname__
-        try:
-            message = str(exc) or name
-        except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
-            message = f"{name} (its text could not be read)"
-        try:
-            stack = "".join(traceback.format_exception(exc))
-        except Exception:  # noqa: BLE001 - as above
-            stack = None
+        with _hidden_parameters(exc):
+            try:
+                message = str(exc) or name
+            except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
+                message = f"{name} (its text could not be read)"
+            try:
+                stack = "".join(traceback.format_exception(exc))
+            except Exception:  # noqa: BLE001 - as above
+                stack = None
         return cls(message=message, code=name, stack=stack, retryable=retryable)
 
 

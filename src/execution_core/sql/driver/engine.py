@@ -47,7 +47,7 @@ def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEng
 
 def _create(create: Callable[..., AnyEngine], url: URL, *, exclusive: bool) -> AnyEngine:
     postgresql = url.get_backend_name() == "postgresql"
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"hide_parameters": True}  # payloads are not for logs
     if postgresql:
         url, settings["connect_args"] = _psycopg_arguments(url)
     if exclusive:
