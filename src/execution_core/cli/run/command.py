@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 from ...core import validation
 from ...core.backoff import Backoff
 from ...sql.driver.url import parse_url, sqlite_file
-from ..arguments import Commands, add_url, duration
+from ..arguments import Commands, add_command, duration
 from ..database import open_database
 from .events import EventQueue
 from .options import RunOptions
@@ -57,16 +57,16 @@ exit codes:
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    add = add_command(
+        commands,
         "run",
+        run,
         help="run a command as a tracked execution",
         usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_url(command)
-    add = command.add_argument
     add("--type", metavar="T", help="type of the execution (default: the name of the command)")
     add(
         "--key",
@@ -90,7 +90,6 @@ def register(commands: Commands) -> None:
     add("--record-for", metavar="D", type=duration, default="30s", help="keep retrying for D to"
         " save the outcome while the database is unavailable (default: 30s)")  # fmt: skip
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
-    command.set_defaults(run=run, usage_error=command.error)
 
 
 def run(options: argparse.Namespace) -> int:
