@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from execution_core import ExecutionManager, SqlExecutionStore
 from execution_core.cli import main, output, queries
 from execution_core.cli.commands import stats, watch
+from execution_core.sql.schema import views
 
 from ..conftest import Database
 from ..support.states import STATES, bring_to
@@ -113,6 +114,18 @@ def test_list_filters_select_rows(shell: Shell, plain: ExecutionManager) -> None
     assert listed(shell, "--type", "nothing") == []
     assert shell("list", "--type", "nothing") == ""
     assert shell.err == "no executions\n"
+
+
+def test_list_in_pipe_prints_one_uncut_line_per_row(shell: Shell, plain: ExecutionManager) -> None:
+    long, several = "t" * 255, "first line\nsecond line\t\x0b"
+    for type in (long, several):
+        plain.start(plain.create(type).id, worker=type)
+    header, *lines = shell("list").splitlines()
+    assert header.startswith("ID ")
+    assert [line.count("running") for line in lines] == [1, 1]
+    assert r"first line\nsecond line\t\x0b" in lines[0]
+    assert lines[1].count(long) == 2
+    assert f"\n{long} " in shell("stats")
 
 
 def test_list_ages_select_rows(shell: Shell, database: Database) -> None:
@@ -388,7 +401,7 @@ def test_watch_failed_execution_exits_1(shell: Shell, plain: ExecutionManager) -
 def test_watch_estimates_rate_and_time_left(database: Database, plain: ExecutionManager) -> None:
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     row: dict[str, Any] = {
-        "execution_id": "a", "status": "running", "attempts": 1, "started_at": now,
+        "id": "a", "status": "running", "attempts": 1, "started_at": now,
         "progress_current": 0, "progress_total": 100,
     }  # fmt: skip
     estimator = watch.RateEstimator()
@@ -405,7 +418,7 @@ def test_watch_estimates_rate_and_time_left(database: Database, plain: Execution
     assert seen(61, 10)[0] is None  # the progress was reset
     row["status"] = "completed"
     assert seen(62, 100) == (None, None)
-    row |= {"status": "running", "progress_total": 0, "execution_id": "b"}
+    row |= {"status": "running", "progress_total": 0, "id": "b"}
     assert seen(10, 20) == (2, None)
 
 
@@ -551,17 +564,15 @@ def test_list_without_rich_prints_plain_text(database: Database, plain: Executio
 
 @pytest.mark.parametrize(
     ("seconds", "message"),
-    [(None, "-"), (0, "0.000s"), (0.0421, "0.042s"), (3.21, "3.2s"), (42.9, "42s"),
+    [(0, "0.000s"), (0.0421, "0.042s"), (3.21, "3.2s"), (42.9, "42s"),
      (65, "1m 05s"), (3_600, "1h 00m"), (90_061, "1d 01h"), (-5, "-5.0s")],
 )  # fmt: skip
-def test_format_duration_uses_two_units(seconds: float | None, message: str) -> None:
+def test_format_duration_uses_two_units(seconds: float, message: str) -> None:
     assert output.format_duration(seconds) == message
 
 
 def test_views_metadata_matches_database(database: Database) -> None:
     from sqlalchemy import inspect
-
-    from execution_core.sql.schema import views
 
     found = inspect(database.engine)
     for name in ("execution_overview", "execution_attempts", "execution_timeline"):
@@ -583,9 +594,10 @@ def test_reading_commands_query_only_views(database: Database, plain: ExecutionM
         queries.resolve_id(connection, job.id[:30])
         queries.short_ids(connection, [job.id])
         for query in (
-            *(queries.page(limit=5), queries.one(job.id), queries.attempts(job.id)),
-            *(queries.timeline(job.id), queries.replays(job.id, 5), queries.counts()),
-            *(queries.live_counts(), queries.last_finished(5)),
+            *(queries.page(limit=5), queries.one(job.id), queries.replays(job.id, 5)),
+            *(queries.counts(), queries.live_counts(), queries.last_finished(5)),
+            queries.history(views.execution_attempts, job.id, "attempt"),
+            queries.history(views.execution_timeline, job.id, "seq"),
         ):
             queries.rows(connection, query)
     assert watch.read_snapshot(database.engine, None, 5, watch.RateEstimator()).executions

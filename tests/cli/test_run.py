@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -22,7 +23,7 @@ from execution_core.cli import main
 from execution_core.cli.run import exit_codes
 from execution_core.cli.run.child_process import TAIL_BYTES, TAIL_LINES, ChildProcess
 from execution_core.cli.run.events import EventQueue
-from execution_core.cli.run.supervisor import Command, HeartbeatThread
+from execution_core.cli.run.supervisor import Command
 
 from ..conftest import Database, open_database
 
@@ -409,7 +410,7 @@ def test_run_signal_during_start_runs_nothing(tmp_path: Path) -> None:
     events = EventQueue()
     events.interrupted = signal.SIGINT
     command = Command(["touch", f"{tmp_path}/ran"], os.environ, timedelta(0), events)
-    outcome = command.run(cast("HeartbeatThread", None), None)
+    outcome = command.run(threading.Event(), None)
     assert (outcome.code, list(tmp_path.iterdir())) == (130, [])
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..core import validation
 from ..core.errors import ExecutionNotFound, ExecutionProblem
+from ..sql.driver.url import parse_url
 from . import database, output
 from .parser import build_parser
 from .streams import ready_standard_streams
@@ -37,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        database.check_url(options.url)
-        code: int = options.run(options)
+        parse_url(options.url)  # `explain` needs a valid one
+        validation.text("url", options.url, sys.maxsize)  # a lone surrogate cannot be printed
+        code: int = options.run(options) or SUCCESS
         sys.stdout.flush()
-    except ExecutionNotFound as problem:
-        return _refuse(problem, NOT_FOUND)
     except ExecutionProblem as problem:
-        return _refuse(problem, REFUSED)
+        output.warn(f"execution-core: {problem.code}: {problem}")
+        return NOT_FOUND if isinstance(problem, ExecutionNotFound) else REFUSED
     except SQLAlchemyError as error:
         output.warn(f"execution-core: {database.explain(error, options.url)}")
         return REFUSED
@@ -52,11 +54,6 @@ def _run(options: argparse.Namespace) -> int:
             f"execution-core: a stored value is invalid: {error}. Correct the row with manual SQL"
         )
         return REFUSED
-    return code
-
-
-def _refuse(problem: ExecutionProblem, code: int) -> int:
-    output.warn(f"execution-core: {problem.code}: {problem}")
     return code
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
@@ -13,63 +13,61 @@ from ..sql.driver.url import DEFAULT_URL
 
 Commands = Any
 """The result of `add_subparsers`, whose type argparse does not publish."""
+AddArgument = Callable[..., argparse.Action]
+"""The method `add_argument` of a parser."""
 
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
-_COUNT: Final = re.compile(r"\d{1,9}", re.ASCII)
 
 
-def add_url(command: argparse.ArgumentParser) -> None:
-    """Add --url, the URL of the database."""
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int | None], **settings: Any
+) -> AddArgument:
+    """Add a command with --url, and return its `add_argument`; settings are those of a parser."""
+    command: argparse.ArgumentParser = commands.add_parser(name, **settings)
+    command.set_defaults(run=run, usage_error=command.error)
     command.add_argument(
         "--url",
         default=os.environ.get("EXECUTION_CORE_URL") or DEFAULT_URL,
         help="SQLAlchemy URL of the PostgreSQL or SQLite database (default:"
         f" $EXECUTION_CORE_URL, which hides a password from ps, else {DEFAULT_URL})",
     )
+    return command.add_argument
+
+
+def add_id(add: AddArgument) -> None:
+    """Add the positional ID argument."""
+    add("id", metavar="ID", help="the execution: its id or a unique id prefix")
+
+
+def add_json_flag(add: AddArgument, help: str = "print one JSON document instead of text") -> None:
+    """Add --json."""
+    add("--json", action="store_true", help=help)
+
+
+def add_choices(add: AddArgument, name: str, choices: Iterable[str], help: str) -> None:
+    """Add an option that may be repeated, each time with one of the choices."""
+    choices = [str(each) for each in choices]
+    add(name, action="append", choices=choices, default=[], help=f"{help}; may be repeated")
 
 
 def duration(text: str) -> timedelta:
     """Parse `90s`, `1.5h` or `1h30m`; each number needs a unit."""
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise argparse.ArgumentTypeError(f"invalid duration {text!r}: {_advise_unit(text)}")
+        advice = "use numbers with the units ms, s, m, h or d, e.g. 30s or 1h30m"
+        if _DURATION.fullmatch(f"{text}s"):
+            advice = f"add a unit, e.g. {text}s"
+        raise argparse.ArgumentTypeError(f"invalid duration {text!r}: {advice}")
     try:
         return timedelta(milliseconds=sum(float(n) * _UNITS[unit] for n, unit in parts))
     except OverflowError:
         raise argparse.ArgumentTypeError(f"invalid duration {text!r}: it is too long") from None
 
 
-def _advise_unit(text: str) -> str:
-    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
-        return f"add a unit, e.g. {text}s"
-    return "use numbers with the units ms, s, m, h or d, e.g. 30s or 1h30m"
-
-
-def add_choices(
-    command: argparse.ArgumentParser, name: str, choices: Iterable[str], help: str
-) -> None:
-    """Add an option that may be repeated, each time with one of the choices."""
-    command.add_argument(
-        name, action="append", choices=[str(each) for each in choices], default=[], help=help
-    )
-
-
-def add_json_flag(
-    command: argparse.ArgumentParser, help: str = "print one JSON document instead of text"
-) -> None:
-    """Add --json."""
-    command.add_argument("--json", action="store_true", help=help)
-
-
-def add_id(command: argparse.ArgumentParser) -> None:
-    """Add the positional ID argument."""
-    command.add_argument("id", metavar="ID", help="the execution: its id or a unique id prefix")
-
-
 def page_limit(text: str) -> int:
     """Parse the value of --limit."""
-    if not (_COUNT.fullmatch(text) and 1 <= int(text) <= MAX_PAGE):
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_PAGE):
         raise argparse.ArgumentTypeError(
             f"invalid limit {text!r}: use a whole number from 1 to {MAX_PAGE}"
         )

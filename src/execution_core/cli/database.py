@@ -1,6 +1,5 @@
 """Open the database of a command, and explain its errors without any password."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from typing import Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ..core import validation
 from ..core.errors import ExecutionProblem, InvalidValue
 from ..sql.driver.engine import create_sync_engine
 from ..sql.driver.url import parse_url, sqlite_file
 from ..sql.recovery.verify_commit import is_schema_error
 from ..sql.store import SqlExecutionStore
 from ..tracking.manager import ExecutionManager
+from . import queries
 
 ADVICE: Final = {
     "database is locked": "Another process holds the write lock: try again, and end transactions"
@@ -44,37 +43,32 @@ class Database:
             return self.engine.execution_options(sqlite_begin="DEFERRED")
         return self.engine.execution_options(isolation_level="REPEATABLE READ")
 
+    def resolve_id(self, given: str) -> str:
+        """Return the only id that starts with the given prefix."""
+        with self.reader.connect() as connection:
+            return queries.resolve_id(connection, given)
+
 
 @contextmanager
 def open_database(url: str) -> Iterator[Database]:
-    """Open the database of a URL. A SQLite file must exist; PostgreSQL is not contacted yet.
-
-    Raises:
-        InvalidValue: the URL is not one of PostgreSQL or SQLite, or it names a missing file or a
-            database in memory.
-    """
+    """Open the database of a URL. A SQLite file must exist; PostgreSQL is not contacted yet."""
     parsed = parse_url(url)
-    embedded = parsed.get_backend_name() == "sqlite"
-    file = sqlite_file(parsed) if embedded else None
-    if embedded and file is None:
-        raise InvalidValue("url", "is an in-memory database, empty in each process: name a file")
-    if file is not None and not file.exists():
-        raise InvalidValue(
-            "url",
-            f"names a file that does not exist, {mask_password(url)}: name another with --url or"
-            " EXECUTION_CORE_URL, or create it with execution-core migrate",
-        )
+    if parsed.get_backend_name() == "sqlite":
+        if (file := sqlite_file(parsed)) is None:
+            raise InvalidValue(
+                "url", "is an in-memory database, empty in each process: name a file"
+            )
+        if not file.exists():
+            raise InvalidValue(
+                "url",
+                f"names a file that does not exist, {mask_password(url)}: name another with --url"
+                " or EXECUTION_CORE_URL, or create it with execution-core migrate",
+            )
     engine = create_sync_engine(url)
     try:
         yield Database(engine, ExecutionManager(SqlExecutionStore(engine)))
     finally:
         engine.dispose()
-
-
-def check_url(url: str) -> None:
-    """Refuse a URL that is not one of PostgreSQL or SQLite, or cannot be printed."""
-    parse_url(url)
-    validation.text("url", url, sys.maxsize)
 
 
 def mask_password(url: str) -> str:

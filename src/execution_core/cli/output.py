@@ -7,12 +7,13 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.text import Text
 
 STYLES: Final = {
@@ -27,36 +28,32 @@ STYLES: Final = {
     "error": "red",
     "critical": "bold red",
 }
-_HIDDEN: Final = ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")
-"""Unicode categories of invisible characters, such as controls, line separators, surrogates."""
 _PASSWORD: Final = re.compile(r"(://[^\s:@/]*:)\S*(?=@)|([?&]password=)[^\s&'\"]*")
 EMPTY: Final = "-"
-MAX_UNFOLDED: Final = 12
-"""A table does not fold cells of at most this many characters."""
-MIN_FOLDED: Final = 6
-"""A longer cell may be folded to this width."""
 
+Row = dict[str, Any]
 Cell = object
 """The content of a table cell: a text, a number, a time, a duration, or None."""
+Columns = Mapping[str, str | Callable[[Row], Cell]]
+"""The headers of a table, each with the name of a value in a row, or a function of the row."""
 
 
 def escape(text: str, *, lines: bool = False) -> str:
-    r"""Return a text with each control character as an escape such as `\x1b`.
-
-    Args:
-        text: any text.
-        lines: keep line breaks and tabs.
-    """
+    r"""Return a text with control characters as `\x1b`; `lines` keeps line breaks and tabs."""
+    kept = "\n\t" if lines else ""
     return "".join(
+        # A no-break space is not "printable", but harmless.
         character
-        if unicodedata.category(character) not in _HIDDEN or (lines and character in "\n\t")
+        if character.isprintable() or unicodedata.category(character) == "Zs" or character in kept
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
 
 
-def shorten(text: str, limit: int) -> str:
+def shorten(text: str | None, limit: int) -> str | None:
     """Return a text on one line, with at most `limit` characters."""
+    if text is None:
+        return None
     line = escape(" ".join(text.split()))
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
@@ -70,32 +67,41 @@ def format_cell(value: Cell) -> str:
             return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         case timedelta():
             return format_duration(value.total_seconds())
+        case float():  # all floats of the views are seconds, except `progress_percent`
+            return format_duration(value)
         case _:
             return escape(str(value))
 
 
-def format_duration(seconds: float | None) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration in its two largest units: `2d 03h`, `1m 05s`, `0.042s`."""
-    if seconds is None:
-        return EMPTY
     if seconds < 0:
         return f"-{format_duration(-seconds)}"
     if seconds < 10:
         return f"{seconds:.3f}s" if seconds < 1 else f"{seconds:.1f}s"
-    whole = int(seconds)
-    for size, unit, part, parts in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // part:02}{parts}"
-    return f"{whole}s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}h"
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"
 
 
-def compact(value: object) -> str:
-    """Return a JSON value on one line."""
-    return EMPTY if value is None else json.dumps(value, ensure_ascii=False)
+def format_percent(percent: float | None) -> str | None:
+    """Return a percentage with four digits."""
+    return None if percent is None else f"{percent:.4g}%"
+
+
+def format_attempt(row: Row) -> str:
+    """Return the number of an execution's attempts and how many it may have: `1/3`."""
+    return f"{row['attempts']}/{row['max_attempts']}"
+
+
+def shorten_json(value: object) -> str | None:
+    """Return a JSON value on one line, with at most 200 characters."""
+    return None if value is None else shorten(json.dumps(value, ensure_ascii=False), 200)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -103,11 +109,9 @@ def print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(document, indent=2, default=_as_json, allow_nan=False))
 
 
-def _as_json(value: object) -> Any:
+def _as_json(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if isinstance(value, timedelta):
-        return value.total_seconds()
     raise ValueError(f"{type(value).__name__} is not valid JSON")
 
 
@@ -130,75 +134,76 @@ def style_cell(value: Cell) -> "Text":
     return Text(word, style=STYLES.get(word, ""))
 
 
-def print_table(
-    headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, title: str | None = None
-) -> None:
+def to_cells(columns: Columns, row: Row) -> list[Cell]:
+    """Return the cells of a row."""
+    return [row[get] if isinstance(get, str) else get(row) for get in columns.values()]
+
+
+def print_table(columns: Columns, rows: Sequence[Row], *, title: str | None = None) -> None:
     """Print rows below their headers; print nothing if there are no rows."""
-    listed = list(rows)
-    if not listed:
+    if not rows:
         return
+    table = [to_cells(columns, row) for row in rows]
     if (terminal := console()) is not None:
-        if title:
-            terminal.print()
-        if (table := build_table(headers, listed, terminal.width, title=title)) is not None:
-            terminal.print(table)
-            return
-        for row in listed:
-            print_facts(list(zip(headers, row, strict=True)))
-            print()
+        _print_to_terminal(terminal, list(columns), table, title)
         return
     if title:
         print(f"\n{title}")
-    words = [list(headers), *([format_cell(cell) for cell in row] for row in listed)]
-    widths = [max(len(row[n]) for row in words) for n in range(len(headers))]
+    # One line per row, also in a pipe: rich would wrap it, and takes a thousand times as long.
+    words = [list(columns), *([format_cell(cell) for cell in cells] for cells in table)]
+    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
     for row in words:
-        line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
-        print(line.rstrip())
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def build_table(
-    headers: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, *, title: str | None = None
-) -> "RenderableType | None":
-    """Build a rich table, or return None if it does not fit the width."""
+def _print_to_terminal(
+    terminal: "Console", headers: list[str], rows: list[list[Cell]], title: str | None
+) -> None:
+    """Print a table, or the facts of each row if the terminal is too narrow for a table."""
     from rich import box  # noqa: PLC0415
-    from rich.cells import cell_len  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(
         box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold",
         pad_edge=False, collapse_padding=True,
     )  # fmt: skip
+    cells = [[style_cell(cell) for cell in row] for row in rows]
     needed = 2
-    for number, header in enumerate(headers):
-        longest = max(cell_len(header), *(cell_len(format_cell(row[number])) for row in rows))
-        whole = header == "ID" or longest <= MAX_UNFOLDED  # people copy ids
-        minimum = longest if whole else max(cell_len(header), MIN_FOLDED)
+    for header, *column in zip(headers, *cells, strict=True):
+        longest = max(len(header), *(cell.cell_len for cell in column))
+        # Do not fold short cells, and ids, which people copy; fold others to 6 characters at most.
+        whole = header == "ID" or longest <= 12
+        minimum = longest if whole else max(len(header), 6)
         table.add_column(header, overflow="fold", no_wrap=whole, min_width=minimum)
         needed += minimum + 2
-    for row in rows:
-        table.add_row(*map(style_cell, row))
-    return table if needed <= width else None
+    if title:
+        terminal.print()
+    if needed > terminal.width:
+        for row in rows:
+            print_facts(zip(headers, row, strict=True))
+            print()
+        return
+    for texts in cells:
+        table.add_row(*texts)
+    terminal.print(table)
 
 
-def print_facts(facts: Sequence[tuple[str, Cell]]) -> None:
+def print_facts(facts: Iterable[tuple[str, Cell]]) -> None:
     """Print pairs of a name and a value, one per line."""
     terminal = console()
     for name, value in facts:
+        label = f"{name:<10}  "
         if terminal is None:
-            print(f"{name:<10}  {format_cell(value)}")
+            print(label + format_cell(value))
         else:
-            from rich.text import Text  # noqa: PLC0415
-
-            line = Text.assemble((f"{name:<10}  ", "dim"), style_cell(value))
-            terminal.print(line, soft_wrap=True)
+            terminal.print(label, style="dim", end="")
+            terminal.print(style_cell(value), soft_wrap=True)
 
 
 def print_block(title: str, text: str, limit: int | None) -> None:
     """Print a text of several lines, at most its first `limit` characters."""
     shown = escape(text[:limit], lines=True)
-    print(f"\n{title}")
-    for line in shown.splitlines():
-        print(f"  {line}")
+    print(f"\n{title}", indent(shown, "  "), sep="\n")
     if limit is not None and len(text) > limit:
         print(f"  … {len(text):,} characters in total: --full prints all of them")
 

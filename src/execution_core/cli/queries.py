@@ -5,10 +5,10 @@ They read only views, so a role needs no rights on the tables. `list --with` rea
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import Any, Final
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, Text, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, Table, Text, func, select, union_all
 
 from ..core import state_machine
 from ..core.errors import ExecutionNotFound, InvalidValue
@@ -16,11 +16,12 @@ from ..core.models import ExecutionStatus
 from ..sql.schema.column_types import Id
 from ..sql.schema.expressions import database_now, unindexed
 from ..sql.schema.tables import executions
-from ..sql.schema.views import execution_attempts, execution_overview, execution_timeline
+from ..sql.schema.views import execution_overview
 
 Rows = list[dict[str, Any]]
 
 overview: Final = execution_overview.c
+_COLUMNS: Final = (overview.execution_id.label("id"), *list(overview)[1:])
 PREFIX_LENGTHS: Final = (13, 18, 23, 36)
 """Lengths of id prefixes: up to the milliseconds, then one group of digits more each time."""
 MAX_CANDIDATES: Final = 5
@@ -31,11 +32,6 @@ def rows(connection: Connection, query: Select[Any]) -> Rows:
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def with_id(found: Rows) -> Rows:
-    """Return rows of the overview with `execution_id` renamed to `id`."""
-    return [{"id" if name == "execution_id" else name: row[name] for name in row} for row in found]
-
-
 def now(connection: Connection) -> datetime:
     """Return the time of the database."""
     found: datetime = connection.execute(select(database_now())).scalar_one()
@@ -43,16 +39,11 @@ def now(connection: Connection) -> datetime:
 
 
 def resolve_id(connection: Connection, given: str) -> str:
-    """Return the id that starts with the given prefix, as git does.
-
-    Raises:
-        ExecutionNotFound: no execution has such an id.
-        InvalidValue: several executions have one.
-    """
+    """Return the only id that starts with the given prefix, as git does."""
     digits = given.strip().lower().replace("-", "")
     if not 1 <= len(digits) <= 32 or set(digits) - set("0123456789abcdef"):
         raise ExecutionNotFound(given)
-    lowest, highest = (_dashed(digits.ljust(32, filler)) for filler in "0f")
+    lowest, highest = (str(UUID(digits.ljust(32, filler))) for filler in "0f")
     query = (
         select(overview.execution_id)
         .where(overview.execution_id.between(lowest, highest))
@@ -77,10 +68,10 @@ def short_ids(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     query = select(this, before.label("before"), after.label("after")).where(this.in_(ids))
     prefixes = {}
     for id, *neighbours in connection.execute(query):
-        others = [str(each) for each in neighbours if each is not None]
-        candidates = [id[:length] for length in PREFIX_LENGTHS]
         prefixes[id] = next(
-            each for each in candidates if each == id or not any(o.startswith(each) for o in others)
+            id[:length]
+            for length in PREFIX_LENGTHS
+            if not any(each and each.startswith(id[:length]) for each in neighbours)
         )
     return prefixes
 
@@ -115,9 +106,9 @@ def page(
         if statuses:
             recent.append(unindexed(overview.status, type_=Text()).in_(statuses))
         newest = unindexed(overview.execution_id, type_=Id()).desc()
-        return select(*overview).where(*recent).order_by(newest).limit(limit)
+        return select(*_COLUMNS).where(*recent).order_by(newest).limit(limit)
     if not statuses and type is None and parent_id is None:
-        return select(*overview).where(*where).order_by(newest).limit(limit)
+        return select(*_COLUMNS).where(*where).order_by(newest).limit(limit)
     # Read one page per status by index, then take the newest of them: see `statements.page`.
     pages = [
         select(overview.execution_id)
@@ -129,44 +120,37 @@ def page(
     ]
     ids = union_all(*(select(each.c.execution_id) for each in pages)).subquery()
     among = overview.execution_id.in_(select(ids.c.execution_id))
-    return select(*overview).where(among).order_by(newest).limit(limit)
+    return select(*_COLUMNS).where(among).order_by(newest).limit(limit)
 
 
 def one(id: str) -> Select[Any]:
     """Select one execution."""
-    return select(*overview).where(overview.execution_id == id)
+    return select(*_COLUMNS).where(overview.execution_id == id)
 
 
 def add_columns(connection: Connection, found: Rows, names: Sequence[str]) -> None:
     """Add columns of the table that the overview omits to its rows."""
     if not names or not found:
         return
-    ids = [row["execution_id"] for row in found]
+    ids = [row["id"] for row in found]
     chosen = [executions.c["error" if name == "stack" else name].label(name) for name in names]
     query = select(executions.c.id, *chosen).where(executions.c.id.in_(ids))
     added = {row["id"]: row for row in connection.execute(query).mappings()}
     for row in found:
         for name in names:
-            value = added[row["execution_id"]][name]
+            value = added[row["id"]][name]
             row[name] = value and value.get("stack") if name == "stack" else value
 
 
-def attempts(id: str) -> Select[Any]:
-    """Select the attempts of an execution."""
-    of = execution_attempts.c
-    return select(*of).where(of.execution_id == id).order_by(of.attempt)
-
-
-def timeline(id: str) -> Select[Any]:
-    """Select the transitions of an execution."""
-    of = execution_timeline.c
-    return select(*of).where(of.execution_id == id).order_by(of.seq)
+def history(view: Table, id: str, order: str) -> Select[Any]:
+    """Select the rows of an execution from the view of its attempts or of its transitions."""
+    return select(*view.c).where(view.c.execution_id == id).order_by(view.c[order])
 
 
 def replays(id: str, limit: int) -> Select[Any]:
     """Select the replays of an execution, newest first."""
     newest = overview.execution_id.desc()
-    return select(*overview).where(overview.replay_of == id).order_by(newest).limit(limit)
+    return select(*_COLUMNS).where(overview.replay_of == id).order_by(newest).limit(limit)
 
 
 def counts() -> Select[Any]:
@@ -197,12 +181,7 @@ def last_finished(last: int) -> Select[Any]:
     )
 
 
-def _dashed(digits: str) -> str:
-    ends = (0, 8, 12, 16, 20, 32)
-    return "-".join(digits[a:b] for a, b in pairwise(ends))
-
-
 def _id_about(moment: datetime, days: int) -> str:
     """Return an id that bounds the ids of a time, tolerating clocks that differ by a day."""
     milliseconds = int((moment + timedelta(days=days)).timestamp() * 1000)
-    return _dashed(f"{max(0, milliseconds):012x}".ljust(32, "0" if days < 0 else "f"))
+    return str(UUID(f"{max(0, milliseconds):012x}".ljust(32, "0" if days < 0 else "f")))

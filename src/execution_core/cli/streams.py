@@ -27,20 +27,15 @@ def write_warning(text: str) -> None:
     write(STDERR, f"execution-core: {escape(text)}\n".encode(errors="backslashreplace"))
 
 
-def open_standard_descriptors() -> None:
-    """Open closed standard descriptors on /dev/null, so no database file or socket gets fd 0-2."""
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        os.set_inheritable(opened, True)  # noqa: FBT003
-    os.close(opened)
-
-
 def ready_standard_streams() -> None:
     """Make stdout and stderr accept any text.
 
-    A closed stream goes to /dev/null; otherwise `print` could write stdout's text to stderr.
-    Characters that the encoding of a stream lacks are written as escapes.
+    Closed descriptors are opened on /dev/null: a database file or socket must not get one of fd
+    0-2. Characters that the encoding of a stream lacks are written as escapes.
     """
-    open_standard_descriptors()
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(opened, True)  # noqa: FBT003
+    os.close(opened)
     for name, descriptor in (("stdout", STDOUT), ("stderr", STDERR)):
         stream = getattr(sys, name)
         if stream is None:

@@ -5,27 +5,28 @@ from dataclasses import asdict
 from datetime import timedelta
 
 from .. import output
-from ..arguments import Commands, add_json_flag, add_url, duration
+from ..arguments import Commands, add_command, add_json_flag, duration
 from ..database import mask_password
 
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    add = add_command(
+        commands,
         "doctor",
+        run,
         help="check a database and say what to do about each problem",
         description="Check the schema and the settings of a database, and find stuck executions and"
         " gaps in the history. Nothing is changed. The exit code is 1 if there is a problem, and 0"
         " if there are only warnings.",
     )
-    add_url(command)
-    add_json_flag(command)
-    command.add_argument(
+    add_json_flag(add)
+    add(
         "--all",
         action="store_true",
         help="check the history of every execution, not only of the live and the newest ones",
     )
-    command.add_argument(
+    add(
         "--stalled-after",
         type=duration,
         default=timedelta(hours=1),
@@ -33,7 +34,6 @@ def register(commands: Commands) -> None:
         help="report a running execution without a heartbeat, a due one without a claim and an idle"
         " transaction after this time (default: 1h)",
     )
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

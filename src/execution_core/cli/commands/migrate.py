@@ -2,28 +2,28 @@
 
 import argparse
 
-from ..arguments import Commands, add_url
+from ..arguments import Commands, add_command
 from ..database import mask_password
 
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    add = add_command(
+        commands,
         "migrate",
+        run,
         help="create the schema or upgrade it",
         description="Create the schema or upgrade it to the newest revision. A schema that is up to"
         " date is not changed.",
     )
-    add_url(command)
-    command.add_argument(
+    add(
         "--sql",
         action="store_true",
         help="print the SQL for an empty database instead of executing it",
     )
-    command.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Migrate, or print the SQL."""
     from ... import migrate  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
@@ -32,4 +32,3 @@ def run(options: argparse.Namespace) -> int:
     else:
         migrate.upgrade(options.url)
         print(f"{mask_password(options.url)} is at {migrate.current(options.url)}")
-    return 0

@@ -4,12 +4,13 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from typing import Any, NoReturn
+from contextlib import suppress
+from functools import partial
 
 from ...core.models import LogLevel
-from .. import queries
-from ..arguments import Commands, add_url, json_value
-from ..database import Database, open_database
+from ...tracking.manager import ExecutionManager
+from ..arguments import AddArgument, Commands, add_command, json_value
+from ..database import open_database
 
 NOT_SET = 3
 EPILOG = (
@@ -18,8 +19,8 @@ EPILOG = (
     " owns the execution, nothing is written and the exit code is 1."
 )
 
-Handler = Callable[[Database, argparse.Namespace, str, int | None], int]
-"""Runs a command for an execution and the attempt that must own it, if any."""
+Handler = Callable[[ExecutionManager, argparse.Namespace], int | None]
+"""Runs a command for the execution `id` and for the `attempt` that must own it, if any."""
 
 
 def register(commands: Commands) -> None:
@@ -42,77 +43,66 @@ def register(commands: Commands) -> None:
     add("--data", metavar="JSON", type=json_value, help="JSON data of the log entry")
 
 
-def progress(database: Database, options: argparse.Namespace, id: str, attempt: int | None) -> int:
+def progress(manager: ExecutionManager, options: argparse.Namespace) -> None:
     """Set the progress."""
-    database.manager.update_progress(
-        id, options.current, options.total, message=options.message, attempt=attempt
-    )
-    return 0
+    current, total, message = options.current, options.total, options.message
+    manager.update_progress(options.id, current, total, message=message, attempt=options.attempt)
 
 
-def checkpoint(
-    database: Database, options: argparse.Namespace, id: str, attempt: int | None
-) -> int:
+def checkpoint(manager: ExecutionManager, options: argparse.Namespace) -> int | None:
     """Set or print a checkpoint."""
-    key = options.key
-    if options.value is not None:
-        database.manager.checkpoint(id, key, _json_or_text(options.value), attempt=attempt)
-        return 0
-    checkpoints = database.manager.get(id).checkpoints
+    key, value = options.key, options.value
+    if value is not None:
+        with suppress(argparse.ArgumentTypeError):  # other text is stored as a string
+            value = json_value(value)
+        manager.checkpoint(options.id, key, value, attempt=options.attempt)
+        return None
+    checkpoints = manager.get(options.id).checkpoints
     if key not in checkpoints:
         return NOT_SET
     print(json.dumps(checkpoints[key], allow_nan=False))
-    return 0
+    return None
 
 
-def log(database: Database, options: argparse.Namespace, id: str, attempt: int | None) -> int:
+def log(manager: ExecutionManager, options: argparse.Namespace) -> None:
     """Add an entry to the log."""
-    database.manager.log(
-        id, options.message, level=options.level, data=options.data, attempt=attempt
-    )
-    return 0
+    level, data = options.level, options.data
+    manager.log(options.id, options.message, level=level, data=data, attempt=options.attempt)
 
 
-def _add_command(
-    commands: Commands, name: str, handler: Handler, summary: str
-) -> Callable[..., argparse.Action]:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=f"{summary.capitalize()}.", epilog=EPILOG
+def _add_command(commands: Commands, name: str, handler: Handler, summary: str) -> AddArgument:
+    add = add_command(
+        commands,
+        name,
+        partial(_run, handler),
+        help=summary,
+        description=f"{summary.capitalize()}.",
+        epilog=EPILOG,
     )
-    add_url(command)
-    command.add_argument(
+    add(
         "--id",
         metavar="ID",
         help="the execution: its id or a unique id prefix (default: $EXECUTION_ID)",
     )
-    command.add_argument("--attempt", metavar="N", type=int, help="refuse unless this attempt"
+    add("--attempt", metavar="N", type=int, help="refuse unless this attempt"
         " owns the execution (default: without --id, $EXECUTION_ATTEMPT)")  # fmt: skip
-    command.set_defaults(run=lambda options: _run(handler, options, command.error))
-    return command.add_argument
+    return add
 
 
-def _run(
-    handler: Handler, options: argparse.Namespace, usage_error: Callable[[str], NoReturn]
-) -> int:
-    id, attempt = options.id, options.attempt
-    if id is None:
-        id, number = os.environ.get("EXECUTION_ID"), os.environ.get("EXECUTION_ATTEMPT")
-        if not id:
-            usage_error("no execution given: use --id, or run this inside execution-core run")
-        if attempt is None and number:
+def _run(handler: Handler, options: argparse.Namespace) -> int | None:
+    prefix = options.id
+    if prefix is None:
+        options.id, number = os.environ.get("EXECUTION_ID"), os.environ.get("EXECUTION_ATTEMPT")
+        if not options.id:
+            options.usage_error(
+                "no execution given: use --id, or run this inside execution-core run"
+            )
+        if options.attempt is None and number:
             try:
-                attempt = int(number)
+                options.attempt = int(number)
             except ValueError:
-                usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
+                options.usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
     with open_database(options.url) as database:
-        if options.id is not None:
-            with database.reader.connect() as connection:
-                id = queries.resolve_id(connection, id)
-        return handler(database, options, id, attempt)
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json_value(text)
-    except argparse.ArgumentTypeError:
-        return text
+        if prefix is not None:
+            options.id = database.resolve_id(prefix)
+        return handler(database.manager, options)

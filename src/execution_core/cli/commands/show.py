@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from ...core.models import Execution, LogEntry
+from ...core.models import Execution
+from ...sql.schema.views import execution_attempts, execution_timeline
 from .. import output, queries
-from ..arguments import Commands, add_id, add_json_flag, add_url, page_limit
+from ..arguments import Commands, add_command, add_id, add_json_flag, page_limit
 from ..database import open_database
 
 MAX_VALUE: Final = 1_000
@@ -18,65 +19,56 @@ MAX_STACK: Final = 10_000
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    add = add_command(
+        commands,
         "show",
+        run,
         help="show one execution: attempts, timeline, children, log, stack trace",
         description="Show one execution: its attempts, timeline, children, replays and log, its"
         " error with the stack trace, its payload and result (at most the first"
         f" {MAX_VALUE:,} characters of each without --full).",
     )
-    add_id(command)
-    add_url(command)
-    add_json_flag(command)
-    command.add_argument("--full", action="store_true", help="print large values in full")
-    command.add_argument(
+    add_id(add)
+    add_json_flag(add)
+    add("--full", action="store_true", help="print large values in full")
+    add(
         "--limit",
         type=page_limit,
         default=20,
         help="maximum number of children, replays and log entries, newest first (default: 20)",
     )
-    command.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Print one execution."""
     with open_database(options.url) as database:
         with database.reader.connect() as connection:
             id = queries.resolve_id(connection, options.id)
             now = queries.now(connection)
-            children = queries.page(parent_id=id, limit=options.limit)
-            related = {
-                "attempts": queries.rows(connection, queries.attempts(id)),
-                "timeline": queries.rows(connection, queries.timeline(id)),
-                "children": queries.rows(connection, children),
-                "replays": queries.rows(connection, queries.replays(id, options.limit)),
+            selects = {
+                "attempts": queries.history(execution_attempts, id, "attempt"),
+                "timeline": queries.history(execution_timeline, id, "seq"),
+                "children": queries.page(parent_id=id, limit=options.limit),
+                "replays": queries.replays(id, options.limit),
             }
+            related = {name: queries.rows(connection, query) for name, query in selects.items()}
         execution = database.manager.get(id)
         logs = database.manager.logs(id, limit=options.limit)[::-1]
+    log = [entry.model_dump(exclude={"execution_id"}) for entry in logs]
     if options.json:
         facts = execution.model_dump(exclude={"fingerprint", "timeout"})
-        timeout_ms = execution.timeout and execution.timeout // timedelta(milliseconds=1)
-        linked = {name: queries.with_id(related[name]) for name in ("children", "replays")}
-        output.print_json(
-            {"execution": facts | {"timeout_ms": timeout_ms}}
-            | related
-            | linked
-            | {"logs": [entry.model_dump(exclude={"execution_id"}) for entry in logs]}
-        )
-        return 0
-    print_execution(execution, related, logs, now, None if options.full else MAX_VALUE)
-    return 0
+        facts["timeout_ms"] = execution.timeout and execution.timeout // timedelta(milliseconds=1)
+        output.print_json({"execution": facts} | related | {"logs": log})
+    else:
+        limit = None if options.full else MAX_VALUE
+        print_execution(execution, related | {"log": log}, now, limit)
 
 
 def print_execution(
-    execution: Execution,
-    related: dict[str, queries.Rows],
-    logs: list[LogEntry],
-    now: datetime,
-    limit: int | None,
+    execution: Execution, related: dict[str, queries.Rows], now: datetime, limit: int | None
 ) -> None:
     """Print an execution as text, at most `limit` characters of each value."""
-    output.print_facts([fact for fact in _list_facts(execution, now) if fact[1] is not None])
+    output.print_facts(fact for fact in _list_facts(execution, now) if fact[1] is not None)
     for name in ("payload", "result", "metadata", "checkpoints"):
         if value := getattr(execution, name):
             text = json.dumps(value, indent=2, ensure_ascii=False)
@@ -85,66 +77,49 @@ def print_execution(
     if failures and (stack := failures[-1]["error"].get("stack")):
         title = f"STACK OF ATTEMPT {failures[-1]['attempt']}"
         output.print_block(title, str(stack).rstrip(), None if limit is None else MAX_STACK)
-    output.print_table(
-        ["ATTEMPT", "STARTED", "TOOK", "OUTCOME", "WORKER", "ERROR"],
-        [
-            [
-                each["attempt"],
-                each["started_at"],
-                output.format_duration(each["duration_seconds"]),
-                each["outcome"],
-                each["worker"],
-                each["error"] and output.shorten(str(each["error"].get("message")), 60),
-            ]
-            for each in related["attempts"]
-        ],
-        title="Attempts",
-    )
-    output.print_table(
-        ["SEQ", "WHEN", "AFTER", "FROM", "TO", "WORKER", "REASON"],
-        [
-            [
-                *(
-                    each["seq"],
-                    each["occurred_at"],
-                    output.format_duration(each["seconds_since_last"]),
-                ),
-                *(each["from_status"], each["to_status"], each["worker"], each["reason"]),
-            ]
-            for each in related["timeline"]
-        ],
-        title="Timeline",
-    )
-    for name in ("children", "replays"):
-        output.print_table(
-            ["ID", "TYPE", "STATUS", "ATTEMPT", "AGE"],
-            [
-                [
-                    *(each["execution_id"], each["type"], each["status"]),
-                    *(f"{each['attempts']}/{each['max_attempts']}", now - each["created_at"]),
-                ]
-                for each in related[name]
-            ],
-            title=name.title(),
-        )
-    output.print_table(
-        ["WHEN", "ATTEMPT", "LEVEL", "MESSAGE", "DATA"],
-        [
-            [
-                *(entry.logged_at, entry.attempt, entry.level.value),
-                output.escape(entry.message, lines=True)[:limit],
-                entry.data and output.shorten(output.compact(entry.data), 200),
-            ]
-            for entry in logs
-        ],
-        title="Log",
-    )
+    linked: output.Columns = {
+        "ID": "id",
+        "TYPE": "type",
+        "STATUS": "status",
+        "ATTEMPT": output.format_attempt,
+        "AGE": lambda row: now - row["created_at"],
+    }
+    tables: dict[str, output.Columns] = {
+        "attempts": {
+            "ATTEMPT": "attempt",
+            "STARTED": "started_at",
+            "TOOK": "duration_seconds",
+            "OUTCOME": "outcome",
+            "WORKER": "worker",
+            "ERROR": lambda row: output.shorten(row["error_message"], 60),
+        },
+        "timeline": {
+            "SEQ": "seq",
+            "WHEN": "occurred_at",
+            "AFTER": "seconds_since_last",
+            "FROM": "from_status",
+            "TO": "to_status",
+            "WORKER": "worker",
+            "REASON": "reason",
+        },
+        "children": linked,
+        "replays": linked,
+        "log": {
+            "WHEN": "logged_at",
+            "ATTEMPT": "attempt",
+            "LEVEL": "level",
+            "MESSAGE": lambda row: row["message"][:limit],
+            "DATA": lambda row: output.shorten_json(row["data"]),
+        },
+    }
+    for name, columns in tables.items():
+        output.print_table(columns, related[name], title=name.title())
 
 
 def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:
     yield "execution", execution.id
     yield "type", execution.type
-    yield "status", execution.status.value
+    yield "status", execution.status
     yield "attempt", f"{execution.attempts} of {execution.max_attempts}"
     if execution.error is not None:
         code = f" [{execution.error.code}]" if execution.error.code else ""
@@ -160,14 +135,6 @@ def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]
     yield "replay of", execution.replay_of
     yield "timeout", execution.timeout
     for name in ("created", "started", "heartbeat", "deadline", "due", "completed"):
-        time: datetime | None = getattr(execution, f"{name}_at")
-        yield name, time and f"{output.format_cell(time)}  {_format_age(now, time)}"
-
-
-def _format_age(now: datetime, time: datetime) -> str:
-    seconds = (now - time).total_seconds()
-    return (
-        f"{output.format_duration(seconds)} ago"
-        if seconds >= 0
-        else f"in {output.format_duration(-seconds)}"
-    )
+        if (time := getattr(execution, f"{name}_at")) is not None:
+            past, age = time <= now, output.format_cell(abs(now - time))
+            yield name, f"{output.format_cell(time)}  " + (f"{age} ago" if past else f"in {age}")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ...core.models import ExecutionStatus
 from .. import output, queries
-from ..arguments import Commands, add_json_flag, add_url
+from ..arguments import Commands, add_command, add_json_flag
 from ..database import open_database
 
 MAX_FINISHED: Final = 10_000
@@ -15,64 +15,46 @@ MAX_FINISHED: Final = 10_000
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    add = add_command(
+        commands,
         "stats",
+        run,
         help="count executions by type and status; success rates and durations",
         description="Count all executions by type and status, which reads a whole index. For the"
         f" {MAX_FINISHED:,} executions that finished last, print how many completed and how long"
         " their last attempts took.",
     )
-    add_url(command)
-    add_json_flag(command)
-    command.set_defaults(run=run)
+    add_json_flag(add)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Print the statistics."""
     with open_database(options.url) as database, database.reader.connect() as connection:
         counted = queries.rows(connection, queries.counts())
         finished = summarize(queries.rows(connection, queries.last_finished(MAX_FINISHED)))
     if options.json:
         output.print_json({"counts": counted, "recently_finished": finished})
-        return 0
+        return
     if not counted:
         output.warn("no executions")
-    output.print_table(
-        ["TYPE", *(status.upper() for status in ExecutionStatus)],
-        _count_by_type(counted),
-        title="All",
-    )
-    output.print_table(
-        ["TYPE", "FINISHED", "COMPLETED", "P50", "P95", "LONGEST", "SINCE"],
-        [
-            [
-                output.shorten(each["type"], 30),
-                each["finished"],
-                f"{100 * each['completed'] / each['finished']:.4g}%",
-                *(
-                    output.format_duration(each[f"{name}_seconds"])
-                    for name in ("p50", "p95", "longest")
-                ),
-                each["since"],
-            ]
-            for each in finished
-        ],
-        title=f"The last {MAX_FINISHED:,} finished",
-    )
-    return 0
-
-
-def _count_by_type(counted: queries.Rows) -> list[list[output.Cell]]:
-    by_type: dict[str, dict[str, int]] = defaultdict(dict)
+    by_type: dict[str, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(ExecutionStatus))
     for row in counted:
-        by_type[row["type"]][row["status"]] = row["count"]
-    return [
-        [output.shorten(type, 30), *(found.get(status) for status in ExecutionStatus)]
-        for type, found in by_type.items()
-    ]
+        by_type[row["type"]] |= {"type": row["type"], row["status"]: row["count"]}
+    statuses = {status.upper(): status.value for status in ExecutionStatus}
+    output.print_table({"TYPE": "type"} | statuses, list(by_type.values()), title="All")
+    summary: output.Columns = {
+        "TYPE": "type",
+        "FINISHED": "finished",
+        "COMPLETED": lambda row: output.format_percent(100 * row["completed"] / row["finished"]),
+        "P50": "p50_seconds",
+        "P95": "p95_seconds",
+        "LONGEST": "longest_seconds",
+        "SINCE": "since",
+    }
+    output.print_table(summary, finished, title=f"The last {MAX_FINISHED:,} finished")
 
 
-def summarize(finished: queries.Rows) -> list[dict[str, Any]]:
+def summarize(finished: queries.Rows) -> queries.Rows:
     """Summarize finished executions by type."""
     by_type: dict[str, queries.Rows] = defaultdict(list)
     for row in finished:

@@ -3,9 +3,10 @@
 import argparse
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Engine
@@ -16,7 +17,7 @@ from ...core.errors import ExecutionNotFound
 from ...core.models import ExecutionStatus
 from ...core.state_machine import LIVE
 from .. import output, queries
-from ..arguments import Commands, add_json_flag, add_url, duration, page_limit
+from ..arguments import Commands, add_command, add_json_flag, duration, page_limit
 from ..database import explain, open_database
 
 if TYPE_CHECKING:
@@ -31,30 +32,26 @@ UNLABELLED: Final = ("ID", "TYPE", "STATUS", "DONE", "MESSAGE")
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    add = add_command(
+        commands,
         "watch",
+        run,
         help="watch running executions: progress, rate, time left",
         description="Watch the progress, rate and remaining time of all running executions, or of"
         " one execution until it has finished. A terminal with rich installed shows a live table;"
         " otherwise each change is printed as a line. Ctrl-C stops watching, not the executions.",
         epilog="exit code with ID: 0 if it completed, 1 if it finished otherwise",
     )
-    command.add_argument(
-        "id", metavar="ID", nargs="?", help="id or unique id prefix (default: all running)"
-    )
-    add_url(command)
-    add_json_flag(command, "print the current state once, as one JSON document")
-    command.add_argument(
+    add("id", metavar="ID", nargs="?", help="id or unique id prefix (default: all running)")
+    add_json_flag(add, "print the current state once, as one JSON document")
+    add(
         "--every",
         metavar="TIME",
         type=duration,
         default=timedelta(seconds=1),
         help="interval between queries (default: 1s)",
     )
-    command.add_argument(
-        "--limit", type=page_limit, default=20, help="maximum number of executions (default: 20)"
-    )
-    command.set_defaults(run=run)
+    add("--limit", type=page_limit, default=20, help="maximum number of executions (default: 20)")
 
 
 @dataclass(frozen=True)
@@ -66,10 +63,6 @@ class Snapshot:
     """Each with `short_id`, `rate_per_second` and `seconds_left`."""
     counts: dict[str, int]
     """The number of live executions by status."""
-
-    def is_finished(self) -> bool:
-        """Return whether all executions have finished."""
-        return all(row["status"] not in LIVE for row in self.executions)
 
 
 class RateEstimator:
@@ -89,7 +82,7 @@ class RateEstimator:
         row |= {"rate_per_second": rate, "seconds_left": left}
 
     def _rate(self, row: dict[str, Any], current: int, now: datetime) -> float | None:
-        samples = self._samples[row["execution_id"]]
+        samples = self._samples[row["id"]]
         new = not samples
         if samples and samples[-1][1] > current:
             samples.clear()  # the progress was reset
@@ -107,49 +100,35 @@ def run(options: argparse.Namespace) -> int:
     """Watch until the execution has finished or until Ctrl-C, or print once with --json."""
     validation.duration("every", options.every)
     with open_database(options.url) as database:
-        id = None
-        if options.id is not None:
-            with database.reader.connect() as connection:
-                id = queries.resolve_id(connection, options.id)
+        id = None if options.id is None else database.resolve_id(options.id)
         if options.json:
             snapshot = read_snapshot(database.reader, id, options.limit, RateEstimator())
-            executions = queries.with_id(snapshot.executions)
-            output.print_json({"counts": snapshot.counts, "executions": executions})
+            output.print_json({"counts": snapshot.counts, "executions": snapshot.executions})
             return 0
+        snapshots = _poll(options, database.reader, id)
+        terminal = output.console()
         try:
-            return _watch(options, database.reader, id)
+            last = _print(snapshots) if terminal is None else _draw(terminal, snapshots)
         except KeyboardInterrupt:
             return 0
+    return int(last.executions[0]["status"] != ExecutionStatus.COMPLETED)
 
 
 def read_snapshot(engine: Engine, id: str | None, limit: int, estimator: RateEstimator) -> Snapshot:
-    """Read one execution, or the running ones.
-
-    Raises:
-        ExecutionNotFound: the execution does not exist.
-    """
+    """Read one execution, or the running ones."""
     running = [ExecutionStatus.RUNNING]
     with engine.connect() as connection:
         now = queries.now(connection)
         query = queries.one(id) if id else queries.page(statuses=running, limit=limit)
         executions = queries.rows(connection, query)
-        short = queries.short_ids(connection, [row["execution_id"] for row in executions])
+        short = queries.short_ids(connection, [row["id"] for row in executions])
         counted = [] if id else queries.rows(connection, queries.live_counts())
     if id and not executions:
         raise ExecutionNotFound(id)
     for row in executions:
-        row["short_id"] = short[row["execution_id"]]
+        row["short_id"] = short[row["id"]]
         estimator.measure(row, now)
     return Snapshot(now, executions, {row["status"]: row["count"] for row in counted})
-
-
-def _watch(options: argparse.Namespace, engine: Engine, id: str | None) -> int:
-    snapshots = _poll(options, engine, id)
-    terminal = output.console()
-    last = _draw(terminal, snapshots) if terminal is not None else _print(snapshots)
-    if id is None:
-        return 0
-    return int(last.executions[0]["status"] != ExecutionStatus.COMPLETED)
 
 
 def _poll(options: argparse.Namespace, engine: Engine, id: str | None) -> Iterator[Snapshot]:
@@ -165,29 +144,26 @@ def _poll(options: argparse.Namespace, engine: Engine, id: str | None) -> Iterat
         else:
             reachable = True
             yield snapshot
-            if id is not None and snapshot.is_finished():
+            if id is not None and snapshot.executions[0]["status"] not in LIVE:
                 return
         time.sleep(options.every.total_seconds())
 
 
 def _print(snapshots: Iterator[Snapshot]) -> Snapshot:
+    """Print a line for each execution whose state has changed."""
     printed: dict[str, tuple[Any, ...]] = {}
+    state_of = itemgetter("status", "attempts", "progress_current", "progress_message")
     for snapshot in snapshots:
         for row in snapshot.executions:
-            state = (
-                row["status"],
-                row["attempts"],
-                row["progress_current"],
-                row["progress_message"],
-            )
-            if printed.get(row["execution_id"]) != state:
-                printed[row["execution_id"]] = state
-                words = [output.format_cell(snapshot.now)]
-                for header, cell in zip(HEADERS, _to_cells(row), strict=True):
+            if printed.get(row["id"]) == state_of(row):
+                continue
+            printed[row["id"]] = state_of(row)
+            words = [output.format_cell(snapshot.now)]
+            for header, cell in zip(COLUMNS, output.to_cells(COLUMNS, row), strict=True):
+                if cell is not None:
                     word = output.format_cell(cell)
-                    if word != output.EMPTY:
-                        words.append(word if header in UNLABELLED else f"{header.lower()} {word}")
-                print(*words, sep="  ", flush=True)
+                    words.append(word if header in UNLABELLED else f"{header.lower()} {word}")
+            print(*words, sep="  ", flush=True)
     return snapshot
 
 
@@ -203,27 +179,25 @@ def _draw(terminal: "Console", snapshots: Iterator[Snapshot]) -> Snapshot:
 def render(snapshot: Snapshot, width: int) -> "RenderableType":
     """Build a rich table with progress bars and as many columns as fit the width."""
     from rich import box  # noqa: PLC0415
-    from rich.cells import cell_len  # noqa: PLC0415
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    words = [[output.format_cell(cell) for cell in _to_cells(row)] for row in snapshot.executions]
-    room = width - BAR_WIDTH - 4
-    chosen = []
-    for number, header in enumerate(HEADERS):
-        needed = max(len(header), *(cell_len(row[number]) for row in words), 0) + 3
-        if needed <= room or number == 0:
-            chosen.append(number)
-            room -= needed
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number in chosen:
-        table.add_column(HEADERS[number], no_wrap=True)
-        if number == 0:
+    rows = [map(output.style_cell, output.to_cells(COLUMNS, row)) for row in snapshot.executions]
+    columns: list[Sequence[RenderableType]] = []
+    room = width - BAR_WIDTH - 4
+    for header, *cells in zip(COLUMNS, *rows, strict=True):
+        needed = max(len(header), *(cell.cell_len for cell in cells), 0) + 3
+        if needed <= room or not columns:
+            room -= needed
+            table.add_column(header, no_wrap=True)
+            columns.append(cells)
+        if header == "ID":
             table.add_column("", width=BAR_WIDTH)
-    for row, cells in zip(snapshot.executions, words, strict=True):
-        id, *others = (output.style_cell(cells[number]) for number in chosen)
-        table.add_row(id, _bar(row), *others)
+            columns.append([_bar(row) for row in snapshot.executions])
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
     counted = [f"{count:,} {status}" for status, count in sorted(snapshot.counts.items())]
     title = "  ".join([output.format_cell(snapshot.now), *counted])
     hidden = snapshot.counts.get(ExecutionStatus.RUNNING, 0) - len(snapshot.executions)
@@ -231,40 +205,35 @@ def render(snapshot: Snapshot, width: int) -> "RenderableType":
     return Group(Text(title, style="bold"), table, *([more] if hidden > 0 else []))
 
 
-def _bar(row: dict[str, Any]) -> "RenderableType":
+def _bar(row: output.Row) -> "RenderableType":
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
     current, total = row["progress_current"], row["progress_total"]
-    if not total:
-        return Text(output.EMPTY)
-    return ProgressBar(total=total, completed=current, width=BAR_WIDTH)
+    return ProgressBar(total=total, completed=current) if total else output.EMPTY
+
+
+def _format_done(row: output.Row) -> str | None:
+    current, total, percent = (row[f"progress_{part}"] for part in ("current", "total", "percent"))
+    return None if current is None else f"{current:,}/{total:,} {percent:.4g}%"
+
+
+def _format_rate(row: output.Row) -> str | None:
+    rate = row["rate_per_second"]
+    if rate is None:
+        return None
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.2g}/s"
 
 
 # The most important first: a narrow terminal shows only the first ones that fit.
-HEADERS: Final = (
-    *("ID", "TYPE", "STATUS", "DONE", "RATE", "LEFT", "MESSAGE", "RUNS FOR", "WORKER", "ATTEMPT"),
-)
-
-
-def _to_cells(row: dict[str, Any]) -> list[output.Cell]:
-    current, total, percent = (row[f"progress_{part}"] for part in ("current", "total", "percent"))
-    message = row["progress_message"] or row["error_message"]
-    return [
-        row["short_id"],
-        output.shorten(row["type"], 24),
-        row["status"],
-        None if current is None else f"{current:,}/{total:,} {percent:.4g}%",
-        _format_rate(row["rate_per_second"]),
-        output.format_duration(row["seconds_left"]),
-        message and output.shorten(message, 40),
-        output.format_duration(row["duration_seconds"]),
-        row["worker"] and output.shorten(row["worker"], 24),
-        f"{row['attempts']}/{row['max_attempts']}",
-    ]
-
-
-def _format_rate(per_second: float | None) -> str | None:
-    if per_second is None:
-        return None
-    return f"{per_second:,.0f}/s" if per_second >= 100 else f"{per_second:.2g}/s"
+COLUMNS: Final[output.Columns] = {
+    "ID": "short_id",
+    "TYPE": lambda row: output.shorten(row["type"], 24),
+    "STATUS": "status",
+    "DONE": _format_done,
+    "RATE": _format_rate,
+    "LEFT": "seconds_left",
+    "MESSAGE": lambda row: output.shorten(row["progress_message"] or row["error_message"], 40),
+    "RUNS FOR": "duration_seconds",
+    "WORKER": lambda row: output.shorten(row["worker"], 24),
+    "ATTEMPT": output.format_attempt,
+}

@@ -1,7 +1,4 @@
-"""A child process in its own process group, whose output is forwarded and its tail kept.
-
-For POSIX. This module knows nothing of executions.
-"""
+"""A POSIX process in its own process group, whose output is forwarded and its tail kept."""
 
 import os
 import selectors
@@ -26,16 +23,7 @@ Notify = Callable[[object], None]
 
 
 class ChildProcess:
-    """Start a command in its own session: `ChildProcess(["make"], os.environ, print)`.
-
-    Args:
-        command: the program and its arguments.
-        environment: its environment variables.
-        notify: called when the command has ended, and when all its output is forwarded.
-
-    Raises:
-        OSError: the command cannot be started.
-    """
+    """Start a command in its own session: `ChildProcess(["make"], os.environ, print)`."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], notify: Notify
@@ -53,10 +41,13 @@ class ChildProcess:
             start_new_session=True,
         )
         self._notify = notify
-        self.status: int | None = None
-        """The exit status once it has ended; negative if a signal ended it."""
         self.output = OutputPump(self._process.stdout, self._process.stderr, notify)
         threading.Thread(target=self._wait, name="child", daemon=True).start()
+
+    @property
+    def status(self) -> int | Any:
+        """The exit status, None before it has ended; negative if a signal ended it."""
+        return self._process.returncode
 
     def signal(self, number: int) -> bool:
         """Send a signal to the group; return whether the group still has processes."""
@@ -78,7 +69,7 @@ class ChildProcess:
         return self.signal(0)
 
     def _wait(self) -> None:
-        self.status = self._process.wait()
+        self._process.wait()
         self.output.finish()
         self._notify(self)
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,10 +12,9 @@ from sqlalchemy import make_url
 from ...core import validation
 from ...core.backoff import Backoff
 from ...sql.driver.url import parse_url, sqlite_file
-from ..arguments import Commands, add_url, duration
+from ..arguments import Commands, add_command, duration
 from ..database import open_database
 from .events import EventQueue
-from .options import RunOptions
 from .runner import Runner
 
 DESCRIPTION = """\
@@ -57,16 +57,16 @@ exit codes:
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    command = commands.add_parser(
+    add = add_command(
+        commands,
         "run",
+        run,
         help="run a command as a tracked execution",
         usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_url(command)
-    add = command.add_argument
     add("--type", metavar="T", help="type of the execution (default: the name of the command)")
     add(
         "--key",
@@ -77,20 +77,19 @@ def register(commands: Commands) -> None:
     add("--max-attempts", metavar="N", type=int, default=1, help="maximum number of"
         " attempts (default: 1); a failed or timed-out attempt is retried immediately without"
         " --backoff")  # fmt: skip
-    add("--backoff", metavar="D", type=duration, help="delay before a retry, e.g. 5s; doubles"
-        " each time, up to 1h")  # fmt: skip
-    add("--timeout", metavar="D", type=duration, help="maximum run time per attempt, e.g. 30s or"
-        " 1h30m; then the process group gets SIGTERM, and SIGKILL after --kill-after")  # fmt: skip
-    add("--kill-after", metavar="D", type=duration, default="10s",
-        help="grace period between the signal and SIGKILL (default: 10s)")  # fmt: skip
-    add("--heartbeat", metavar="D", type=duration, default="2s", help="interval between"
-        " heartbeats, which also notice a cancellation (default: 2s)")  # fmt: skip
-    add("--stalled-after", metavar="D", type=duration, help="take over if the current run of the"
-        " key has sent no heartbeat for D")  # fmt: skip
-    add("--record-for", metavar="D", type=duration, default="30s", help="keep retrying for D to"
-        " save the outcome while the database is unavailable (default: 30s)")  # fmt: skip
+    add_duration = partial(add, metavar="D", type=duration)
+    add_duration("--backoff", help="delay before a retry, e.g. 5s; doubles each time, up to 1h")
+    add_duration("--timeout", help="maximum run time per attempt, e.g. 30s or 1h30m; then the"
+        " process group gets SIGTERM, and SIGKILL after --kill-after")  # fmt: skip
+    add_duration("--kill-after", default="10s", help="grace period between the signal and SIGKILL"
+        " (default: 10s)")  # fmt: skip
+    add_duration("--heartbeat", default="2s", help="interval between heartbeats, which also notice"
+        " a cancellation (default: 2s)")  # fmt: skip
+    add_duration("--stalled-after", help="take over if the current run of the key has sent no"
+        " heartbeat for D")  # fmt: skip
+    add_duration("--record-for", default="30s", help="keep retrying for D to save the outcome while"
+        " the database is unavailable (default: 30s)")  # fmt: skip
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
-    command.set_defaults(run=run, usage_error=command.error)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -103,39 +102,39 @@ def run(options: argparse.Namespace) -> int:
     printable = [os.fsencode(word).decode(errors="replace") for word in words]
     events = EventQueue()
     events.install_signal_handlers()
-    run_options = RunOptions(
-        command=words,
-        url=_make_absolute(options.url),
-        type=_default_type(printable[0]) if options.type is None else options.type,
-        payload={"command": printable},
-        key=options.key,
-        max_attempts=options.max_attempts,
-        timeout=options.timeout,
-        backoff=options.backoff and _to_backoff(options.backoff),
-        kill_after=validation.delay("kill_after", options.kill_after),
-        heartbeat=validation.duration("heartbeat", options.heartbeat),
-        stalled_after=options.stalled_after
-        and validation.duration("stalled_after", options.stalled_after),
-        record_for=validation.duration("record_for", options.record_for),
-    )
+    backoff, stalled_after, type = options.backoff, options.stalled_after, options.type
+    if backoff:
+        initial = validation.duration("backoff", backoff)
+        backoff = Backoff(initial, maximum=max(initial, timedelta(hours=1)))
+    if stalled_after:
+        validation.duration("stalled_after", stalled_after)
+    if type is None:
+        type = (Path(printable[0]).name or printable[0])[: validation.MAX_NAME]
     with open_database(options.url) as database:
-        return Runner(database, run_options, events).run()
-
-
-def _default_type(program: str) -> str:
-    return (Path(program).name or program)[: validation.MAX_NAME]
-
-
-def _to_backoff(initial: timedelta) -> Backoff:
-    validation.duration("backoff", initial)
-    return Backoff(initial, maximum=max(initial, timedelta(hours=1)))
+        return Runner(
+            database=database,
+            events=events,
+            command=words,
+            url=_make_absolute(options.url),
+            new_execution={
+                "type": type,
+                "payload": {"command": printable},
+                "max_attempts": options.max_attempts,
+                "timeout": options.timeout,
+                "idempotency_key": options.key,
+            },
+            backoff=backoff,
+            kill_after=validation.delay("kill_after", options.kill_after),
+            heartbeat=validation.duration("heartbeat", options.heartbeat),
+            stalled_after=stalled_after,
+            record_for=validation.duration("record_for", options.record_for),
+        ).run()
 
 
 def _make_absolute(url: str) -> str:
     """Return a URL that stays valid when the command changes its working directory."""
     parsed = parse_url(url)
-    file = sqlite_file(parsed) if parsed.get_backend_name() == "sqlite" else None
-    if file is None:
+    if parsed.get_backend_name() != "sqlite" or (file := sqlite_file(parsed)) is None:
         return url
     path = str(file.absolute())
     if str(parsed.database).startswith("file:"):

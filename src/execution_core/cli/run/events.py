@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ class EventQueue:
     def __init__(self) -> None:
         # Only SimpleQueue is reentrant: a signal handler may interrupt the thread that reads it.
         self._items: SimpleQueue[object] = SimpleQueue()
+        self.post: Final = self._items.put
+        """Adds an event, from any thread."""
         self.interrupted: signal.Signals | None = None
         """The first signal that arrived."""
 
@@ -33,10 +35,6 @@ class EventQueue:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # keep signals ignored under nohup
                 signal.signal(number, self._on_signal)
-
-    def post(self, item: object) -> None:
-        """Add an event, from any thread."""
-        self._items.put(item)
 
     def next(self, until: float | None = None) -> object | None:
         """Wait for the next event; return None at the monotonic time `until`."""
@@ -49,9 +47,7 @@ class EventQueue:
     def call(self, function: Callable[[], T], until: float | None = None) -> T:
         """Run a function in a thread, because a query can hang, and return its result.
 
-        Raises:
-            Interrupted: a signal arrived, and `until` is None.
-            TimeoutError: `until` has passed.
+        Without `until`, a signal raises Interrupted; otherwise that time raises a TimeoutError.
         """
         result: Future[T] = Future()
 
@@ -71,11 +67,7 @@ class EventQueue:
         return result.result()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep.
-
-        Raises:
-            Interrupted: a signal arrived.
-        """
+        """Sleep until the time is up, or raise `Interrupted` when a signal arrives."""
         until = time.monotonic() + seconds
         self.raise_if_interrupted()
         while self.next(until) is not None:

@@ -5,7 +5,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from signal import Signals
@@ -45,11 +45,7 @@ class Outcome:
     def record(
         self, manager: ExecutionManager, started: Execution, retry_after: timedelta
     ) -> Execution:
-        """Save the outcome; calling it again after a lost response changes nothing.
-
-        Raises:
-            AttemptLost: this attempt no longer owns the execution.
-        """
+        """Save the outcome; calling it again after a lost response changes nothing."""
         id, attempt = started.id, started.attempts
         try:
             if self.error is not None:
@@ -59,7 +55,9 @@ class Outcome:
             result = {"exit_status": self.code, "output": self.output}
             return manager.complete(id, result, attempt=attempt)
         except (InvalidStateTransition, StaleAttempt, ExecutionNotFound):
-            found = _find(manager, id)
+            found = None
+            with suppress(ExecutionNotFound):
+                found = manager.get(id)
             recorded = (FAILED, RETRYING) if self.error is not None else (self.status,)
             if found and found.attempts == attempt and found.status in recorded:
                 return found
@@ -81,42 +79,31 @@ class Outcome:
         return self.code
 
 
-def _find(manager: ExecutionManager, id: str) -> Execution | None:
-    try:
-        return manager.get(id)
-    except ExecutionNotFound:
-        return None
-
-
 def after_exit(status: int, output: str) -> Outcome:
     """Return the outcome of a command that exited or was ended by a foreign signal."""
     if status == 0:
         return Outcome(0, "Exited with status 0", COMPLETED, output)
+    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), None)
+    detail = f": {last}" if last else ""
     if status > 0:
-        return _failure(status, f"Exited with status {status}", f"exit_{status}", output)
+        return _failure(status, f"Exited with status {status}", f"exit_{status}", output, detail)
     name = signal_name(-status)
-    return _failure(SIGNAL_CODE - status, f"Ended by {name}", name, output)
+    return _failure(SIGNAL_CODE - status, f"Ended by {name}", name, output, detail)
 
 
 def after_interrupt(signal: Signals, output: str = "") -> Outcome:
     """Return the outcome after `run` received a signal."""
-    error = ExecutionFailure(
-        message=f"Interrupted by {signal.name}",
-        code=INTERRUPTED,
-        stack=output or None,
-        retryable=True,
-    )
-    return Outcome(SIGNAL_CODE + signal, error.message, FAILED, output, error)
+    return _failure(SIGNAL_CODE + signal, f"Interrupted by {signal.name}", INTERRUPTED, output)
 
 
-def after_timeout(output: str) -> Outcome:
+def after_timeout(output: str, message: str = "Timed out") -> Outcome:
     """Return the outcome of an attempt that reached its deadline."""
-    return Outcome(TIMED_OUT_CODE, "Timed out", TIMED_OUT, output)
+    return Outcome(TIMED_OUT_CODE, message, TIMED_OUT, output)
 
 
 def after_loss(output: str) -> Outcome:
     """Return the outcome of an attempt that lost its execution; the database says why."""
-    return replace(after_timeout(output), message="Ended by execution-core run")
+    return after_timeout(output, "Ended by execution-core run")
 
 
 def after_start_failure(command: Sequence[str], problem: OSError) -> Outcome:
@@ -149,8 +136,7 @@ def _advise(command: Sequence[str], problem: OSError) -> str:
     return ""
 
 
-def _failure(code: int, message: str, name: str, output: str) -> Outcome:
-    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), None)
-    detail = f"{message}: {last}" if last else message
-    error = ExecutionFailure(message=detail, code=name, stack=output or None, retryable=True)
+def _failure(code: int, message: str, name: str, output: str, detail: str = "") -> Outcome:
+    text = message + detail
+    error = ExecutionFailure(message=text, code=name, stack=output or None, retryable=True)
     return Outcome(code, message, FAILED, output, error)

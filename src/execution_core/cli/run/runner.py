@@ -3,14 +3,17 @@
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...core import transitions
+from ...core.backoff import Backoff
 from ...core.errors import (
     AlreadyRunning,
     AttemptLost,
@@ -27,8 +30,7 @@ from ..database import Database, short_reason
 from ..streams import write_warning
 from .events import EventQueue, Interrupted
 from .exit_codes import REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
-from .options import RunOptions
-from .supervisor import Command, HeartbeatThread
+from .supervisor import Command, start_heartbeats
 
 RETRYABLE: Final = (ConcurrentUpdate, ConnectionLost)
 """These errors changed nothing, so the call can be repeated."""
@@ -38,15 +40,23 @@ INITIAL_BACKOFF: Final = 0.1
 MAX_BACKOFF: Final = 5.0
 
 
+@dataclass(kw_only=True)
 class Runner:
-    """Run one command: `Runner(database, options, events).run()`."""
+    """Run one command as an execution: `Runner(command=["make"], …).run()`."""
 
-    def __init__(self, database: Database, options: RunOptions, events: EventQueue) -> None:
-        self._database = database
-        self._manager = database.manager
-        self._options = options
-        self._events = events
-        self._delay: float | None = None  # seconds to wait after an attempt of this process
+    database: Database
+    events: EventQueue
+    command: Sequence[str]
+    url: str
+    new_execution: dict[str, Any]
+    """The arguments of `manager.create`."""
+    backoff: Backoff | None
+    kill_after: timedelta
+    heartbeat: timedelta
+    stalled_after: timedelta | None
+    record_for: timedelta
+    _delay: float | None = None
+    """Seconds to wait after an attempt of this process."""
 
     def run(self) -> int:
         """Run the command and return the exit code."""
@@ -60,22 +70,13 @@ class Runner:
         return step
 
     def _create(self) -> Execution:
-        options = self._options
-        execution = self._events.call(
-            lambda: self._manager.create(
-                options.type,
-                options.payload,
-                max_attempts=options.max_attempts,
-                timeout=options.timeout,
-                idempotency_key=options.key,
-            )
-        )
-        if options.stalled_after is None or execution.status is not RUNNING:
+        execution = self.events.call(lambda: self.database.manager.create(**self.new_execution))
+        if self.stalled_after is None or execution.status is not RUNNING:
             return execution
         # Sweep this execution only: others of its type may have longer heartbeat intervals.
-        sweep = replace(transitions.sweep(options.stalled_after), attempt=execution.attempts)
-        store = SqlExecutionStore(self._database.engine)
-        swept: Execution | None = self._events.call(lambda: store.update(execution.id, sweep))
+        sweep = replace(transitions.sweep(self.stalled_after), attempt=execution.attempts)
+        store = SqlExecutionStore(self.database.engine)
+        swept: Execution | None = self.events.call(lambda: store.update(execution.id, sweep))
         return swept or execution
 
     def _step(self, execution: Execution) -> Execution | int:
@@ -89,7 +90,7 @@ class Runner:
         try:
             started = self._start(execution)
         except (InvalidStateTransition, *RETRYABLE):  # another process was faster
-            found = self._events.call(lambda: self._manager.get(execution.id))
+            found = self.events.call(lambda: self.database.manager.get(execution.id))
             if found.status is CANCELLED:
                 raise
             return found
@@ -103,30 +104,29 @@ class Runner:
 
     def _start(self, execution: Execution) -> Execution:
         delay, self._delay = self._delay, None
-        self._wait(seconds_until_due(execution) if delay is None else delay)
+        seconds = seconds_until_due(execution) if delay is None else delay
+        if seconds >= 1:
+            write_warning(f"Next attempt in {timedelta(seconds=round(seconds))}")
+        self.events.sleep(seconds)
         if execution.status in (FAILED, TIMED_OUT):
-            self._events.call(lambda: self._manager.retry(execution.id))
-        self._events.raise_if_interrupted()
+            self.events.call(lambda: self.database.manager.retry(execution.id))
+        self.events.raise_if_interrupted()
         worker = f"{socket.gethostname()[:200]}:{os.getpid()}"
-        return self._events.call(
-            lambda: self._manager.start(execution.id, worker=worker),
-            time.monotonic() + START_SECONDS,
-        )
+        start = partial(self.database.manager.start, execution.id, worker=worker)
+        return self.events.call(start, time.monotonic() + START_SECONDS)
 
     def _attempt(self, started: Execution) -> Execution | int:
         environment = {
             "EXECUTION_ID": started.id,
             "EXECUTION_ATTEMPT": str(started.attempts),
-            "EXECUTION_CORE_URL": self._options.url,
+            "EXECUTION_CORE_URL": self.url,
         }
-        command = Command(
-            self._options.command, os.environ | environment, self._options.kill_after, self._events
-        )
-        heartbeat = HeartbeatThread(self._manager, started, self._options.heartbeat, self._events)
+        command = Command(self.command, os.environ | environment, self.kill_after, self.events)
+        heartbeat = start_heartbeats(self.database.manager, started, self.heartbeat, self.events)
         try:
             outcome = command.run(heartbeat, started.timeout)
         finally:
-            heartbeat.stop()
+            heartbeat.set()
         try:
             return self._finish(started, outcome)
         finally:
@@ -134,8 +134,7 @@ class Runner:
 
     def _finish(self, started: Execution, outcome: Outcome) -> Execution | int:
         """Save the outcome; return the execution if it is to be tried again, or the exit code."""
-        backoff = self._options.backoff
-        delay = backoff.delay(started.attempts) if backoff else timedelta(0)
+        delay = self.backoff.delay(started.attempts) if self.backoff else timedelta(0)
         name = f"Attempt {started.attempts} of {started.max_attempts} of execution {started.id}"
         try:
             execution = self._record(started, outcome, delay)
@@ -157,49 +156,37 @@ class Runner:
         code = outcome.code_after(started.attempts, execution)
         if code is not None:
             return code
-        self._events.raise_if_interrupted()
+        self.events.raise_if_interrupted()
         return execution
 
     def _record(self, started: Execution, outcome: Outcome, delay: timedelta) -> Execution:
         """Save the outcome, retrying while the database is unavailable."""
         # Reconnect: an old connection would write to a SQLite file that was deleted meanwhile.
-        self._database.engine.dispose()
-        limit = time.monotonic() + self._options.record_for.total_seconds()
+        self.database.engine.dispose()
+        record = partial(outcome.record, self.database.manager, started, delay)
+        limit = time.monotonic() + self.record_for.total_seconds()
         backoff = INITIAL_BACKOFF
         while True:
             try:
-                return self._events.call(
-                    lambda: outcome.record(self._manager, started, delay), limit
-                )
+                return self.events.call(record, limit)
             except (SQLAlchemyError, *RETRYABLE) as error:
                 left = limit - time.monotonic()
                 if left <= 0:
                     raise
                 if backoff == INITIAL_BACKOFF:
-                    write_warning(
-                        f"Not recorded yet, retrying for {left:.0f} s: {short_reason(error)}"
-                    )
+                    reason = short_reason(error)
+                    write_warning(f"Not recorded yet, retrying for {left:.0f} s: {reason}")
                 time.sleep(min(backoff, left))
                 backoff = min(2 * backoff, MAX_BACKOFF)
 
     def _log(self, started: Execution, outcome: Outcome) -> None:
         """Try to log the output, which is in neither the result nor the error."""
+        message = f"Last output of attempt {started.attempts}"
+        data = {"output": outcome.output}
+        log = partial(self.database.manager.log, started.id, message, level="warning", data=data)
         if outcome.output:
             with suppress(ExecutionProblem, SQLAlchemyError, TimeoutError):
-                self._events.call(
-                    lambda: self._manager.log(
-                        started.id,
-                        f"Last output of attempt {started.attempts}",
-                        level="warning",
-                        data={"output": outcome.output},
-                    ),
-                    time.monotonic() + self._options.record_for.total_seconds(),
-                )
-
-    def _wait(self, seconds: float) -> None:
-        if seconds >= 1:
-            write_warning(f"Next attempt in {timedelta(seconds=round(seconds))}")
-        self._events.sleep(seconds)
+                self.events.call(log, time.monotonic() + self.record_for.total_seconds())
 
 
 def _describe_running(execution: Execution) -> str:

@@ -3,9 +3,10 @@
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum, auto
+from functools import partial
 from typing import Final
 
 from ...core.errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
@@ -13,139 +14,100 @@ from ...core.models import Execution, replace_unstorable
 from ...tracking.manager import ExecutionManager
 from ..database import short_reason
 from ..streams import write_warning
+from . import exit_codes
 from .child_process import DRAIN_SECONDS, ChildProcess, OutputPump
 from .events import EventQueue
-from .exit_codes import (
-    Outcome,
-    after_exit,
-    after_interrupt,
-    after_loss,
-    after_start_failure,
-    after_timeout,
-)
 
 POLL_SECONDS: Final = 0.05
 KILL_WAIT_SECONDS: Final = 1.0
 """After SIGKILL, wait at most this long: a process in an uninterruptible wait stays."""
 
 
-class StopReason(Enum):
-    """Why `run` ends a command."""
+def start_heartbeats(
+    manager: ExecutionManager, started: Execution, interval: timedelta, events: EventQueue
+) -> threading.Event:
+    """Send heartbeats until the returned event is set; post the event if the attempt is lost."""
+    stopped = threading.Event()
+    seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
 
-    DEADLINE = auto()
-    LOST = auto()
-    SIGNAL = auto()
-
-
-class HeartbeatThread:
-    """Send heartbeats in a thread, and post this object if the attempt is lost."""
-
-    def __init__(
-        self, manager: ExecutionManager, started: Execution, interval: timedelta, events: EventQueue
-    ) -> None:
-        self._manager = manager
-        self._started = started
-        self._seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
-        self._events = events
-        self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
-
-    def stop(self) -> None:
-        """Send no more heartbeats."""
-        self._stopped.set()
-
-    def _run(self) -> None:
+    def send() -> None:
         warned = False
-        while not self._stopped.wait(self._seconds):
+        while not stopped.wait(seconds):
             try:
-                self._manager.heartbeat(self._started.id, attempt=self._started.attempts)
+                manager.heartbeat(started.id, attempt=started.attempts)
             except (ConcurrentUpdate, ConnectionLost):
                 pass
             except ExecutionProblem:
-                self._events.post(self)
+                events.post(stopped)
                 return
             except Exception as error:  # noqa: BLE001 - the command and the heartbeats continue
-                if not (warned or self._stopped.is_set()):
-                    write_warning(
-                        f"Heartbeat not recorded; the command continues: {short_reason(error)}"
-                    )
+                if not (warned or stopped.is_set()):
+                    reason = short_reason(error)
+                    write_warning(f"Heartbeat not recorded; the command continues: {reason}")
                     warned = True
 
+    threading.Thread(target=send, name="heartbeat", daemon=True).start()
+    return stopped
 
+
+@dataclass
 class Command:
     """Run a command once: `Command(words, environment, kill_after, events).run(...)`."""
 
-    def __init__(
-        self,
-        words: Sequence[str],
-        environment: Mapping[str, str],
-        kill_after: timedelta,
-        events: EventQueue,
-    ) -> None:
-        self._words = words
-        self._environment = environment
-        self._kill_after = kill_after.total_seconds()
-        self._events = events
-        self._output: OutputPump | None = None
+    words: Sequence[str]
+    environment: Mapping[str, str]
+    kill_after: timedelta
+    events: EventQueue
+    _output: OutputPump | None = None
 
-    def run(self, heartbeat: HeartbeatThread, timeout: timedelta | None) -> Outcome:
+    def run(self, heartbeat: threading.Event, timeout: timedelta | None) -> exit_codes.Outcome:
         """Run the command and return its outcome."""
-        if self._events.interrupted:
-            return after_interrupt(self._events.interrupted)
+        if self.events.interrupted:
+            return exit_codes.after_interrupt(self.events.interrupted)
         try:
-            child = ChildProcess(self._words, self._environment, self._events.post)
+            child = ChildProcess(self.words, self.environment, self.events.post)
         except OSError as problem:
-            return after_start_failure(self._words, problem)
+            return exit_codes.after_start_failure(self.words, problem)
         self._output = child.output
-        reason = self._watch(child, heartbeat, timeout)
-        if reason is not None:
-            self._terminate(child, self._events.interrupted or signal.SIGTERM)
+        after_end = self._watch(child, heartbeat, timeout)
+        if after_end is not None:
+            number = self.events.interrupted or signal.SIGTERM
+            self._signal(child, number, self.kill_after.total_seconds())
+            if child.is_alive():
+                self._signal(child, signal.SIGKILL, KILL_WAIT_SECONDS)
         self.drain(time.monotonic() + DRAIN_SECONDS * 1.5)
-        return self._to_outcome(child, reason)
+        output = replace_unstorable(child.output.tail())
+        return after_end(output) if after_end else exit_codes.after_exit(child.status, output)
 
     def drain(self, until: float | None = None) -> None:
         """Wait until its output is forwarded, until a time or, without one, until a signal."""
         while self._output and not self._output.finished:
-            if until is None and self._events.interrupted:
+            if until is None and self.events.interrupted:
                 return
-            if self._events.next(until) is None:
+            if self.events.next(until) is None:
                 return
 
     def _watch(
-        self, child: ChildProcess, heartbeat: HeartbeatThread, timeout: timedelta | None
-    ) -> StopReason | None:
+        self, child: ChildProcess, heartbeat: threading.Event, timeout: timedelta | None
+    ) -> Callable[[str], exit_codes.Outcome] | None:
+        """Return None when the command has ended, or its outcome when `run` has to end it."""
         deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
         while True:
-            item = self._events.next(deadline)
+            item = self.events.next(deadline)
             if item is None:
-                return StopReason.DEADLINE
+                return exit_codes.after_timeout
             if item is child:
                 return None
             if item is heartbeat:
-                return StopReason.LOST
+                return exit_codes.after_loss
             if isinstance(item, signal.Signals):
-                return StopReason.SIGNAL
+                return partial(exit_codes.after_interrupt, item)
 
-    def _terminate(self, child: ChildProcess, number: signal.Signals) -> None:
-        """Signal the group, forward further signals, and kill it after the grace period."""
-        kill_at = time.monotonic() + self._kill_after
+    def _signal(self, child: ChildProcess, number: signal.Signals, seconds: float) -> None:
+        """Signal the group, and forward further signals until it or the time has ended."""
+        until = time.monotonic() + seconds
         child.signal(number)
-        while child.is_alive() and time.monotonic() < kill_at:
-            item = self._events.next(min(kill_at, time.monotonic() + POLL_SECONDS))
+        while child.is_alive() and time.monotonic() < until:
+            item = self.events.next(min(until, time.monotonic() + POLL_SECONDS))
             if isinstance(item, signal.Signals):
                 child.signal(item)
-        if child.is_alive():
-            child.signal(signal.SIGKILL)
-        give_up_at = time.monotonic() + KILL_WAIT_SECONDS
-        while child.is_alive() and time.monotonic() < give_up_at:
-            self._events.next(time.monotonic() + POLL_SECONDS)
-
-    def _to_outcome(self, child: ChildProcess, reason: StopReason | None) -> Outcome:
-        output = replace_unstorable(child.output.tail())
-        if reason is StopReason.SIGNAL and self._events.interrupted:
-            return after_interrupt(self._events.interrupted, output)
-        if reason is StopReason.DEADLINE:
-            return after_timeout(output)
-        if reason is StopReason.LOST or child.status is None:
-            return after_loss(output)
-        return after_exit(child.status, output)
