@@ -1,5 +1,7 @@
 """Managers with an engine of their own: `connect`, and `connect_async` for asyncio."""
 
+from typing import Any
+
 from sqlalchemy import URL
 
 from .sql.driver.engine import create_async_engine, create_sync_engine
@@ -8,11 +10,12 @@ from .tracking.async_manager import AsyncExecutionManager
 from .tracking.manager import ExecutionManager
 
 
-def connect(url: str | URL) -> ExecutionManager:
+def connect(url: str | URL, **engine_options: Any) -> ExecutionManager:
     """Return a manager with an engine of its own: `with connect("sqlite:///jobs.db") as manager:`.
 
     Args:
         url: the SQLAlchemy URL of a migrated database: PostgreSQL (psycopg) or SQLite.
+        engine_options: those of SQLAlchemy's `create_engine`, such as `connect_args`.
 
     Returns:
         A manager whose `close()` disposes of the engine. It connects at its first call.
@@ -20,14 +23,15 @@ def connect(url: str | URL) -> ExecutionManager:
     Raises:
         InvalidValue: the URL is not one of these, or its driver is not installed.
     """
-    return ExecutionManager(OwningStore(create_sync_engine(url, exclusive=True)))
+    return ExecutionManager(OwningStore(create_sync_engine(url, exclusive=True, **engine_options)))
 
 
-def connect_async(url: str | URL) -> AsyncExecutionManager:
+def connect_async(url: str | URL, **engine_options: Any) -> AsyncExecutionManager:
     """Return a manager for asyncio: `async with connect_async("sqlite:///jobs.db") as manager:`.
 
     Args:
         url: as for `connect`; SQLite uses the driver aiosqlite.
+        engine_options: those of SQLAlchemy's `create_async_engine`.
 
     Returns:
         A manager whose `close()` disposes of the engine. It connects at its first call.
@@ -37,4 +41,5 @@ def connect_async(url: str | URL) -> AsyncExecutionManager:
     """
     from .sql.async_store import AsyncOwningStore  # noqa: PLC0415 - slow to import
 
-    return AsyncExecutionManager(AsyncOwningStore(create_async_engine(url, exclusive=True)))
+    engine = create_async_engine(url, exclusive=True, **engine_options)
+    return AsyncExecutionManager(AsyncOwningStore(engine))

@@ -11,6 +11,7 @@ from ..core.models import Execution, LogEntry
 from ..core.steps import run_async, with_coroutines
 from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
 from .driver.backend import ConnectionBroken
+from .driver.executor import reset_after_fork
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query
@@ -88,6 +89,8 @@ class AsyncOwningStore(AsyncSqlExecutionStore):
         super().__init__(engine)
         if engine.dialect.name == "postgresql":
             self._bind = AsyncCachingExecutor(engine)
+        if not self.shares_connection:
+            reset_after_fork(self._bind)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -77,8 +77,8 @@ class AsyncCachingExecutor(AsyncExecutor):
     rest of a call. Here only connecting needs one.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
+    def _reset(self) -> None:
+        super()._reset()
         self._semaphores = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
 
     async def rows_async(self, query: Query) -> Rows:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
+BEHIND_POOLER: Final = "behind_pooler"
+"""The execution option and the parameter of a URL for poolers that look like a server."""
 OWN_POOL: Final = 15
 """Maximum number of connections of the library's own engine; all of them are kept open."""
 # The executor limits connections itself; QueuePool leaks a slot if a signal handler raises in it.
@@ -23,10 +25,11 @@ _UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
 
 
-def create_sync_engine(url: str | URL, *, exclusive: bool = False) -> Engine:
+def create_sync_engine(url: str | URL, *, exclusive: bool = False, **options: Any) -> Engine:
     """Return an engine for a PostgreSQL (psycopg) or SQLite URL.
 
-    With `exclusive`, only this library uses the engine, and only for single statements.
+    With `exclusive`, only this library uses the engine, and only for single statements. `options`
+    are those of SQLAlchemy's `create_engine`.
 
     Raises:
         InvalidValue: the URL is not one of these, or its driver is not installed.
@@ -34,30 +37,37 @@ def create_sync_engine(url: str | URL, *, exclusive: bool = False) -> Engine:
     parsed = parse_url(url)
     if parsed.drivername == "postgresql+psycopg_async":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    return _create(create_engine, parsed, exclusive=exclusive)
+    return _create(create_engine, parsed, options, exclusive=exclusive)
 
 
-def create_async_engine(url: str | URL, *, exclusive: bool = False) -> "AsyncEngine":
+def create_async_engine(
+    url: str | URL, *, exclusive: bool = False, **options: Any
+) -> "AsyncEngine":
     """Return an AsyncEngine for a PostgreSQL (psycopg) or SQLite (aiosqlite) URL."""
     from sqlalchemy.ext import asyncio  # noqa: PLC0415 - slow to import, only needed here
 
     parsed = parse_url(url, sqlite="aiosqlite")
-    return _create(asyncio.create_async_engine, parsed, exclusive=exclusive)
+    return _create(asyncio.create_async_engine, parsed, options, exclusive=exclusive)
 
 
-def _create(create: Callable[..., AnyEngine], url: URL, *, exclusive: bool) -> AnyEngine:
+def _create(
+    create: Callable[..., AnyEngine], url: URL, options: dict[str, Any], *, exclusive: bool
+) -> AnyEngine:
     postgresql = url.get_backend_name() == "postgresql"
     settings: dict[str, Any] = {"hide_parameters": True}  # payloads are not for logs
     if postgresql:
-        url, settings["connect_args"] = _psycopg_arguments(url)
+        url, read = _read_parameters(url)
+        settings |= read
     if exclusive:
         settings["pool_reset_on_return"] = None  # single statements leave no transaction open
         if postgresql:
             settings["isolation_level"] = "AUTOCOMMIT"
         if postgresql or (create is create_engine and sqlite_file(url)):
             settings |= _UNBOUNDED
+    for name in ("connect_args", "execution_options"):
+        settings[name] = settings.get(name, {}) | options.pop(name, {})
     try:
-        engine = create(url, **settings)
+        engine = create(url, **settings | options)
     except ModuleNotFoundError as error:
         extra = "postgresql" if postgresql else "asyncio"
         raise InvalidValue(
@@ -69,10 +79,12 @@ def _create(create: Callable[..., AnyEngine], url: URL, *, exclusive: bool) -> A
     return engine
 
 
-def _psycopg_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
-    """Return a URL without the parameters that psycopg expects as numbers, and its arguments."""
+def _read_parameters(url: URL) -> tuple[URL, dict[str, Any]]:
+    """Return a URL without the parameters that psycopg cannot read as text, and their settings."""
     arguments: dict[str, Any] = {"client_encoding": "utf8"}
-    threshold = url.query.get("prepare_threshold")
+    threshold, pooler = (url.query.get(name) for name in ("prepare_threshold", BEHIND_POOLER))
+    if pooler not in (None, "true", "false"):
+        raise InvalidValue("url", f"has {BEHIND_POOLER}={pooler}: use true or false")
     if threshold is not None:
         try:
             number = None if threshold == "none" else int(str(threshold))
@@ -82,7 +94,9 @@ def _psycopg_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
                 f"has prepare_threshold={threshold}: use a number, or none to prepare nothing",
             ) from None
         arguments["prepare_threshold"] = number
-    return url.difference_update_query(["prepare_threshold", "client_encoding"]), arguments
+    url = url.difference_update_query(["prepare_threshold", "client_encoding", BEHIND_POOLER])
+    options = {BEHIND_POOLER: True} if pooler == "true" else {}
+    return url, {"connect_args": arguments, "execution_options": options}
 
 
 def _set_date_style(connection: Any, record: Any) -> None:  # noqa: ARG001

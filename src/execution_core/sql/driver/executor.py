@@ -7,8 +7,10 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from weakref import WeakSet
 
 from sqlalchemy import (
     Connection,
@@ -32,7 +34,7 @@ from .connection_cache import (
     is_idle,
     new_permits,
 )
-from .engine import OWN_POOL, begin_sqlite, for_single_statements
+from .engine import BEHIND_POOLER, OWN_POOL, begin_sqlite, for_single_statements
 from .url import PSYCOPG
 
 BACKEND: Final = "execution_core.backend"
@@ -120,6 +122,10 @@ class Executor:
         dialect_type: Callable[..., Dialect] = type(engine.dialect)
         self._dialect = dialect_type(paramstyle="qmark" if self._is_sqlite else "format")
         self._compiled: dict[Statement, CompiledQuery] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        """Begin without any connection."""
         self._idle = IdleConnections()  # none, unless a subclass keeps connections
 
     def rows(self, query: Query) -> Rows:
@@ -245,7 +251,9 @@ class Executor:
             if not was_autocommit and is_idle(driver):
                 adapted.autocommit = False
         # A pooler cannot know at the login which server process will execute the statements.
-        return Backend(number, started, server_started, pooled=number != driver.info.backend_pid)
+        pooled = number != driver.info.backend_pid
+        pooled |= bool(self.engine.get_execution_options().get(BEHIND_POOLER))
+        return Backend(number, started, server_started, pooled)
 
     def _checkin(self, connection: PoolProxiedConnection) -> None:
         connection.close()
@@ -305,8 +313,8 @@ class CachingExecutor(Executor):
     See `connection_cache` for the reasons.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
+    def _reset(self) -> None:
+        super()._reset()
         self._permits = new_permits(OWN_POOL)
 
     def rows(self, query: Query) -> Rows:
@@ -323,3 +331,25 @@ class CachingExecutor(Executor):
 
     def _checkin(self, connection: PoolProxiedConnection) -> None:
         self._idle.push(connection)
+
+
+_of_own_engines: Final = WeakSet[Executor]()
+_inherited: Final = list[object]()
+"""Connections of the parent of a forked process. To close them here would end its sessions."""
+
+
+def reset_after_fork(executor: Executor) -> None:
+    """Let an executor begin without connections in each forked process."""
+    _of_own_engines.add(executor)
+
+
+def forget_inherited_connections() -> None:
+    """Let every executor of a forked process begin without the connections of its parent."""
+    for executor in [*_of_own_engines]:
+        _inherited.append((executor._idle, executor.engine.pool))  # noqa: SLF001 - of this module
+        executor.engine.dispose(close=False)
+        executor._reset()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=forget_inherited_connections)
