@@ -15,7 +15,10 @@ def connect(url: str | URL, **engine_options: Any) -> ExecutionManager:
 
     Args:
         url: the SQLAlchemy URL of a migrated database: PostgreSQL (psycopg) or SQLite.
-        engine_options: those of SQLAlchemy's `create_engine`, such as `connect_args`.
+        engine_options: those of SQLAlchemy's `create_engine`, such as `connect_args`, and two
+            timedeltas: `lock_timeout`, how long a call waits for a lock (30 seconds), and
+            `call_timeout`, how long it may take as a whole and may wait for a connection (60
+            seconds). In the URL both are numbers of seconds: `?lock_timeout=5`.
 
     Returns:
         A manager whose `close()` disposes of the engine. It connects at its first call.
@@ -31,7 +34,7 @@ def connect_async(url: str | URL, **engine_options: Any) -> AsyncExecutionManage
 
     Args:
         url: as for `connect`; SQLite uses the driver aiosqlite.
-        engine_options: those of SQLAlchemy's `create_async_engine`.
+        engine_options: as for `connect`.
 
     Returns:
         A manager whose `close()` disposes of the engine. It connects at its first call.

@@ -58,6 +58,10 @@ class Postmaster:
                     raise
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def runs(self) -> bool:
         return self._process.poll() is None
 

@@ -97,4 +97,4 @@ def execute_in_transaction(connection: Connection, query: Query) -> Rows:
     except DBAPIError as error:
         if problem := verify_commit.to_conflict(error, query):
             raise problem from error
-        raise verify_commit.with_schema_hint(error)  # noqa: B904 - the same error
+        raise verify_commit.with_advice(error)  # noqa: B904 - the same error

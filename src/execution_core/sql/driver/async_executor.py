@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,9 +17,17 @@ except ImportError:  # before SQLAlchemy 2.1
 
 from ...core.shield import finish_despite_cancellation
 from ..statements.queries import Query, Rows
-from .connection_cache import cache_cursor, cached_cursor, check_committed, has_ended, is_idle
+from . import deadlines
+from .connection_cache import (
+    cache_cursor,
+    cached_cursor,
+    check_committed,
+    has_ended,
+    is_idle,
+    no_connection,
+)
 from .engine import OWN_POOL
-from .executor import Executor, may_prepare
+from .executor import BACKEND, Executor, may_prepare
 
 
 class AsyncExecutor(Executor):
@@ -83,11 +92,21 @@ class AsyncCachingExecutor(AsyncExecutor):
 
     async def rows_async(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
-        async with self._semaphore():
+        semaphore = self._semaphore()
+        try:
+            async with asyncio.timeout(self._patience) if semaphore.locked() else nullcontext():
+                await semaphore.acquire()
+        except TimeoutError:
+            raise no_connection(self._patience) from None
+        try:
             if self._must_use_sqlalchemy():
                 return await self._rows_via_sqlalchemy_async(query)
-            compiled = self._compile(query)
-            return compiled.convert(await self._execute_async(compiled.text, compiled.bind(query)))
+            compiled, bounded = self._compile(query), query.verb != "prune"
+            return compiled.convert(
+                await self._execute_async(compiled.text, compiled.bind(query), bounded)
+            )
+        finally:
+            semaphore.release()
 
     def _semaphore(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()  # tests, and some hosts, use one loop after another
@@ -95,15 +114,19 @@ class AsyncCachingExecutor(AsyncExecutor):
             self._semaphores[loop] = asyncio.Semaphore(OWN_POOL)
         return self._semaphores[loop]
 
-    async def _execute_async(self, text: str, values: Sequence[Any]) -> Rows:
-        connection = self._idle.pop()
+    async def _execute_async(self, text: str, values: Sequence[Any], bounded: bool) -> Rows:
+        connection, call = self._idle.pop(), None
         try:
             while connection is not None and has_ended(connection):
                 await greenlet_spawn(self._drop, connection)
                 connection = self._idle.pop()
             if connection is None:
                 connection = await greenlet_spawn(self._checkout_live)
+            call = self._begin_call(connection, bounded)
+            if BACKEND not in connection.info:
                 await greenlet_spawn(self._learn_backend, connection)
+            if not self._has_bounds(connection, bounded):
+                await greenlet_spawn(self._set_bounds, connection, bounded)
             rows = await _execute_on_psycopg(connection, text, values)
         except self._errors as error:
             raise await greenlet_spawn(
@@ -113,6 +136,8 @@ class AsyncCachingExecutor(AsyncExecutor):
             if connection is not None:
                 await greenlet_spawn(self._drop, connection)
             raise
+        finally:
+            deadlines.end(call)
         self._idle.push(connection)
         return rows
 

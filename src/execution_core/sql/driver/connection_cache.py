@@ -7,8 +7,10 @@ limit the number of connections itself, and the limit must survive a signal hand
 anywhere. Permits do that; SQLAlchemy's pool would leak a slot.
 """
 
+import math
 import select
 import sqlite3
+import time
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -18,6 +20,7 @@ from sqlalchemy import PoolProxiedConnection
 
 from ...core.errors import InvalidValue
 from ..statements.queries import Rows
+from .engine import OWN_POOL
 
 CURSOR: Final = "execution_core.cursor"
 POLL_SECONDS: Final = 0.2
@@ -84,13 +87,28 @@ def new_permits(number: int) -> Permits:
     return permits
 
 
-def acquire(permits: Permits) -> Permit:
-    """Wait for a free permit and return it."""
+def acquire(permits: Permits, seconds: float | None) -> Permit:
+    """Wait for a free permit and return it.
+
+    Raises:
+        TimeoutError: there was none for so many seconds.
+    """
+    limit = math.inf if seconds is None else time.monotonic() + seconds
     while True:
         try:
             return permits.get(timeout=POLL_SECONDS)
         except Empty:
-            continue
+            if time.monotonic() > limit:
+                raise no_connection(seconds) from None
+
+
+def no_connection(seconds: float | None) -> TimeoutError:
+    """Return the error of a call that waited too long for a connection."""
+    return TimeoutError(
+        f"All {OWN_POOL} connections of this manager were in use for {seconds:g} seconds, probably"
+        " by calls that wait for locks. Nothing was changed: end the transactions that hold the"
+        " locks, and try again."
+    )
 
 
 def is_idle(driver: Any) -> bool:

@@ -1,10 +1,12 @@
 """Create engines with the settings that this library needs, and configure SQLite engines."""
 
+import os
+import socket
 import sqlite3
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
@@ -18,11 +20,35 @@ if TYPE_CHECKING:
 AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
 BEHIND_POOLER: Final = "behind_pooler"
 """The execution option and the parameter of a URL for poolers that look like a server."""
+BOUNDS: Final = "execution_core_bounds"
+"""The execution option with the `Bounds` of the calls."""
 OWN_POOL: Final = 15
 """Maximum number of connections of the library's own engine; all of them are kept open."""
 # The executor limits connections itself; QueuePool leaks a slot if a signal handler raises in it.
 _UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
+CALL_TIMEOUT: Final = timedelta(seconds=60)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+GRACE_SECONDS: Final = 5
+"""How long the server may take to answer after its own timeout."""
+NETWORK: Final = {
+    # libpq's parameters, in seconds; the last one is in milliseconds.
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+class Bounds(NamedTuple):
+    """The timeouts of a session of PostgreSQL, in milliseconds; 0 is no limit."""
+
+    lock_timeout: int
+    statement_timeout: int
+
+
+NO_BOUNDS: Final = Bounds(0, 0)
 
 
 def create_sync_engine(url: str | URL, *, exclusive: bool = False, **options: Any) -> Engine:
@@ -55,6 +81,9 @@ def _create(
 ) -> AnyEngine:
     postgresql = url.get_backend_name() == "postgresql"
     settings: dict[str, Any] = {"hide_parameters": True}  # payloads are not for logs
+    lock_timeout = _timeout("lock_timeout", url, options, BUSY_TIMEOUT)
+    call_timeout = _timeout("call_timeout", url, options, CALL_TIMEOUT)
+    url = url.difference_update_query(["lock_timeout", "call_timeout"])
     if postgresql:
         url, read = _read_parameters(url)
         settings |= read
@@ -62,6 +91,8 @@ def _create(
         settings["pool_reset_on_return"] = None  # single statements leave no transaction open
         if postgresql:
             settings["isolation_level"] = "AUTOCOMMIT"
+            bounds = Bounds(lock_timeout // _MILLISECOND, call_timeout // _MILLISECOND)
+            settings["execution_options"] |= {BOUNDS: bounds}
         if postgresql or (create is create_engine and sqlite_file(url)):
             settings |= _UNBOUNDED
     for name in ("connect_args", "execution_options"):
@@ -74,7 +105,7 @@ def _create(
             "url", f"needs the module {error.name}: pip install 'execution-core[{extra}]'"
         ) from error
     if not postgresql:
-        return configure_sqlite(engine)
+        return configure_sqlite(engine, busy_timeout=lock_timeout)
     event.listen(getattr(engine, "sync_engine", engine), "connect", _set_date_style)
     return engine
 
@@ -82,6 +113,11 @@ def _create(
 def _read_parameters(url: URL) -> tuple[URL, dict[str, Any]]:
     """Return a URL without the parameters that psycopg cannot read as text, and their settings."""
     arguments: dict[str, Any] = {"client_encoding": "utf8"}
+    arguments |= {name: value for name, value in NETWORK.items() if name not in url.query}
+    if "PGCONNECT_TIMEOUT" in os.environ:
+        arguments.pop("connect_timeout", None)
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):  # libpq refuses it there
+        arguments.pop("tcp_user_timeout", None)
     threshold, pooler = (url.query.get(name) for name in ("prepare_threshold", BEHIND_POOLER))
     if pooler not in (None, "true", "false"):
         raise InvalidValue("url", f"has {BEHIND_POOLER}={pooler}: use true or false")
@@ -97,6 +133,18 @@ def _read_parameters(url: URL) -> tuple[URL, dict[str, Any]]:
     url = url.difference_update_query(["prepare_threshold", "client_encoding", BEHIND_POOLER])
     options = {BEHIND_POOLER: True} if pooler == "true" else {}
     return url, {"connect_args": arguments, "execution_options": options}
+
+
+def _timeout(name: str, url: URL, options: dict[str, Any], default: timedelta) -> timedelta:
+    """Return a timeout of the caller: a timedelta, or seconds in the URL."""
+    if name in options:
+        return validation.duration(name, options.pop(name))
+    given = url.query.get(name)
+    try:
+        seconds = default if given is None else timedelta(seconds=float(str(given)))
+        return validation.duration(name, seconds)
+    except (ValueError, OverflowError):
+        raise InvalidValue("url", f"has {name}={given}: use a number of seconds") from None
 
 
 def _set_date_style(connection: Any, record: Any) -> None:  # noqa: ARG001

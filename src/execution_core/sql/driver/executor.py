@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ..statements.queries import Query, Rows, Statement
+from . import deadlines
 from .backend import SELECT_BACKEND, Backend, ConnectionBroken, check_date_style, check_encoding
 from .connection_cache import (
     IdleConnections,
@@ -34,10 +35,23 @@ from .connection_cache import (
     is_idle,
     new_permits,
 )
-from .engine import BEHIND_POOLER, OWN_POOL, begin_sqlite, for_single_statements
+from .engine import (
+    BEHIND_POOLER,
+    BOUNDS,
+    GRACE_SECONDS,
+    NO_BOUNDS,
+    OWN_POOL,
+    Bounds,
+    begin_sqlite,
+    for_single_statements,
+)
 from .url import PSYCOPG
 
 BACKEND: Final = "execution_core.backend"
+SET_BOUNDS: Final = (
+    "SELECT set_config('lock_timeout', CAST(%s AS text), false),"
+    " set_config('statement_timeout', CAST(%s AS text), false)"
+)
 _FLOAT8: Final = 701  # the type code of the only column whose converter needs one
 Converter = Callable[[Any], Any]
 
@@ -122,6 +136,9 @@ class Executor:
         dialect_type: Callable[..., Dialect] = type(engine.dialect)
         self._dialect = dialect_type(paramstyle="qmark" if self._is_sqlite else "format")
         self._compiled: dict[Statement, CompiledQuery] = {}
+        options = engine.get_execution_options()
+        self._bounds: Bounds | None = options.get(BOUNDS)
+        self._patience = None if self._bounds is None else self._bounds.statement_timeout / 1000
         self._reset()
 
     def _reset(self) -> None:
@@ -139,7 +156,8 @@ class Executor:
             with self._sqlalchemy_engine.begin() as connection:
                 return self._run(connection, query)
         compiled = self._compile(query)
-        return compiled.convert(self._execute(compiled.text, compiled.bind(query)))
+        bounded = query.verb != "prune"
+        return compiled.convert(self._execute(compiled.text, compiled.bind(query), bounded))
 
     def close(self) -> None:
         """Close all connections of the engine."""
@@ -200,11 +218,13 @@ class Executor:
         new = CompiledQuery(str(compiled), constants, parameters, columns)
         return self._compiled.setdefault(statement, new)
 
-    def _execute(self, text: str, values: Sequence[Any]) -> Rows:
-        connection = None
+    def _execute(self, text: str, values: Sequence[Any], bounded: bool) -> Rows:
+        connection = call = None
         try:
             connection = self._checkout_live()
+            call = self._begin_call(connection, bounded)
             self._learn_backend(connection)
+            self._set_bounds(connection, bounded)
             return self._execute_on(connection, text, values)
         except self._errors as error:
             raise self._wrap_error(error, connection, text, values) from error
@@ -213,8 +233,32 @@ class Executor:
                 connection.invalidate(error)  # an interrupted connection is in an unknown state
             raise
         finally:
+            deadlines.end(call)
             if connection is not None:
                 self._checkin(connection)
+
+    def _begin_call(self, connection: PoolProxiedConnection, bounded: bool) -> int | None:
+        """Begin the time limit of a call on an engine of the library's own."""
+        if self._patience is None or not bounded:
+            return None
+        return deadlines.begin(connection.driver_connection, self._patience + GRACE_SECONDS)
+
+    def _set_bounds(self, connection: PoolProxiedConnection, bounded: bool) -> None:
+        """Set the timeouts of the session, if they are not set: not through a pooler.
+
+        A pooler would give the settings to other clients.
+        """
+        if not self._has_bounds(connection, bounded):
+            wanted = self._bounds if bounded else NO_BOUNDS
+            cursor: Any = connection.cursor()
+            cursor.execute(SET_BOUNDS, wanted)
+            cursor.close()
+            connection.info[BOUNDS] = wanted
+
+    def _has_bounds(self, connection: PoolProxiedConnection, bounded: bool) -> bool:
+        if self._bounds is None or connection.info[BACKEND].pooled:
+            return True
+        return connection.info.get(BOUNDS) is (self._bounds if bounded else NO_BOUNDS)
 
     def _checkout_live(self) -> PoolProxiedConnection:
         """Check out a connection that the server has not ended meanwhile."""
@@ -319,7 +363,7 @@ class CachingExecutor(Executor):
 
     def rows(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
-        permit = acquire(self._permits)
+        permit = acquire(self._permits, self._patience)
         try:
             return super().rows(query)
         finally:

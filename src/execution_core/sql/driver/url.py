@@ -1,5 +1,6 @@
 """Database URLs: parse and check them, and find the file of a SQLite URL."""
 
+import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -10,6 +11,9 @@ from sqlalchemy.exc import ArgumentError
 from ...core.errors import InvalidValue
 
 PSYCOPG: Final = ("psycopg", "psycopg_async")
+_SEVERAL_HOSTS: Final = re.compile(
+    r"(postgres[^/]*//(?:[^/?]*@)?)([^/?@]+,[^/?@]+)([/?].*|$)", re.DOTALL
+)
 DEFAULT_URL: Final = "sqlite:///executions.db"
 
 
@@ -19,6 +23,11 @@ def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
     Raises:
         InvalidValue: the URL is neither of SQLite nor of PostgreSQL with psycopg.
     """
+    if isinstance(url, str) and (several := _SEVERAL_HOSTS.match(url)):
+        # The form of libpq; SQLAlchemy has one of its own.
+        start, hosts, end = several.groups()
+        given = "&".join(f"host={host}" for host in hosts.split(","))
+        url = f"{start}{end}{'&' if '?' in end else '?'}{given}"
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):

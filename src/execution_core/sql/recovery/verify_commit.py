@@ -38,6 +38,12 @@ DRIFT: Final = 1.001
 """How much faster the database's clock may run than the clock of this machine."""
 SECONDS_FOR_STANDBY: Final = 5
 CONFLICTS: Final = ("40001", "40P01")  # serialization failure, deadlock
+ADVICE: Final[dict[str | None, str]] = {
+    "55P03": "The call waited for a lock that another transaction holds. Nothing was changed: end"
+    " that transaction, or wait longer with connect(url, lock_timeout=...).",
+    "57014": "The call took too long, or an administrator cancelled it. Nothing was changed: find"
+    " out why the database is slow, or wait longer with connect(url, call_timeout=...).",
+}
 UNDEFINED: Final = ("42P01", "42703", "42883")  # table, column, function
 
 
@@ -73,7 +79,7 @@ def resolve_outcome(
         else:
             problem = to_conflict(error, query)
         if problem is None:
-            raise with_schema_hint(error)
+            raise with_advice(error)
         if not tries_left:
             raise problem from error
         try:
@@ -103,13 +109,15 @@ def to_conflict(error: DBAPIError, query: Query) -> ConcurrentUpdate | None:
     return None
 
 
-def with_schema_hint(error: DBAPIError) -> DBAPIError:
-    """Return the error; if a part of the schema is missing, with a note that says what to do."""
+def with_advice(error: DBAPIError) -> DBAPIError:
+    """Return the error, with a note that says what to do if its cause is known."""
     if is_schema_error(error):
         error.add_note(
             "The schema may be missing or outdated: check it with migrate.check(engine), and"
             " upgrade it with migrate.upgrade(engine) or execution-core migrate."
         )
+    elif advice := ADVICE.get(getattr(error.orig, "sqlstate", None)):
+        error.add_note(advice)
     return error
 
 

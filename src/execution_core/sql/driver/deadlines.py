@@ -1,0 +1,56 @@
+"""A limit for calls whose server does not answer any more: their socket is shut down.
+
+psycopg has no time limit for a call. A frozen server and a network that drops packets would hold a
+call for ever, and a server-side timeout helps only while the server runs.
+"""
+
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from itertools import count
+from typing import Any, Final
+
+_INTERVAL: Final = 1.0
+_calls: Final = dict[int, tuple[float, Any]]()
+_numbers: Final = count()
+_threads: Final = list[threading.Thread]()
+
+
+def begin(driver: Any, seconds: float) -> int:
+    """Shut the socket of a psycopg connection down unless `end` is called in time."""
+    number = next(_numbers)
+    _calls[number] = time.monotonic() + seconds, driver.pgconn
+    if not _threads:
+        _threads.append(threading.Thread(target=_watch, name="call-deadlines", daemon=True))
+        _threads[0].start()
+    return number
+
+
+def end(number: int | None) -> None:
+    """Forget a call that has ended, if there is one."""
+    if number is not None:
+        _calls.pop(number, None)
+
+
+def _watch() -> None:
+    while True:
+        time.sleep(_INTERVAL)
+        now = time.monotonic()
+        for number, (limit, _) in [*_calls.items()]:
+            # Only one of `end` and this thread removes a call.
+            if limit < now and (call := _calls.pop(number, None)):
+                # A closed connection has no socket, and another one may have got its number.
+                with suppress(Exception), socket.socket(fileno=os.dup(call[1].socket)) as shared:
+                    shared.shutdown(socket.SHUT_RDWR)
+
+
+def _forget_inherited() -> None:
+    """Begin without the calls and the thread of the parent of a forked process."""
+    _calls.clear()
+    _threads.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_inherited)

@@ -1,0 +1,237 @@
+"""Every call of `connect`'s manager ends in time: locks, connections, frozen servers."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from execution_core import InvalidValue, connect, connect_async, migrate
+from execution_core.sql.driver.engine import GRACE_SECONDS, OWN_POOL
+
+from ..conftest import Blocking, Database
+from ..support import postgres
+from ..support.pgbouncer import BINARY, MISSING, pgbouncer
+from ..support.states import bring_to
+from .lost_connections import row_lock, wait_for
+
+SHORT = timedelta(milliseconds=300)
+TIMEOUTS = "SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')"
+
+
+@contextmanager
+def open_bounded(url: str, mode: str, runner: asyncio.Runner, **options: Any) -> Iterator[Any]:
+    manager: Any = (
+        connect(url, **options)
+        if mode == "sync"
+        else Blocking(connect_async(url, **options), runner)
+    )
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def empty(postgres_database: Database) -> Database:
+    postgres_database.run("TRUNCATE executions CASCADE")
+    return postgres_database
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+def test_call_waits_for_row_lock_within_lock_timeout(
+    empty: Database, mode: str, runner: asyncio.Runner
+) -> None:
+    with open_bounded(empty.url, mode, runner, lock_timeout=SHORT) as manager:
+        id = manager.create("work").id
+
+        def refused() -> None:
+            with pytest.raises(OperationalError) as caught:
+                manager.start(id)
+            assert "a lock that another transaction holds" in caught.value.__notes__[0]
+
+        with row_lock(empty, id):
+            assert 0.3 <= seconds_of(refused) < 5
+        assert manager.start(id).attempts == 1
+
+
+def test_create_waits_for_open_key_within_lock_timeout(
+    empty: Database, mode: str, runner: asyncio.Runner
+) -> None:
+    with (
+        open_bounded(f"{empty.url}?lock_timeout=0.3", mode, runner) as manager,
+        connect(empty.url) as other,
+        empty.engine.connect() as connection,
+    ):
+        other.within(connection).create("work", idempotency_key="k")
+        with pytest.raises(OperationalError, match="lock timeout"):
+            manager.create("work", idempotency_key="k")
+        connection.rollback()
+        assert manager.create("work", idempotency_key="k").status == "pending"
+
+
+def test_sqlite_call_waits_for_writer_within_lock_timeout(
+    tmp_path: Any, mode: str, runner: asyncio.Runner
+) -> None:
+    url = f"sqlite:///{tmp_path}/bounds.db"
+    migrate.upgrade(url)
+    with (
+        open_bounded(url, mode, runner, lock_timeout=SHORT) as manager,
+        connect(url) as other,
+    ):
+        store: Any = other._store
+        with (
+            store._bind.engine.begin(),  # BEGIN IMMEDIATE
+            pytest.raises(OperationalError, match="database is locked"),
+        ):
+            manager.create("work")
+        assert manager.create("work").status == "pending"
+
+
+def test_call_waits_for_connection_within_call_timeout(
+    empty: Database, mode: str, runner: asyncio.Runner
+) -> None:
+    bounds = {"call_timeout": timedelta(seconds=1), "lock_timeout": timedelta(seconds=30)}
+
+    async def crowd(manager: Any, id: str) -> list[Any]:
+        calls = (manager.start(id) for _ in range(OWN_POOL + 1))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with open_bounded(empty.url, mode, runner, **bounds) as manager:
+        id = manager.create("work").id
+        with row_lock(empty, id):
+            if mode == "sync":
+                with ThreadPoolExecutor(OWN_POOL + 1) as pool:
+                    calls = [pool.submit(manager.start, id) for _ in range(OWN_POOL + 1)]
+                    errors = [call.exception() for call in calls]
+            else:
+                errors = runner.run(crowd(manager.target, id))
+        # Each error of the others is that of the server's own timeout.
+        waited = [error for error in errors if isinstance(error, TimeoutError)]
+        assert len(waited) <= 1
+        for error in waited:
+            assert f"All {OWN_POOL} connections of this manager were in use" in str(error)
+        slow = [error for error in errors if isinstance(error, DBAPIError)]
+        assert len(slow) + len(waited) == OWN_POOL + 1
+        assert all("statement timeout" in str(error) for error in slow)
+        assert manager.start(id).attempts == 1
+
+
+def test_connection_wait_is_an_error_that_says_what_to_do(
+    empty: Database, mode: str, runner: asyncio.Runner
+) -> None:
+    with open_bounded(empty.url, mode, runner, call_timeout=SHORT) as manager:
+        id = manager.create("work").id
+        target: Any = manager if mode == "sync" else manager.target
+        executor = target._store._bind
+
+        async def hold_all() -> None:
+            for _ in range(OWN_POOL):
+                await executor._semaphore().acquire()
+            try:
+                await target.get(id)
+            finally:
+                for _ in range(OWN_POOL):
+                    executor._semaphore().release()
+
+        expected = f"All {OWN_POOL} connections of this manager were in use for 0.3 seconds"
+        with pytest.raises(TimeoutError, match=expected):
+            if mode == "sync":
+                permits = [executor._permits.get() for _ in range(OWN_POOL)]
+                try:
+                    manager.get(id)
+                finally:
+                    for permit in permits:
+                        executor._permits.put(permit)
+            else:
+                runner.run(hold_all())
+        assert manager.get(id).id == id
+
+
+def test_prune_has_no_time_limit(empty: Database, mode: str, runner: asyncio.Runner) -> None:
+    empty.run(
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN PERFORM pg_sleep(0.6); RETURN OLD; END $$"
+    )
+    empty.run(
+        "CREATE TRIGGER slow BEFORE DELETE ON executions FOR EACH ROW EXECUTE FUNCTION slowly()"
+    )
+    try:
+        with open_bounded(empty.url, mode, runner, call_timeout=SHORT) as manager:
+            ids = [bring_to(manager, "failed").id for _ in range(2)]
+            with pytest.raises(OperationalError, match="statement timeout") as caught:
+                manager.delete(ids[0])
+            assert "The call took too long" in caught.value.__notes__[0]
+            assert manager.prune(timedelta(milliseconds=1)) == 2
+            bring_to(manager, "failed")
+            with pytest.raises(OperationalError, match="statement timeout"):
+                manager.delete(manager.list()[0].id)
+    finally:
+        empty.run("DROP FUNCTION slowly CASCADE")
+
+
+@pytest.mark.skipif(BINARY is None, reason=MISSING)
+def test_pooler_gets_no_timeouts_of_a_session(
+    empty: Database, mode: str, runner: asyncio.Runner
+) -> None:
+    """They would be those of another client."""
+    with (
+        pgbouncer(empty.url, "transaction", connections=1) as url,
+        open_bounded(url, mode, runner) as manager,
+    ):
+        manager.create("work")
+        engine = psycopg.connect(postgres.dsn(url), autocommit=True)
+        assert engine.execute(TIMEOUTS).fetchone() == ("0 0",)
+        engine.close()
+
+
+def test_url_with_invalid_timeout_refused(empty: Database) -> None:
+    for query in ("lock_timeout=soon", "call_timeout=-1", "call_timeout=nan", "lock_timeout=1e99"):
+        with pytest.raises(InvalidValue, match=f"has {query}: use a number of seconds"):
+            connect(f"{empty.url}?{query}")
+    with pytest.raises(InvalidValue, match="call_timeout must be a timedelta, not an int"):
+        connect(empty.url, call_timeout=1)
+
+
+def test_frozen_server_call_ends_in_time(mode: str, runner: asyncio.Runner) -> None:
+    """The kernel accepts what is sent to a stopped process, so nothing else shows it."""
+    limit = timedelta(seconds=1)
+    with postgres.server(own=True) as server:
+        migrate.upgrade(server.url)
+        url = make_url(server.url).update_query_dict({"connect_timeout": "2"})
+        own: Any = url.render_as_string(hide_password=False)
+        with open_bounded(own, mode, runner, call_timeout=limit) as manager, connect(own) as other:
+            id = manager.create("work").id
+            store: Any = other._store
+            with store._bind.engine.connect() as connection:
+                pids = connection.exec_driver_sql(
+                    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                ).all()
+            assert server.postmaster is not None
+            stopped = [server.postmaster.pid, *(pid for (pid,) in pids)]
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+
+                def unknown() -> None:
+                    with pytest.raises(OperationalError) as caught:
+                        manager.start(id)
+                    assert "It is unknown whether start was" in caught.value.__notes__[0]
+
+                assert seconds_of(unknown) < 1 + GRACE_SECONDS + 2 + 4
+            finally:
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
+            wait_for(lambda: manager.get(id).status == "running")
