@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -24,6 +25,10 @@ MAX_JSON_BYTES = 16 * 2**20
 _NUL_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _TEXT_OR_LARGE_FLOAT: Final = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.])-?[\d.]+e\+\d+', re.ASCII
+)
+MAX_DIGITS: Final = sys.int_info.default_max_str_digits
+_TEXT_OR_LONG_INTEGER: Final = re.compile(
+    rf'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\d{{{MAX_DIGITS + 1},}}', re.ASCII
 )
 _SCALARS: Final = frozenset((str, int, float, bool, NoneType))
 _ENCODABLE: Final = (date, time, timedelta, UUID, Decimal, Enum, BaseModel)
@@ -86,6 +91,12 @@ def to_json(argument: str, value: object, max_bytes: int = MAX_JSON_BYTES) -> Js
         raise InvalidValue(argument, _too_large(max_bytes))
     if "\\u0000" in document and _NUL_ESCAPE.search(document):
         raise InvalidValue(argument, NO_NUL)
+    if not 0 < sys.get_int_max_str_digits() <= MAX_DIGITS and any(
+        not each[0].startswith('"') for each in _TEXT_OR_LONG_INTEGER.finditer(document)
+    ):
+        raise InvalidValue(
+            argument, f"contains an integer of over {MAX_DIGITS} digits, which Python does not read"
+        )
     return Json(document)
 
 

@@ -4,12 +4,13 @@ A method returns what `_ask` makes of its query: the answer, or a coroutine that
 type parameters say which.
 """
 
+import logging
 from collections.abc import Callable
 from copy import copy
 from datetime import datetime
 from functools import partial
 from operator import attrgetter
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from ..core import validation
 from ..core.creation import NewExecution
@@ -28,6 +29,7 @@ from .statements import queries
 from .statements.queries import Query, Rows
 from .statements.rows import to_execution, to_log_entry
 
+logger: Final = logging.getLogger("execution_core")
 Clock = Callable[[], datetime]
 Convert = Callable[[Rows], Any]
 
@@ -79,7 +81,7 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         query = queries.update(id, transition, token, self._now(), whole=whole)
         began = boot_clock()
         verify = partial(verify_commit.verify_update, id, transition, token, began, whole=whole)
-        return self._ask(query, _one if whole else _status, verify)
+        return self._ask(query, _changed if whole else _status, verify)
 
     def update_many(self, batch: BatchTransition) -> ManyT:
         """Apply a transition to many executions in one conditional UPDATE."""
@@ -140,6 +142,14 @@ def _one(rows: Rows) -> Execution | None:
     return to_execution(rows[0]) if rows else None
 
 
+def _changed(rows: Rows) -> Execution | None:
+    try:
+        return _one(rows)
+    except InvalidValue as problem:
+        problem.add_note("The call took effect: only its answer cannot be read.")
+        raise
+
+
 def _status(rows: Rows) -> ExecutionStatus | None:
     return ExecutionStatus(rows[0][0]) if rows else None
 
@@ -149,7 +159,14 @@ def _many(rows: Rows) -> list[Execution]:
 
 
 def _by_id(rows: Rows) -> list[Execution]:
-    return sorted(_many(rows), key=attrgetter("id"))
+    """Return the executions of a batch; one that cannot be read must not hide the others."""
+    found = []
+    for row in rows:
+        try:
+            found.append(to_execution(row))
+        except InvalidValue as problem:
+            logger.warning("An execution was changed and is missing in the answer: %s", problem)
+    return sorted(found, key=attrgetter("id"))
 
 
 def _entry(rows: Rows) -> LogEntry | None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 from sqlalchemy import ColumnElement, DateTime, Dialect, Text, Uuid
@@ -149,6 +149,29 @@ def _checked_text(value: object) -> str | None:
         case ExecutionFailure():
             return value.model_dump_json(exclude_none=True)
     raise TypeError(f"not a checked JSON value: {type(value).__name__}")
+
+
+class UnreadableJson(NamedTuple):
+    """A JSON value that Python cannot read, such as an integer of 5,000 digits."""
+
+    reason: str
+
+
+class StoredJson(JsonText):
+    """`JsonText` for the rows of the library: one unreadable value does not hide other rows."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:  # noqa: ARG002
+        """Parse the text; return an `UnreadableJson` where that is impossible."""
+        return _read_json_if_possible
+
+
+def _read_json_if_possible(value: str | None) -> Any:
+    try:
+        return _read_json(value)
+    except (ValueError, RecursionError) as error:
+        return UnreadableJson(str(error))
 
 
 def _read_json(value: str | None) -> Any:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import Column, ColumnElement, type_coerce
+
+from ...core.errors import InvalidValue
 from ...core.models import (
     Execution,
     ExecutionFailure,
@@ -12,6 +15,7 @@ from ...core.models import (
     LogLevel,
     ProgressInfo,
 )
+from ..schema.column_types import JsonText, StoredJson, UnreadableJson
 from ..schema.tables import execution_logs, executions
 
 columns = executions.c
@@ -21,20 +25,28 @@ PROGRESS = [
     columns.progress_percent,
     columns.progress_message,
 ]
+MILLISECOND = timedelta(milliseconds=1)
+
+
+def _stored(column: Column[Any]) -> ColumnElement[Any]:
+    return type_coerce(column, StoredJson) if isinstance(column.type, JsonText) else column
+
+
 # A row has a column for each field of an execution, in order, then the rest of `progress`.
 FIELDS = tuple(Execution.model_fields)
-ROW = [
-    *(columns[{"timeout": "timeout_ms", "progress": "progress_current"}.get(f, f)] for f in FIELDS),
-    *PROGRESS[1:],
-]
+_OTHER_NAMES = {"timeout": "timeout_ms", "progress": "progress_current"}
+ROW = [*(_stored(columns[_OTHER_NAMES.get(f, f)]) for f in FIELDS), *PROGRESS[1:]]
+_JSON = ("payload", "result", "error", "metadata", "checkpoints")
 LOG_FIELDS = tuple(LogEntry.model_fields)
-LOG_ROW = [execution_logs.c[field] for field in LOG_FIELDS]
-MILLISECOND = timedelta(milliseconds=1)
+LOG_ROW = [_stored(execution_logs.c[field]) for field in LOG_FIELDS]
 
 
 def to_execution(row: Sequence[Any]) -> Execution:
     """Build an execution from a row, without the checks of the model: the schema made them."""
     fields = dict(zip(FIELDS, row, strict=False))
+    for name in _JSON:
+        if type(fields[name]) is UnreadableJson:
+            raise _unreadable(name, fields["id"], fields[name])
     if (current := fields["progress"]) is not None:
         total, percent, message = row[-3:]
         fields["progress"] = ProgressInfo.model_construct(
@@ -66,5 +78,14 @@ def to_execution(row: Sequence[Any]) -> Execution:
 def to_log_entry(row: Sequence[Any]) -> LogEntry:
     """Build a log entry from a row, without the checks of the model: the schema made them."""
     fields = dict(zip(LOG_FIELDS, row, strict=True))
+    if isinstance(fields["data"], UnreadableJson):
+        raise _unreadable("data", fields["id"], fields["data"])
     fields["level"] = LogLevel(fields["level"])
     return LogEntry.model_construct(**fields)
+
+
+def _unreadable(name: str, id: str, value: UnreadableJson) -> InvalidValue:
+    return InvalidValue(
+        name,
+        f"of {id} cannot be read by Python: {value.reason}. Correct the row with manual SQL",
+    )
