@@ -48,7 +48,12 @@ def run(connection: Connection) -> None:
     if not connection.in_transaction():
         connection.begin()
     if connection.dialect.name == "postgresql":
+        # Another upgrade may take long; only a lock on a table has a time limit.
+        timeout = connection.scalar(text("SELECT current_setting('lock_timeout')"))
+        set_timeout = text("SELECT set_config('lock_timeout', :timeout, true)")
+        connection.execute(set_timeout, {"timeout": "0"})
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        connection.execute(set_timeout, {"timeout": timeout})
     elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         # Python's driver begins no transaction for DDL: a rollback would leave tables behind.
         connection.exec_driver_sql("BEGIN IMMEDIATE")

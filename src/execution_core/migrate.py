@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -15,14 +16,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, SingletonThreadPool
+from sqlalchemy import URL, Connection, Engine, SingletonThreadPool, func
 
+from .core import validation
 from .core.errors import InvalidValue
 from .sql.driver.engine import create_sync_engine, for_single_statements
 from .sql.schema.tables import metadata
 from .sql.schema.views import views_metadata
 
 VERSION_TABLE: Final = "execution_core_version"
+
+LOCK_TIMEOUT: Final = timedelta(seconds=10)
 
 _lock: Final = threading.Lock()
 _lock_owner: Final[list[int]] = []
@@ -31,7 +35,7 @@ _lock_owner: Final[list[int]] = []
 Target = Engine | Connection | URL | str
 
 
-def upgrade(target: Target) -> None:
+def upgrade(target: Target, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> None:
     """Create the schema, or upgrade it to the newest revision: `migrate.upgrade(engine)`.
 
     Nothing is changed if the schema is up to date. Concurrent processes and threads wait for each
@@ -41,13 +45,20 @@ def upgrade(target: Target) -> None:
         target: an Engine or a URL: the upgrade is one transaction. Or a Connection: the upgrade is
             part of the caller's transaction, and the caller commits. That transaction must be READ
             COMMITTED to wait for concurrent upgrades.
+        lock_timeout: how long to wait for a lock on a table of PostgreSQL. Everything that needs
+            the table waits meanwhile. Not for a Connection, which has a timeout of its own.
 
     Raises:
+        OperationalError: another session held a lock for longer. Nothing was changed.
         InvalidValue: the target is none of these, or is a Connection in AUTOCOMMIT, or a newer
             version of this library created the schema.
         RuntimeError: another task of the same thread is upgrading.
     """
     with _exclusive(), _engine_or_connection(target) as bind, _transaction(bind) as connection:
+        if isinstance(bind, Engine) and bind.dialect.name == "postgresql":
+            timeout = validation.duration("lock_timeout", lock_timeout)
+            milliseconds = str(timeout // timedelta(milliseconds=1))
+            connection.execute(func.set_config("lock_timeout", milliseconds, True))  # noqa: FBT003
         config, revision = _config(), current(connection)
         if revision is not None and revision not in revisions():
             raise InvalidValue(

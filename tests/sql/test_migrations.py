@@ -25,7 +25,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from execution_core import (
     ExecutionManager,
@@ -34,6 +34,7 @@ from execution_core import (
     connect,
     migrate,
 )
+from execution_core.cli import main
 from execution_core.core.state_machine import FINISHED
 from execution_core.sql.driver.engine import create_async_engine, create_sync_engine
 from execution_core.sql.schema.indexes import metadata
@@ -122,6 +123,27 @@ def test_upgrade_in_callers_transaction_rolls_back(empty_engine: Engine) -> None
         migrate.upgrade(connection)
         connection.commit()
     assert contents(empty_engine) == RELATIONS
+
+
+@pytest.fixture
+def locked_url(empty_postgres: Callable[[str], str]) -> Iterator[str]:
+    """A migrated PostgreSQL database in which a session holds a lock on a table."""
+    url = empty_postgres(f"locked_{next(counter)}")
+    migrate.upgrade(url)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE execution_core_version")
+        yield url
+    engine.dispose()
+
+
+def test_upgrade_waits_for_table_lock_within_lock_timeout(
+    locked_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OperationalError, match="due to lock timeout"):
+        migrate.upgrade(locked_url, lock_timeout=timedelta(milliseconds=200))
+    assert main(["migrate", "--lock-timeout", "200ms", "--url", locked_url]) == 1
+    assert "Another session holds a lock on a table" in capsys.readouterr().err
 
 
 def test_upgrade_from_asyncio(empty_url: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from execution_core import ExecutionManager, cli, connect, migrate
+from execution_core import ConcurrentUpdate, ExecutionManager, cli, connect, migrate
 from execution_core.core import state_machine
 from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.sql.schema.tables import executions
@@ -254,3 +254,28 @@ def test_role_worker_updates_only_columns_of_transitions(roles: Roles) -> None:
 
 def test_role_recipes_create_these_two_roles() -> None:
     assert re.findall(r"CREATE ROLE (\w+)", "".join(blocks("pgsql"))) == [READER, WORKER]
+
+
+def test_create_with_key_of_a_hidden_execution_names_row_level_security(
+    postgres_database: Database,
+) -> None:
+    owner, role = postgres_database, f"tenant_{os.getpid()}"
+    with connect(owner.url) as manager:
+        manager.create("hidden", idempotency_key="held")
+    owner.run(f"CREATE ROLE {role} LOGIN")
+    owner.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    owner.run("ALTER TABLE executions ENABLE ROW LEVEL SECURITY")
+    owner.run(f"CREATE POLICY visible ON executions TO {role} USING (type <> 'hidden')")
+    try:
+        with (
+            connect(make_url(owner.url).set(username=role)) as manager,
+            pytest.raises(ConcurrentUpdate) as caught,
+        ):
+            manager.create("mail", idempotency_key="held")
+        assert "row-level security" in caught.value.__notes__[0]
+    finally:
+        owner.run("DROP POLICY visible ON executions")
+        owner.run("ALTER TABLE executions DISABLE ROW LEVEL SECURITY")
+        owner.run(f"DROP OWNED BY {role}")
+        owner.run(f"DROP ROLE {role}")
+        owner.run("TRUNCATE executions CASCADE")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sqlite3
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from execution_core import (
 )
 from execution_core.core import json_values, transitions, validation
 from execution_core.core.selections import check_page
+from execution_core.sql.driver import engine
 from execution_core.sql.schema.column_types import JsonText
 from execution_core.sql.statements import queries
 
@@ -222,3 +224,26 @@ def test_update_with_large_payload_does_not_log_it_again(postgres_database: Data
 
     noise = "".join(random.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=100_000))
     assert 0 < wal_bytes(noise) <= 1.2 * wal_bytes("x" * 100)
+
+
+def test_sqlite_wal_shrinks_after_a_long_reader(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader lets the WAL grow; without a limit it would keep its size for ever."""
+    monkeypatch.setattr(engine, "WAL_SIZE_LIMIT", 2**20)
+    url = f"sqlite:///{tmp_path}/wal.db"
+    wal = tmp_path / "wal.db-wal"
+    migrate.upgrade(url)
+    with connect(url) as manager:
+        manager.create("first")
+        with sqlite3.connect(tmp_path / "wal.db") as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM executions").fetchone()
+            for _ in range(40):
+                manager.create("work", "x" * 100_000)
+            assert wal.stat().st_size > 3 * 2**20
+            reader.rollback()
+        reader.close()
+        for _ in range(20):
+            manager.create("work", "x" * 100_000)
+        assert wal.stat().st_size < 3 * 2**20

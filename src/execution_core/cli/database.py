@@ -23,6 +23,8 @@ ADVICE: Final = {
     " directory, or a mode=ro in the URL",
     "read-only transaction": "The server is a standby, or default_transaction_read_only is on for"
     " this role: connect to the primary server with a role that may write",
+    "due to lock timeout": "Another session holds a lock on a table or a row: find it with"
+    " execution-core doctor, end it, and try again",
     "QueuePool limit": "All connections of the pool are in use: close unused ones, or increase"
     " pool_size",
 }

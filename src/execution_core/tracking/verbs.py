@@ -32,7 +32,13 @@ def create(store: Any, new: NewExecution) -> Steps[Execution]:
         if parent and not (yield lambda: store.find_by_id(parent)):
             raise ExecutionNotFound(parent)
         # The execution that held the key was deleted in between: the key is free now.
-    raise ConcurrentUpdate("create", new.id)
+    conflict = ConcurrentUpdate("create", new.id)
+    if key:
+        conflict.add_note(
+            "If this is repeated, an execution with this idempotency key exists that the role of"
+            " this connection may not see: check the row-level security of the table executions."
+        )
+    raise conflict
 
 
 def replay(store: Any, id: str, payload: object, max_bytes: int) -> Steps[Execution]:

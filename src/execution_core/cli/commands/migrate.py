@@ -1,8 +1,9 @@
 """`migrate`: create or upgrade the schema."""
 
 import argparse
+from datetime import timedelta
 
-from ..arguments import Commands, add_command
+from ..arguments import Commands, add_command, duration
 from ..database import mask_password
 
 
@@ -21,6 +22,13 @@ def register(commands: Commands) -> None:
         action="store_true",
         help="print the SQL for an empty database instead of executing it",
     )
+    add(
+        "--lock-timeout",
+        metavar="DURATION",
+        type=duration,
+        default=timedelta(seconds=10),
+        help="how long to wait for a lock on a table of PostgreSQL (default: 10s)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,5 +38,5 @@ def run(options: argparse.Namespace) -> None:
     if options.sql:
         migrate.upgrade_sql(options.url)
     else:
-        migrate.upgrade(options.url)
+        migrate.upgrade(options.url, lock_timeout=options.lock_timeout)
         print(f"{mask_password(options.url)} is at {migrate.current(options.url)}")

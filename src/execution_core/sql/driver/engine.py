@@ -26,6 +26,7 @@ OWN_POOL: Final = 15
 """Maximum number of connections of the library's own engine; all of them are kept open."""
 # The executor limits connections itself; QueuePool leaks a slot if a signal handler raises in it.
 _UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
+WAL_SIZE_LIMIT: Final = 64 * 2**20
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
 CALL_TIMEOUT: Final = timedelta(seconds=60)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -190,6 +191,8 @@ def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOU
         cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
         _enter_wal(cursor, timeout=milliseconds / 1000)
         cursor.execute("PRAGMA foreign_keys = ON")
+        # Beside a long reader the WAL grows, and would keep its size for ever.
+        cursor.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT}")
         cursor.close()
 
     return engine
