@@ -127,7 +127,7 @@ def console() -> "Console | None":
 
 
 def style_cell(value: Cell) -> "Text":
-    """Return a cell as a `rich.text.Text`; the name of a status or of a log level is coloured."""
+    """Return a cell as a `rich.text.Text`; the name of a status or of a log level has a color."""
     from rich.text import Text  # noqa: PLC0415
 
     word = format_cell(value)
