@@ -5,7 +5,7 @@ its `apply`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import cast
@@ -35,6 +35,8 @@ class Transition:
     rule: Rule
     values: Mapping[str, Value] = field(default_factory=lambda: MappingProxyType({}))
     attempt: int | None = None
+    skip_locked: bool = False
+    """Change nothing while another transaction holds a lock on the row; a store may ignore it."""
 
     def apply(self, execution: Execution, now: datetime) -> Execution | None:
         """Return the execution after the first allowed move, or None if no move is allowed.
@@ -167,9 +169,10 @@ def retry() -> Transition:
     return Transition(state_machine.RETRY)
 
 
-def heartbeat(attempt: int | None) -> Transition:
+def heartbeat(attempt: int | None, *, skip_locked: bool = False) -> Transition:
     """Set `heartbeat_at` while running."""
-    return _transition(state_machine.HEARTBEAT, {}, attempt)
+    transition = _transition(state_machine.HEARTBEAT, {}, attempt)
+    return replace(transition, skip_locked=skip_locked)
 
 
 def update_progress(

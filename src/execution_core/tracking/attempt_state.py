@@ -250,8 +250,11 @@ class AttemptState(Generic[NoneT, TransactionT]):
     def _heartbeat_steps(self) -> Steps[bool]:
         """Send a heartbeat from the background; return whether to send another one."""
         try:
-            heartbeat = transitions.heartbeat(self.number)
-            return (yield from self._update_steps(heartbeat)) is not None
+            heartbeat = transitions.heartbeat(self.number, skip_locked=True)
+            if (yield from self._update_steps(heartbeat)) is not None:
+                return True
+            # Of a locked row the next heartbeat is in time: a sweep skips it as well.
+            return isinstance((yield from self._loss_steps(heartbeat)), ConcurrentUpdate)
         except Exception:  # noqa: BLE001 - the next heartbeat may succeed
             self._warn("A heartbeat of attempt %d of execution %s could not be recorded")
             return True

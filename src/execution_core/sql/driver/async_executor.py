@@ -88,11 +88,13 @@ class AsyncCachingExecutor(AsyncExecutor):
 
     def _reset(self) -> None:
         super()._reset()
-        self._semaphores = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
+        self._semaphores = WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[asyncio.Semaphore, asyncio.Semaphore]
+        ]()
 
     async def rows_async(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
-        semaphore = self._semaphore()
+        semaphore = self._semaphore(query.skip_locked)
         try:
             async with asyncio.timeout(self._patience) if semaphore.locked() else nullcontext():
                 await semaphore.acquire()
@@ -108,11 +110,11 @@ class AsyncCachingExecutor(AsyncExecutor):
         finally:
             semaphore.release()
 
-    def _semaphore(self) -> asyncio.Semaphore:
+    def _semaphore(self, skip_locked: bool = False) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()  # tests, and some hosts, use one loop after another
         if loop not in self._semaphores:
-            self._semaphores[loop] = asyncio.Semaphore(OWN_POOL)
-        return self._semaphores[loop]
+            self._semaphores[loop] = asyncio.Semaphore(OWN_POOL), asyncio.Semaphore(1)
+        return self._semaphores[loop][skip_locked]
 
     async def _execute_async(self, text: str, values: Sequence[Any], bounded: bool) -> Rows:
         connection, call = self._idle.pop(), None

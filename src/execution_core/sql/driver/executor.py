@@ -359,15 +359,17 @@ class CachingExecutor(Executor):
 
     def _reset(self) -> None:
         super()._reset()
-        self._permits = new_permits(OWN_POOL)
+        self._permits, self._reserved = new_permits(OWN_POOL), new_permits(1)
 
     def rows(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
-        permit = acquire(self._permits, self._patience)
+        # Heartbeats must not wait for calls that wait for locks.
+        permits = self._reserved if query.skip_locked else self._permits
+        permit = acquire(permits, self._patience)
         try:
             return super().rows(query)
         finally:
-            self._permits.put(permit)
+            permits.put(permit)
             del permit  # the traceback of an error would keep it alive
 
     def _checkout(self) -> PoolProxiedConnection:

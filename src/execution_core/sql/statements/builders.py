@@ -83,11 +83,15 @@ def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInse
 
 @cache
 def update_statement(
-    rule: Rule, *, for_attempt: bool, clocked: bool, whole: bool
+    rule: Rule, *, for_attempt: bool, clocked: bool, whole: bool, skip_locked: bool
 ) -> ReturningUpdate[Any]:
     """Return the conditional UPDATE of a rule."""
     now, not_before = time_expressions(clocked=clocked)
     guard = where_clause(rule, now, for_attempt=for_attempt)
+    if skip_locked:
+        unlocked = select(columns.id).where(columns.id == id_parameter()).correlate(None)
+        unlocked = unlocked.with_for_update(key_share=True, skip_locked=True)
+        guard.append(columns.id == unlocked.scalar_subquery())
     changes = assignments(rule.moves, now, not_before)
     answer = ROW if whole else [columns.status]
     return update(executions).where(*guard).values(changes).returning(*answer)

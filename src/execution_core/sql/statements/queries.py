@@ -41,6 +41,8 @@ class Query(NamedTuple):
     parameters: dict[str, Any]
     verb: str
     execution_id: str | None = None
+    skip_locked: bool = False
+    """Whether it waits for no lock: such statements have a connection of their own."""
 
 
 def create(creation: NewExecution, now: datetime | None) -> Query:
@@ -73,10 +75,15 @@ def update(
     """
     rule, attempt = transition.rule, transition.attempt
     statement = update_statement(
-        rule, for_attempt=attempt is not None, clocked=now is not None, whole=whole
+        rule,
+        for_attempt=attempt is not None,
+        clocked=now is not None,
+        whole=whole,
+        skip_locked=transition.skip_locked,
     )
     parameters = {"old_id": id, "old_attempt": attempt, "new_write_token": token, "now": now}
-    return Query(statement, parameters | _parameters(transition), rule.verb, id)
+    parameters |= _parameters(transition)
+    return Query(statement, parameters, rule.verb, id, transition.skip_locked)
 
 
 def update_many(batch: BatchTransition, token: str, now: datetime | None) -> Query:
