@@ -256,6 +256,7 @@ def test_heartbeats_continue_while_all_connections_wait_for_locks(
             while len(await manager.list(type="sound", status="running")) <= len(ids):
                 await asyncio.sleep(0.02)
             started()
+            await asyncio.to_thread(lock_is_held.wait, 20)
             calls = [asyncio.create_task(manager.heartbeat(locked)) for _ in range(callers)]
             await asyncio.gather(*calls)
             done.set()
@@ -274,6 +275,7 @@ def test_heartbeats_continue_while_all_connections_wait_for_locks(
             blocks = [pool.submit(work, id) for id in [locked, *ids]]
             wait_for(lambda: len(manager.list(type="sound", status="running")) > len(ids))
             started()
+            assert lock_is_held.wait(20)
             calls = [pool.submit(manager.heartbeat, locked) for _ in range(callers)]
             for call in calls:
                 call.result(30)
@@ -281,13 +283,14 @@ def test_heartbeats_continue_while_all_connections_wait_for_locks(
             for block in blocks:
                 block.result(30)
 
-    done, locking = threading.Event(), threading.Event()
+    done, locking, lock_is_held = (threading.Event() for _ in range(3))
     with connect(empty.url) as other, ThreadPoolExecutor(1) as pool:
         locked, *ids = [other.create("sound").id for _ in range(attempts + 1)]
         target = run_threads if mode == "sync" else lambda *args: asyncio.run(run(*args))
         running = pool.submit(target, locked, ids, locking.set)
         assert locking.wait(20)
         with row_lock(empty, locked):
+            lock_is_held.set()
             wait_for(lambda: len(blocked_pids(empty)) >= OWN_POOL)
             for _ in range(15):
                 time.sleep(0.1)
