@@ -43,13 +43,10 @@ NETWORK: Final = {
 
 
 class Bounds(NamedTuple):
-    """The timeouts of a session of PostgreSQL, in milliseconds; 0 is no limit."""
+    """The timeouts of a session of PostgreSQL, in milliseconds."""
 
     lock_timeout: int
     statement_timeout: int
-
-
-NO_BOUNDS: Final = Bounds(0, 0)
 
 
 def create_sync_engine(url: str | URL, *, exclusive: bool = False, **options: Any) -> Engine:

@@ -39,7 +39,6 @@ from .engine import (
     BEHIND_POOLER,
     BOUNDS,
     GRACE_SECONDS,
-    NO_BOUNDS,
     OWN_POOL,
     Bounds,
     begin_sqlite,
@@ -49,9 +48,12 @@ from .url import PSYCOPG
 
 BACKEND: Final = "execution_core.backend"
 SET_BOUNDS: Final = (
-    "SELECT set_config('lock_timeout', CAST(%s AS text), false),"
-    " set_config('statement_timeout', CAST(%s AS text), false)"
+    "SELECT CASE current_setting('lock_timeout')"
+    " WHEN '0' THEN set_config('lock_timeout', CAST(%s AS text), false) END,"
+    " CASE current_setting('statement_timeout')"
+    " WHEN '0' THEN set_config('statement_timeout', CAST(%s AS text), false) END"
 )
+SET_BY_US: Final = "execution_core.statement_timeout"
 _FLOAT8: Final = 701  # the type code of the only column whose converter needs one
 Converter = Callable[[Any], Any]
 
@@ -244,21 +246,27 @@ class Executor:
         return deadlines.begin(connection.driver_connection, self._patience + GRACE_SECONDS)
 
     def _set_bounds(self, connection: PoolProxiedConnection, bounded: bool) -> None:
-        """Set the timeouts of the session, if they are not set: not through a pooler.
+        """Set the timeouts of the session that the role or the URL has not set.
 
-        A pooler would give the settings to other clients.
+        Not through a pooler, which would give the settings to other clients.
         """
-        if not self._has_bounds(connection, bounded):
-            wanted = self._bounds if bounded else NO_BOUNDS
-            cursor: Any = connection.cursor()
-            cursor.execute(SET_BOUNDS, wanted)
-            cursor.close()
-            connection.info[BOUNDS] = wanted
+        if self._bounds is None or self._has_bounds(connection, bounded):
+            return
+        info, cursor = connection.info, connection.cursor()
+        if BOUNDS not in info:
+            cursor.execute(SET_BOUNDS, self._bounds)
+            found: Any = cursor.fetchone()
+            info[BOUNDS], info[SET_BY_US] = True, found[1] is not None
+        if info[BOUNDS] is not bounded and info[SET_BY_US]:
+            timeout = self._bounds.statement_timeout if bounded else 0
+            cursor.execute(f"SET statement_timeout = {timeout}")
+        info[BOUNDS] = bounded
+        cursor.close()
 
     def _has_bounds(self, connection: PoolProxiedConnection, bounded: bool) -> bool:
         if self._bounds is None or connection.info[BACKEND].pooled:
             return True
-        return connection.info.get(BOUNDS) is (self._bounds if bounded else NO_BOUNDS)
+        return connection.info.get(BOUNDS) is bounded
 
     def _checkout_live(self) -> PoolProxiedConnection:
         """Check out a connection that the server has not ended meanwhile."""

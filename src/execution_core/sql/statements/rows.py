@@ -29,7 +29,9 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 def _stored(column: Column[Any]) -> ColumnElement[Any]:
-    return type_coerce(column, StoredJson) if isinstance(column.type, JsonText) else column
+    if not isinstance(column.type, JsonText):
+        return column
+    return type_coerce(column, StoredJson).label(column.name)
 
 
 # A row has a column for each field of an execution, in order, then the rest of `progress`.
