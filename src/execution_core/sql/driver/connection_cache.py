@@ -140,6 +140,8 @@ def has_ended(connection: PoolProxiedConnection) -> bool:
     if not hasattr(select, "poll"):  # Windows
         return False
     driver: Any = connection.driver_connection
+    if driver.closed:
+        return True
     poll = select.poll()
     poll.register(driver.pgconn.socket, getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
