@@ -83,7 +83,7 @@ def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInse
 
 @cache
 def update_statement(
-    rule: Rule, *, for_attempt: bool, clocked: bool, whole: bool, skip_locked: bool
+    rule: Rule, *, for_attempt: bool, clocked: bool, whole: bool, skip_locked: bool = False
 ) -> ReturningUpdate[Any]:
     """Return the conditional UPDATE of a rule."""
     now, not_before = time_expressions(clocked=clocked)
