@@ -14,6 +14,9 @@ ROOT: Final = Path(__file__).parents[1]
 FILES: Final = (
     "tests/sql/test_lost_connections.py",
     "tests/sql/test_lost_connections_interleaved.py",
+    "tests/sql/test_poolers.py",
+    "tests/sql/test_standby.py",
+    "tests/sql/test_bounds.py",
     "tests/sql/test_conflicts.py",
     "tests/proof/test_interleavings.py",
     "tests/sql/test_full_disk.py",
