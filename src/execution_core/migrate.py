@@ -20,13 +20,15 @@ from sqlalchemy import URL, Connection, Engine, SingletonThreadPool, func
 
 from .core import validation
 from .core.errors import InvalidValue
-from .sql.driver.engine import create_sync_engine, for_single_statements
+from .sql.driver.engine import (
+    MIGRATION_LOCK_TIMEOUT,
+    create_sync_engine,
+    for_single_statements,
+)
 from .sql.schema.tables import metadata
 from .sql.schema.views import views_metadata
 
 VERSION_TABLE: Final = "execution_core_version"
-
-LOCK_TIMEOUT: Final = timedelta(seconds=10)
 
 _lock: Final = threading.Lock()
 _lock_owner: Final[list[int]] = []
@@ -35,7 +37,7 @@ _lock_owner: Final[list[int]] = []
 Target = Engine | Connection | URL | str
 
 
-def upgrade(target: Target, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> None:
+def upgrade(target: Target, *, lock_timeout: timedelta = MIGRATION_LOCK_TIMEOUT) -> None:
     """Create the schema, or upgrade it to the newest revision: `migrate.upgrade(engine)`.
 
     Nothing is changed if the schema is up to date. Concurrent processes and threads wait for each

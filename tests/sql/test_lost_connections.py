@@ -23,7 +23,7 @@ from execution_core import (
     connect,
 )
 from execution_core.core.creation import MAX_TRIES
-from execution_core.sql.driver.backend import SELECT_BACKEND, Backend, ConnectionBroken
+from execution_core.sql.driver.session import SELECT_BACKEND, Backend, ConnectionBroken
 from execution_core.sql.recovery import queries
 
 from ..conftest import Database
@@ -377,3 +377,18 @@ def test_statement_that_leaves_a_transaction_open_is_refused(
             manager.get(id)
         proxy.leaves_open = False
         assert manager.start(id).attempts == 1
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_connection_lost_at_its_first_query_call_is_repeated(
+    proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner
+) -> None:
+    """That query asks for the server process, before anything else is sent."""
+    with open_bound_manager(proxy.url, mode, binding, runner) as manager:
+        id = manager.create("work").id  # the first connection of an engine has other queries, too
+        target: Any = manager if mode == "sync" else manager.target
+        executor = target._store._bind
+        executor.close() if mode == "sync" else runner.run(executor.close_async())
+        proxy.cut(Cut.READING)
+        assert manager.start(id).attempts == 1
+        assert proxy.waiting == 0

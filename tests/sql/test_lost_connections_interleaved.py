@@ -16,7 +16,7 @@ from execution_core import (
     connect,
     connect_async,
 )
-from execution_core.sql.driver.backend import ConnectionBroken
+from execution_core.sql.driver.session import ConnectionBroken
 
 from ..conftest import Blocking, Database
 from ..support.proxy import Cut, Proxy

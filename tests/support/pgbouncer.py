@@ -1,7 +1,6 @@
 """Start a real PgBouncer in front of a server of the tests."""
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import make_url
 
-from .postgres import dsn, free_port, unprivileged_account, wait_until
+from .postgres import dsn, free_port, spawn, unprivileged_account, wait_until
 
 BINARY = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
 MISSING = "NOT TESTED: PgBouncer is not installed (Debian's package is `pgbouncer`)"
@@ -65,16 +64,7 @@ def pgbouncer(
             )
         )
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [BINARY, str(configuration)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                user=account and account.pw_uid,
-                group=account and account.pw_gid,
-                extra_groups=[] if account else None,
-            )
+            process = spawn(account, output, BINARY, str(configuration))
         through = target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
         try:
             wait_until(lambda: _answers(through), process, log)

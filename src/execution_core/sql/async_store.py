@@ -10,8 +10,8 @@ from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run_async, with_coroutines
 from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
-from .driver.backend import ConnectionBroken
-from .driver.executor import reset_after_fork
+from .driver.forks import reset_in_children
+from .driver.session import ConnectionBroken
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query
@@ -90,7 +90,7 @@ class AsyncOwningStore(AsyncSqlExecutionStore):
         if engine.dialect.name == "postgresql":
             self._bind = AsyncCachingExecutor(engine)
         if not self.shares_connection:
-            reset_after_fork(self._bind)
+            reset_in_children(self._bind)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -8,13 +8,13 @@ from sqlalchemy.exc import DBAPIError
 from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run
-from .driver.backend import ConnectionBroken
 from .driver.executor import (
     CachingExecutor,
     Executor,
     execute_via_sqlalchemy,
-    reset_after_fork,
 )
+from .driver.forks import reset_in_children
+from .driver.session import ConnectionBroken
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query, Rows
@@ -82,7 +82,7 @@ class OwningStore(SqlExecutionStore):
         super().__init__(engine)
         if not self.shares_connection:
             self._bind = CachingExecutor(engine)
-            reset_after_fork(self._bind)
+            reset_in_children(self._bind)
 
     def close(self) -> None:
         """Close all connections."""

@@ -20,8 +20,8 @@ from ..core.models import Execution, ExecutionStatus, LogEntry
 from ..core.selections import BatchTransition, Page, PruneRequest
 from ..core.store import Returning
 from ..core.transitions import Transition
-from .driver.backend import boot_clock
 from .driver.executor import Executor
+from .driver.session import boot_clock
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .schema.tables import executions

@@ -1,8 +1,8 @@
 """`migrate`: create or upgrade the schema."""
 
 import argparse
-from datetime import timedelta
 
+from ...sql.driver.engine import MIGRATION_LOCK_TIMEOUT
 from ..arguments import Commands, add_command, duration
 from ..database import mask_password
 
@@ -26,7 +26,7 @@ def register(commands: Commands) -> None:
         "--lock-timeout",
         metavar="DURATION",
         type=duration,
-        default=timedelta(seconds=10),
+        default=MIGRATION_LOCK_TIMEOUT,
         help="how long to wait for a lock on a table of PostgreSQL (default: 10s)",
     )
 

@@ -27,7 +27,8 @@ from .connection_cache import (
     no_connection,
 )
 from .engine import OWN_POOL
-from .executor import BACKEND, Executor, may_prepare
+from .executor import Executor
+from .session import has_bounds, may_prepare
 
 
 class AsyncExecutor(Executor):
@@ -103,9 +104,9 @@ class AsyncCachingExecutor(AsyncExecutor):
         try:
             if self._must_use_sqlalchemy():
                 return await self._rows_via_sqlalchemy_async(query)
-            compiled, bounded = self._compile(query), query.verb != "prune"
+            compiled = self._compile(query)
             return compiled.convert(
-                await self._execute_async(compiled.text, compiled.bind(query), bounded)
+                await self._execute_async(query, compiled.text, compiled.bind(query))
             )
         finally:
             semaphore.release()
@@ -116,7 +117,7 @@ class AsyncCachingExecutor(AsyncExecutor):
             self._semaphores[loop] = asyncio.Semaphore(OWN_POOL), asyncio.Semaphore(1)
         return self._semaphores[loop][skip_locked]
 
-    async def _execute_async(self, text: str, values: Sequence[Any], bounded: bool) -> Rows:
+    async def _execute_async(self, query: Query, text: str, values: Sequence[Any]) -> Rows:
         connection, call = self._idle.pop(), None
         try:
             while connection is not None and has_ended(connection):
@@ -124,11 +125,9 @@ class AsyncCachingExecutor(AsyncExecutor):
                 connection = self._idle.pop()
             if connection is None:
                 connection = await greenlet_spawn(self._checkout_live)
-            call = self._begin_call(connection, bounded)
-            if BACKEND not in connection.info:
-                await greenlet_spawn(self._learn_backend, connection)
-            if not self._has_bounds(connection, bounded):
-                await greenlet_spawn(self._set_bounds, connection, bounded)
+            call = self._begin_call(connection, query)
+            if not has_bounds(connection, query.bounded):
+                await greenlet_spawn(self._prepare_session, connection, query.bounded)
             rows = await _execute_on_psycopg(connection, text, values)
         except self._errors as error:
             raise await greenlet_spawn(

@@ -1,4 +1,4 @@
-"""A limit for calls whose server does not answer any more: their socket is shut down.
+"""A time limit for calls whose server does not answer: their socket is shut down.
 
 psycopg has no time limit for a call. A frozen server and a network that drops packets would hold a
 call for ever, and a server-side timeout helps only while the server runs.
@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final
+
+from .forks import in_children
 
 _INTERVAL: Final = 1.0
 _calls: Final = dict[int, tuple[float, Any]]()
@@ -52,5 +54,4 @@ def _forget_inherited() -> None:
     _threads.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_inherited)
+in_children(_forget_inherited)

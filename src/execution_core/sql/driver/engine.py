@@ -29,6 +29,7 @@ _UNBOUNDED: Final = {"pool_size": OWN_POOL, "max_overflow": -1}
 WAL_SIZE_LIMIT: Final = 64 * 2**20
 BUSY_TIMEOUT: Final = timedelta(seconds=30)
 CALL_TIMEOUT: Final = timedelta(seconds=60)
+MIGRATION_LOCK_TIMEOUT: Final = timedelta(seconds=10)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 GRACE_SECONDS: Final = 5
 """How long the server may take to answer after its own timeout."""

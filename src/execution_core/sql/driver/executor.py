@@ -7,10 +7,8 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 """
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
-from weakref import WeakSet
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy import (
     Connection,
@@ -24,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..statements.queries import Query, Rows, Statement
 from . import deadlines
-from .backend import SELECT_BACKEND, Backend, ConnectionBroken, check_date_style, check_encoding
+from .compiled import CompiledQuery, compile_query
 from .connection_cache import (
     IdleConnections,
     acquire,
@@ -44,47 +42,20 @@ from .engine import (
     begin_sqlite,
     for_single_statements,
 )
-from .url import PSYCOPG
-
-BACKEND: Final = "execution_core.backend"
-SET_BOUNDS: Final = (
-    "SELECT CASE current_setting('lock_timeout')"
-    " WHEN '0' THEN set_config('lock_timeout', CAST(%s AS text), false) END,"
-    " CASE current_setting('statement_timeout')"
-    " WHEN '0' THEN set_config('statement_timeout', CAST(%s AS text), false) END"
+from .forks import keep
+from .session import (
+    BACKEND,
+    SELECT_BACKEND,
+    Backend,
+    ConnectionBroken,
+    backend_of,
+    check_date_style,
+    check_encoding,
+    may_prepare,
+    query_backend,
+    set_bounds,
 )
-SET_BY_US: Final = "execution_core.statement_timeout"
-_FLOAT8: Final = 701  # the type code of the only column whose converter needs one
-Converter = Callable[[Any], Any]
-
-
-class CompiledQuery(NamedTuple):
-    """The SQL text of a statement, and the converters of its parameters and result columns."""
-
-    text: str
-    constants: Mapping[str, Any]
-    parameters: Sequence[tuple[str, Converter | None]]
-    columns: Sequence[tuple[int, Converter]]
-
-    def bind(self, query: Query) -> Sequence[Any]:
-        """Return the parameters of a query in the order and types that the driver expects."""
-        given = query.parameters
-        if self.constants:
-            given = {**self.constants, **given}
-        return [
-            convert(given[name]) if convert else given[name] for name, convert in self.parameters
-        ]
-
-    def convert(self, rows: Rows) -> Rows:
-        """Return rows of the driver with the values that SQLAlchemy would return."""
-        return [self._convert_row(row) for row in rows] if self.columns else rows
-
-    def _convert_row(self, row: Sequence[Any]) -> Sequence[Any]:
-        values = list(row)
-        for n, convert in self.columns:
-            if (value := values[n]) is not None:
-                values[n] = convert(value)
-        return values
+from .url import PSYCOPG
 
 
 def execute_via_sqlalchemy(
@@ -106,14 +77,6 @@ def execute_via_sqlalchemy(
     finally:
         if backend is not None and backend.pooled:
             driver.prepare_threshold = threshold
-
-
-def may_prepare(connection: PoolProxiedConnection) -> bool | None:
-    """Return what psycopg's `execute` expects: None to prepare what is often executed, or False.
-
-    Behind a pooler, two clients' prepared statements with one name would be taken for each other.
-    """
-    return False if connection.info[BACKEND].pooled else None
 
 
 class Executor:
@@ -140,6 +103,7 @@ class Executor:
         self._compiled: dict[Statement, CompiledQuery] = {}
         options = engine.get_execution_options()
         self._bounds: Bounds | None = options.get(BOUNDS)
+        self._behind_pooler = bool(options.get(BEHIND_POOLER))
         self._patience = None if self._bounds is None else self._bounds.statement_timeout / 1000
         self._reset()
 
@@ -158,19 +122,27 @@ class Executor:
             with self._sqlalchemy_engine.begin() as connection:
                 return self._run(connection, query)
         compiled = self._compile(query)
-        bounded = query.verb != "prune"
-        return compiled.convert(self._execute(compiled.text, compiled.bind(query), bounded))
+        return compiled.convert(self._execute(query, compiled.text, compiled.bind(query)))
 
     def close(self) -> None:
         """Close all connections of the engine."""
         self._idle.close()
         self.engine.dispose()
 
+    def forget_inherited(self) -> None:
+        """Begin without the connections of the parent of a forked process."""
+        keep((self._idle, self.engine.pool))
+        self.engine.dispose(close=False)
+        self._reset()
+
     def _run(self, connection: Connection, query: Query) -> Rows:
         backend = None
         try:
-            backend = self._learn_backend(connection.connection)
+            backend = self._prepare_session(connection.connection, query.bounded)
             return execute_via_sqlalchemy(connection, query, backend)
+        except self._errors as error:  # of the query for the backend, which SQLAlchemy does not see
+            pooled: Any = connection.connection
+            raise self._wrap_error(error, pooled, SELECT_BACKEND, ()) from error
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise ConnectionBroken(error, backend) from error
@@ -203,30 +175,14 @@ class Executor:
         statement = query.statement
         if known := self._compiled.get(statement):
             return known
-        dialect = self._dialect
-        compiled: Any = statement.compile(dialect=dialect)
-        parameters = [
-            (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
-            for name in compiled.positiontup
-        ]
-        converters = [
-            column.type.dialect_impl(dialect).result_processor(dialect, _FLOAT8)
-            for column in statement.exported_columns
-        ]
-        columns = [(n, convert) for n, convert in enumerate(converters) if convert]
-        constants = {  # such as the OFFSET 0 that SQLAlchemy adds to LIMIT on SQLite
-            name: compiled.params[name] for name, _ in parameters if name not in query.parameters
-        }
-        new = CompiledQuery(str(compiled), constants, parameters, columns)
-        return self._compiled.setdefault(statement, new)
+        return self._compiled.setdefault(statement, compile_query(query, self._dialect))
 
-    def _execute(self, text: str, values: Sequence[Any], bounded: bool) -> Rows:
+    def _execute(self, query: Query, text: str, values: Sequence[Any]) -> Rows:
         connection = call = None
         try:
             connection = self._checkout_live()
-            call = self._begin_call(connection, bounded)
-            self._learn_backend(connection)
-            self._set_bounds(connection, bounded)
+            call = self._begin_call(connection, query)
+            self._prepare_session(connection, query.bounded)
             return self._execute_on(connection, text, values)
         except self._errors as error:
             raise self._wrap_error(error, connection, text, values) from error
@@ -239,34 +195,11 @@ class Executor:
             if connection is not None:
                 self._checkin(connection)
 
-    def _begin_call(self, connection: PoolProxiedConnection, bounded: bool) -> int | None:
+    def _begin_call(self, connection: PoolProxiedConnection, query: Query) -> int | None:
         """Begin the time limit of a call on an engine of the library's own."""
-        if self._patience is None or not bounded:
+        if self._patience is None or not query.bounded:
             return None
         return deadlines.begin(connection.driver_connection, self._patience + GRACE_SECONDS)
-
-    def _set_bounds(self, connection: PoolProxiedConnection, bounded: bool) -> None:
-        """Set the timeouts of the session that the role or the URL has not set.
-
-        Not through a pooler, which would give the settings to other clients.
-        """
-        if self._bounds is None or self._has_bounds(connection, bounded):
-            return
-        info, cursor = connection.info, connection.cursor()
-        if BOUNDS not in info:
-            cursor.execute(SET_BOUNDS, self._bounds)
-            found: Any = cursor.fetchone()
-            info[BOUNDS], info[SET_BY_US] = True, found[1] is not None
-        if info[BOUNDS] is not bounded and info[SET_BY_US]:
-            timeout = self._bounds.statement_timeout if bounded else 0
-            cursor.execute(f"SET statement_timeout = {timeout}")
-        info[BOUNDS] = bounded
-        cursor.close()
-
-    def _has_bounds(self, connection: PoolProxiedConnection, bounded: bool) -> bool:
-        if self._bounds is None or connection.info[BACKEND].pooled:
-            return True
-        return connection.info.get(BOUNDS) is bounded
 
     def _checkout_live(self) -> PoolProxiedConnection:
         """Check out a connection that the server has not ended meanwhile."""
@@ -279,33 +212,14 @@ class Executor:
     def _checkout(self) -> PoolProxiedConnection:
         return self.engine.raw_connection()
 
-    def _learn_backend(self, connection: PoolProxiedConnection) -> Backend | None:
-        """Return the server process of a connection, queried when the connection is first used.
-
-        A broken connection can no longer report it.
-        """
-        if not self._is_sqlite and BACKEND not in connection.info:
-            connection.info[BACKEND] = self._query_backend(connection)
-        return connection.info.get(BACKEND)
-
-    def _query_backend(self, connection: PoolProxiedConnection) -> Backend:
-        driver: Any = connection.driver_connection
-        check_encoding(driver)
-        adapted: Any = connection.dbapi_connection  # waits for a driver for asyncio
-        was_autocommit = adapted.autocommit
-        adapted.autocommit = True
-        try:
-            cursor = adapted.cursor()
-            cursor.execute(SELECT_BACKEND)
-            number, started, server_started = cursor.fetchone()
-            cursor.close()
-        finally:
-            if not was_autocommit and is_idle(driver):
-                adapted.autocommit = False
-        # A pooler cannot know at the login which server process will execute the statements.
-        pooled = number != driver.info.backend_pid
-        pooled |= bool(self.engine.get_execution_options().get(BEHIND_POOLER))
-        return Backend(number, started, server_started, pooled)
+    def _prepare_session(self, connection: PoolProxiedConnection, bounded: bool) -> Backend | None:
+        """Learn and set what is to be known of a session before a statement is sent."""
+        if self._is_sqlite:
+            return None
+        if BACKEND not in connection.info:
+            connection.info[BACKEND] = query_backend(connection, self._behind_pooler)
+        set_bounds(connection, self._bounds, bounded)
+        return backend_of(connection)
 
     def _checkin(self, connection: PoolProxiedConnection) -> None:
         connection.close()
@@ -341,7 +255,7 @@ class Executor:
         dialect = self.engine.dialect
         dbapi_connection = connection and connection.dbapi_connection
         broken = bool(dialect.is_disconnect(error, dbapi_connection, None))
-        backend = None if connection is None else connection.info.get(BACKEND)
+        backend = None if connection is None else backend_of(connection)
         if connection is not None and broken:
             # Invalidate it and all older connections, as SQLAlchemy does.
             self.engine.pool._invalidate(connection, error)  # noqa: SLF001 - not public
@@ -385,25 +299,3 @@ class CachingExecutor(Executor):
 
     def _checkin(self, connection: PoolProxiedConnection) -> None:
         self._idle.push(connection)
-
-
-_of_own_engines: Final = WeakSet[Executor]()
-_inherited: Final = list[object]()
-"""Connections of the parent of a forked process. To close them here would end its sessions."""
-
-
-def reset_after_fork(executor: Executor) -> None:
-    """Let an executor begin without connections in each forked process."""
-    _of_own_engines.add(executor)
-
-
-def forget_inherited_connections() -> None:
-    """Let every executor of a forked process begin without the connections of its parent."""
-    for executor in [*_of_own_engines]:
-        _inherited.append((executor._idle, executor.engine.pool))  # noqa: SLF001 - of this module
-        executor.engine.dispose(close=False)
-        executor._reset()  # noqa: SLF001
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=forget_inherited_connections)

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from ...core.models import ExecutionStatus
 from ...core.state_machine import FINISHED
 from ...core.transitions import Transition
-from ..driver.backend import MICROSECONDS, Backend
+from ..driver.session import MICROSECONDS, Backend
 from ..schema.expressions import database_now
 from ..schema.tables import execution_history, execution_logs, executions
 from ..statements.queries import Query

@@ -23,7 +23,7 @@ from ...core.json_values import canonical
 from ...core.log_lines import NewLogEntry
 from ...core.models import Execution
 from ...core.transitions import Transition
-from ..driver.backend import Backend, ConnectionBroken, boot_clock
+from ..driver.session import Backend, ConnectionBroken, boot_clock
 from ..schema.tables import executions
 from ..statements.queries import Query, Rows, find
 from ..statements.rows import FIELDS, to_execution
@@ -130,23 +130,23 @@ def is_schema_error(error: DBAPIError) -> bool:
     )
 
 
-def verify_prune(settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
+def verify_prune(_settled: bool) -> VerificationSteps[Rows | None]:
     """Raise OutcomeUnknown: deleted rows leave nothing to query."""
     raise OutcomeUnknown
     yield
 
 
-def verify_create(new: NewExecution, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
+def verify_create(new: NewExecution, _settled: bool) -> VerificationSteps[Rows | None]:
     """Query the new execution's id, which no other create uses."""
     return (yield find(executions.c.id, new.id)) or None
 
 
-def verify_log(new: NewLogEntry, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
+def verify_log(new: NewLogEntry, _settled: bool) -> VerificationSteps[Rows | None]:
     """Query the new log entry's id, which no other entry has."""
     return (yield queries.find_log_entry(new.execution_id, new.id)) or None
 
 
-def verify_delete(id: str, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
+def verify_delete(id: str, _settled: bool) -> VerificationSteps[Rows | None]:
     """Report success if the row is gone, also if another caller deleted it."""
     return None if (yield find(executions.c.id, id)) else [(id,)]
 
@@ -184,7 +184,7 @@ def verify_update(
     return [row if whole else [row[FIELDS.index("status")]]]
 
 
-def verify_batch(token: str, settled: bool) -> VerificationSteps[Rows | None]:  # noqa: ARG001
+def verify_batch(token: str, _settled: bool) -> VerificationSteps[Rows | None]:
     """Return the rows unchanged since this batch wrote them; rows others changed are omitted."""
     rows = yield queries.find_batch_write(token)
     if not rows:

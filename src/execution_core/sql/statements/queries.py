@@ -44,6 +44,11 @@ class Query(NamedTuple):
     skip_locked: bool = False
     """Whether it waits for no lock: such statements have a connection of their own."""
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it has a time limit: a prune may take long."""
+        return self.verb != "prune"
+
 
 def create(creation: NewExecution, now: datetime | None) -> Query:
     """Return the INSERT of an execution: no row if the key is held or the parent is missing."""

@@ -1,0 +1,59 @@
+"""A statement compiled for a dialect: its text, its parameters and its result columns."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Dialect
+
+from ..statements.queries import Query, Rows
+
+_FLOAT8: Final = 701  # the type code of the only column whose converter needs one
+Converter = Callable[[Any], Any]
+
+
+class CompiledQuery(NamedTuple):
+    """The SQL text of a statement, and the converters of its parameters and result columns."""
+
+    text: str
+    constants: Mapping[str, Any]
+    parameters: Sequence[tuple[str, Converter | None]]
+    columns: Sequence[tuple[int, Converter]]
+
+    def bind(self, query: Query) -> Sequence[Any]:
+        """Return the parameters of a query in the order and types that the driver expects."""
+        given = query.parameters
+        if self.constants:
+            given = {**self.constants, **given}
+        return [
+            convert(given[name]) if convert else given[name] for name, convert in self.parameters
+        ]
+
+    def convert(self, rows: Rows) -> Rows:
+        """Return rows of the driver with the values that SQLAlchemy would return."""
+        return [self._convert_row(row) for row in rows] if self.columns else rows
+
+    def _convert_row(self, row: Sequence[Any]) -> Sequence[Any]:
+        values = list(row)
+        for n, convert in self.columns:
+            if (value := values[n]) is not None:
+                values[n] = convert(value)
+        return values
+
+
+def compile_query(query: Query, dialect: Dialect) -> CompiledQuery:
+    """Compile the statement of a query."""
+    statement = query.statement
+    compiled: Any = statement.compile(dialect=dialect)
+    parameters = [
+        (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
+        for name in compiled.positiontup
+    ]
+    converters = [
+        column.type.dialect_impl(dialect).result_processor(dialect, _FLOAT8)
+        for column in statement.exported_columns
+    ]
+    columns = [(n, convert) for n, convert in enumerate(converters) if convert]
+    constants = {  # such as the OFFSET 0 that SQLAlchemy adds to LIMIT on SQLite
+        name: compiled.params[name] for name, _ in parameters if name not in query.parameters
+    }
+    return CompiledQuery(str(compiled), constants, parameters, columns)

@@ -1,0 +1,154 @@
+"""What is known of a session of PostgreSQL: its server process, its settings, its timeouts."""
+
+import sys
+import time
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
+
+from ...core.errors import InvalidValue
+from .connection_cache import is_idle
+from .engine import Bounds
+
+MICROSECONDS: Final = "CAST(extract(epoch FROM {}) * 1000000 AS bigint)"
+SELECT_BACKEND: Final = (
+    f"SELECT pg_backend_pid(), {MICROSECONDS.format('own.backend_start')},"  # noqa: S608 - constants
+    f" {MICROSECONDS.format('pg_postmaster_start_time()')}"
+    " FROM pg_stat_get_activity(pg_backend_pid()) AS own"
+)
+
+
+BACKEND: Final = "execution_core.backend"
+"""Where a connection's `info` holds its `Backend`."""
+SET_BOUNDS: Final = (
+    "SELECT CASE current_setting('lock_timeout')"
+    " WHEN '0' THEN set_config('lock_timeout', CAST(%s AS text), false) END,"
+    " CASE current_setting('statement_timeout')"
+    " WHEN '0' THEN set_config('statement_timeout', CAST(%s AS text), false) END"
+)
+_BOUNDED: Final = "execution_core.bounded"
+_OWN_TIMEOUT: Final = "execution_core.own_timeout"
+"""Whether the statement_timeout is the library's, not one of the role or the URL."""
+
+
+class Backend(NamedTuple):
+    """A server process, as it was found when its connection was first used."""
+
+    number: int
+    started: int | None
+    """In microseconds since 1970; None if the role may not see it."""
+    server_started: int
+    pooled: bool
+    """Whether a pooler, such as PgBouncer, stands between: the next statement may be executed by
+    another server process."""
+
+
+class ConnectionBroken(Exception):  # noqa: N818 - it wraps SQLAlchemy's error
+    """A connection broke during a statement, so it is unknown whether the statement committed.
+
+    Args:
+        error: SQLAlchemy's error.
+        backend: the server process that was to execute the statement. None for SQLite, and if the
+            connection broke before the statement was sent.
+    """
+
+    def __init__(self, error: DBAPIError, backend: Backend | None) -> None:
+        super().__init__(error)
+        self.error = error
+        self.backend = backend
+
+
+def boot_clock() -> float:
+    """Return a monotonic time in seconds; on Linux it includes the time while suspended."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def check_encoding(driver: Any) -> None:
+    """Refuse a connection of psycopg that cannot carry every text.
+
+    Raises:
+        InvalidValue: its client_encoding is not UTF8.
+    """
+    encoding = driver.info.parameter_status("client_encoding")
+    if encoding.upper() not in ("UTF8", "UNICODE"):  # PgBouncer repeats what the client wrote
+        raise InvalidValue(
+            "engine",
+            f"has a connection with client_encoding {encoding}, which cannot carry every text: use"
+            " create_engine(url, client_encoding='utf8')",
+        )
+
+
+def check_date_style(driver: Any) -> None:
+    """Refuse a connection of psycopg whose times it cannot read as text.
+
+    Raises:
+        InvalidValue: its DateStyle is not ISO.
+    """
+    style = driver.info.parameter_status("DateStyle")
+    if not style.upper().startswith("ISO"):
+        raise InvalidValue(
+            "engine",
+            f"has a connection with DateStyle {style!r}, whose times psycopg cannot read: use"
+            " DateStyle ISO, for example ALTER ROLE ... SET DateStyle = 'ISO'",
+        )
+
+
+def query_backend(connection: PoolProxiedConnection, behind_pooler: bool) -> Backend:
+    """Ask a connection for its server process; a broken one can no longer say it."""
+    driver: Any = connection.driver_connection
+    check_encoding(driver)
+    adapted: Any = connection.dbapi_connection  # waits for a driver for asyncio
+    was_autocommit = adapted.autocommit
+    adapted.autocommit = True
+    try:
+        cursor = adapted.cursor()
+        cursor.execute(SELECT_BACKEND)
+        number, started, server_started = cursor.fetchone()
+        cursor.close()
+    finally:
+        if not was_autocommit and is_idle(driver):
+            adapted.autocommit = False
+    # A pooler cannot know at the login which server process will execute the statements.
+    pooled = behind_pooler or number != driver.info.backend_pid
+    return Backend(number, started, server_started, pooled)
+
+
+def backend_of(connection: PoolProxiedConnection) -> Backend | None:
+    """Return the server process of a connection, or None if it is not known."""
+    return connection.info.get(BACKEND)
+
+
+def may_prepare(connection: PoolProxiedConnection) -> bool | None:
+    """Return what psycopg's `execute` expects: None to prepare what is often executed, or False.
+
+    Behind a pooler, the prepared statements of two clients have the same names and are confused.
+    """
+    return False if connection.info[BACKEND].pooled else None
+
+
+def has_bounds(connection: PoolProxiedConnection, bounded: bool) -> bool:
+    """Return whether the session has been prepared for such a statement."""
+    return connection.info.get(_BOUNDED) is bounded
+
+
+def set_bounds(connection: PoolProxiedConnection, bounds: Bounds | None, bounded: bool) -> None:
+    """Set the timeouts of the session that the role or the URL has not set.
+
+    Not through a pooler, which would give the settings to other clients.
+    """
+    info = connection.info
+    if has_bounds(connection, bounded):
+        return
+    if bounds is not None and not info[BACKEND].pooled:
+        cursor: Any = connection.cursor()
+        if _BOUNDED not in info:
+            cursor.execute(SET_BOUNDS, bounds)
+            info[_OWN_TIMEOUT] = cursor.fetchone()[1] is not None
+            info[_BOUNDED] = True
+        if info[_OWN_TIMEOUT] and info[_BOUNDED] is not bounded:
+            cursor.execute(f"SET statement_timeout = {bounds.statement_timeout if bounded else 0}")
+        cursor.close()
+    info[_BOUNDED] = bounded
