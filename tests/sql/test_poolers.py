@@ -134,7 +134,7 @@ def test_pooler_lifecycles_of_eight_processes_equal_history(
 def test_pooler_lost_server_connection_outcome_is_unknown(
     bouncer: str, postgres_database: Database, mode: str, runner: asyncio.Runner
 ) -> None:
-    """The server process ends while the statement waits for a lock: nothing shows which process it was."""
+    """The server process ends while the statement waits for a lock."""
     with open_bound_manager(bouncer, mode, "own", runner) as manager:
         id = manager.create("work").id
         ended = threading.Event()
