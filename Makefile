@@ -13,9 +13,8 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 $(ARGS)
 
 # Runs every case of every matrix. `make test` runs a selection of them (see CONTRIBUTING.md).
-# Three processes for two cores: many tests wait.
 test-all: .venv/installed
-	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 3 $(ARGS)
+	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 2 $(ARGS)
 
 # Chaos runs, their checker and its controls; takes some minutes. ARGS="--seed 7" repeats a seed;
 # ARGS=--quick only checks that everything runs, without the tests; ARGS=--write writes the figures
