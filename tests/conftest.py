@@ -100,6 +100,11 @@ class Database:
         with self.engine.begin() as connection:
             return connection.execute(text(statement), parameters).rowcount
 
+    def empty(self) -> None:
+        """Delete all executions. TRUNCATE takes 40 ms, which is longer than most tests take."""
+        many = self.rows("SELECT 1 FROM executions LIMIT 1 OFFSET 500")
+        self.run("TRUNCATE executions CASCADE" if many else "DELETE FROM executions")
+
     def history(self, id: str) -> list[tuple[str | None, str]]:
         rows = self.rows(
             "SELECT from_status, to_status FROM execution_history"
@@ -149,7 +154,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_database(kind: str, request: pytest.FixtureRequest) -> Iterator[Database]:
     if kind == "postgresql":
         postgres_database: Database = request.getfixturevalue("postgres_database")
-        postgres_database.run("TRUNCATE executions CASCADE")
+        postgres_database.empty()
         yield postgres_database
         return
     folder: Path = request.getfixturevalue("tmp_path")

@@ -368,6 +368,7 @@ def test_prune_deletes_old_finished_executions(shell: Shell, plain: ExecutionMan
 # --- watch -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_watch_id_prints_changes_until_finished(
     database: Database, plain: ExecutionManager
 ) -> None:
@@ -422,6 +423,7 @@ def test_watch_estimates_rate_and_time_left(database: Database, plain: Execution
     assert seen(10, 20) == (2, None)
 
 
+@pytest.mark.slow
 def test_watch_terminal_prints_bars_and_styles(database: Database, plain: ExecutionManager) -> None:
     job = plain.create("import")
     plain.start(job.id)
@@ -436,13 +438,14 @@ def test_watch_terminal_prints_bars_and_styles(database: Database, plain: Execut
     assert "\x1b[36m" in seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("database", "terminal"),
     [
         ("sqlite", True),
         ("sqlite", False),
         ("postgresql", False),
-        pytest.param("postgresql", True, marks=pytest.mark.exhaustive),
+        ("postgresql", True),
     ],
     indirect=["database"],
 )
@@ -537,6 +540,7 @@ def test_reading_commands_hide_password(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_list_broken_pipe_exits_quietly(database: Database, plain: ExecutionManager) -> None:
     for _ in range(50):
         plain.create("a" * 200)
@@ -547,6 +551,7 @@ def test_list_broken_pipe_exits_quietly(database: Database, plain: ExecutionMana
     assert "Error" not in done.stderr
 
 
+@pytest.mark.slow
 def test_list_without_rich_prints_plain_text(database: Database, plain: ExecutionManager) -> None:
     plain.create("import")
     program = (

@@ -60,6 +60,7 @@ def in_shell(command: str, url: str, **environment: str) -> subprocess.Completed
 # --- standard streams ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code"),
     [
@@ -92,6 +93,7 @@ def test_show_ascii_stdout_prints_escapes(embedded: Database) -> None:
     assert r"\u6f22" in done.stdout
 
 
+@pytest.mark.slow
 def test_sweep_broken_pipe_still_sweeps_all(database: Database, plain: ExecutionManager) -> None:
     # The output exceeds the pipe's buffer, so the pipe breaks during the sweep.
     for _ in range(250):
@@ -104,6 +106,7 @@ def test_sweep_broken_pipe_still_sweeps_all(database: Database, plain: Execution
 # --- terminals ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 80])
 def test_list_narrow_terminal_prints_all_columns(embedded: Database, columns: int) -> None:
     manager = ExecutionManager(SqlExecutionStore(embedded.engine))

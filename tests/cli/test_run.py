@@ -101,14 +101,6 @@ class Shell:
                 os.kill(pid, signal.SIGKILL)
 
 
-ON_POSTGRESQL_IN_TEST_ALL = pytest.mark.parametrize(
-    "database",
-    ["sqlite", pytest.param("postgresql", marks=pytest.mark.exhaustive)],
-    indirect=True,
-)
-"""For behaviour of processes and streams, which hardly depends on the database."""
-
-
 def path() -> str:
     return f"{PROGRAM.parent}:{os.environ['PATH']}"
 
@@ -157,6 +149,7 @@ def assert_group_ended(shell: Shell, members: int) -> None:
 # Commands
 
 
+@pytest.mark.slow
 def test_run_successful_command_is_completed(shell: Shell) -> None:
     script = (
         "echo out; echo err >&2; cat;"
@@ -177,7 +170,7 @@ def test_run_successful_command_is_completed(shell: Shell) -> None:
     assert (execution.progress.current, execution.worker is not None) == (30, True)
 
 
-@ON_POSTGRESQL_IN_TEST_ALL
+@pytest.mark.slow
 def test_run_third_attempt_succeeds_is_completed(shell: Shell) -> None:
     script = 'echo "try $EXECUTION_ATTEMPT"; [ $EXECUTION_ATTEMPT = 3 ] || exit $EXECUTION_ATTEMPT'
     code, out, err = shell.run("--max-attempts", "5", "--backoff", "10ms", "--", "sh", "-c", script)
@@ -202,7 +195,7 @@ def test_run_all_attempts_used_refused(embedded: Shell) -> None:
     assert len(embedded.attempts()) == 2
 
 
-@ON_POSTGRESQL_IN_TEST_ALL
+@pytest.mark.slow
 def test_run_timeout_kills_group_and_times_out(shell: Shell) -> None:
     code, out, _ = shell.run(
         *("--timeout", "500ms", "--kill-after", "100ms", "--max-attempts", "2"),
@@ -223,6 +216,7 @@ def test_run_timeout_waits_for_sigterm_handler(embedded: Shell) -> None:
     assert embedded.attempts() == [("timed_out", "timeout")]
 
 
+@pytest.mark.slow
 def test_run_cancelled_meanwhile_exits_143(shell: Shell) -> None:
     process = shell.begin(
         *("--heartbeat", "50ms", "--kill-after", "100ms", "--max-attempts", "2"),
@@ -265,7 +259,7 @@ def terminal(shell: Shell, kind: str, *arguments: str) -> "Iterator[tuple[int, A
         os.close(slave)
 
 
-@ON_POSTGRESQL_IN_TEST_ALL
+@pytest.mark.slow
 def test_run_terminal_closed_ends_group(shell: Shell) -> None:
     with terminal(shell, "hup", "--kill-after", "100ms", "--", "sh", "-c", FAMILY) as (tty, run):
         wait_for(lambda: len(shell.pids()) == 3)
@@ -288,6 +282,7 @@ def test_run_terminal_closed_under_nohup_continues(embedded: Shell) -> None:
     assert embedded.execution.result == {"exit_status": 0, "output": "a\nb\n"}
 
 
+@pytest.mark.slow
 def test_run_concurrent_calls_of_one_key_run_once(shell: Shell) -> None:
     script = "echo ran >> ran; while [ ! -e enough ]; do sleep 0.02; done"
     arguments = ("--key", "nightly", "--", "sh", "-c", script)
@@ -309,7 +304,7 @@ def test_run_concurrent_calls_of_one_key_run_once(shell: Shell) -> None:
     assert shell.attempts() == [("completed", None)]
 
 
-@ON_POSTGRESQL_IN_TEST_ALL
+@pytest.mark.slow
 def test_run_missing_command_exits_127(shell: Shell) -> None:
     code, _, err = shell.run("--max-attempts", "2", "--", "no-such-command")
     assert code == 127
@@ -349,7 +344,7 @@ def test_run_shell_command_in_one_word_advises_sh() -> None:
     assert outcome.message.endswith(". To run a shell command: -- sh -c 'echo hi; ls'")
 
 
-@ON_POSTGRESQL_IN_TEST_ALL
+@pytest.mark.slow
 def test_run_binary_output_is_forwarded_and_stored(shell: Shell) -> None:
     printed = b"\0\xff\xfe \xc3\xa9 \x1b[1m\r\n\xed\xa0\x80" + bytes(range(256))
     (shell.folder / "binary").write_bytes(printed)
@@ -367,6 +362,7 @@ def test_run_binary_output_is_forwarded_and_stored(shell: Shell) -> None:
 # Signals
 
 
+@pytest.mark.slow
 def test_run_sigterm_is_forwarded_and_recorded(shell: Shell) -> None:
     assert_forwarded(shell, signal.SIGTERM)
     assert shell.attempts() == [("failed", "interrupted")]
@@ -436,6 +432,7 @@ def test_run_signal_while_database_hangs_exits(postgres_database: Database, tmp_
 # Changes by others
 
 
+@pytest.mark.slow
 def test_run_after_kill_stalled_after_takes_over(shell: Shell) -> None:
     script = "[ $EXECUTION_ATTEMPT = 2 ] && exit 0; echo $$ >> pids; exec sleep 600"
     again = ("--type", "job", "--key", "k", "--max-attempts", "2", "--heartbeat", "50ms")
@@ -576,6 +573,7 @@ def open_access(database: Database) -> Iterator[Access]:
 WAITING = "touch begun; while [ ! -e enough ]; do sleep 0.02; done; echo done"
 
 
+@pytest.mark.slow
 def test_run_database_unavailable_records_later(shell: Shell) -> None:
     errors = shell.folder / "errors"
     with open_access(shell.database) as database, errors.open("wb") as file:
@@ -597,6 +595,7 @@ def test_run_database_unavailable_records_later(shell: Shell) -> None:
     assert shell.attempts() == [("completed", None)]
 
 
+@pytest.mark.slow
 def test_run_database_stays_unavailable_exits_1(shell: Shell) -> None:
     with open_access(shell.database) as database:
         process = shell.begin("--record-for", "1s", "--", "sh", "-c", WAITING, url=database.url)
@@ -699,7 +698,7 @@ def test_run_output_not_read_is_recorded(embedded: Shell) -> None:
     assert (code, out) == (0, b"\0" * 100_000 + b"done\n")
 
 
-@ON_POSTGRESQL_IN_TEST_ALL
+@pytest.mark.slow
 def test_run_closed_standard_streams_are_safe(shell: Shell) -> None:
     """Output must not go to the file or the socket of the database."""
     closed = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', str(PROGRAM)]
@@ -721,6 +720,7 @@ def test_run_usage_error_exits_2(arguments: list[str], capsys: pytest.CaptureFix
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

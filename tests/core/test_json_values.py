@@ -245,7 +245,7 @@ keys = st.text(
 )
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @settings(
     max_examples=in_whole(150, 60),
     deadline=None,

@@ -12,12 +12,7 @@ from ..conftest import Database
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
-# `make test` runs it on SQLite, as `make demo` does; `make test-all` on both databases.
-@pytest.mark.parametrize(
-    "database",
-    ["sqlite", pytest.param("postgresql", marks=pytest.mark.exhaustive)],
-    indirect=True,
-)
+@pytest.mark.exhaustive
 def test_demo_worker_killed_parses_each_file_once(database: Database) -> None:
     ran = subprocess.run(
         [sys.executable, DEMO, "--url", database.url, "--files", "600"],

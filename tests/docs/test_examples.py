@@ -36,11 +36,6 @@ KINDS = ("sqlite", "postgresql")
 
 numbers = iter(range(10**9))
 
-# `make test` runs each example on one database, `make test-all` on both.
-ALSO_ON = {kind: pytest.param(kind, marks=pytest.mark.exhaustive) for kind in KINDS}
-on_sqlite = pytest.mark.parametrize("host", ["sqlite", ALSO_ON["postgresql"]], indirect=True)
-on_postgresql = pytest.mark.parametrize("host", ["postgresql", ALSO_ON["sqlite"]], indirect=True)
-
 
 @dataclass
 class Host:
@@ -157,7 +152,7 @@ FORBID = {
 }
 
 
-@on_postgresql
+@pytest.mark.exhaustive
 def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None:
     """Two processes: the one that ships is killed, and the other ships the rest."""
     url = host.database.url.replace("sqlite:", "sqlite+aiosqlite:")
@@ -219,7 +214,7 @@ def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None
 # --- Flask ------------------------------------------------------------------------------------
 
 
-@on_postgresql
+@pytest.mark.exhaustive
 def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
     """Two workers: the working one gets SIGTERM, and the other makes the rest."""
     port = free_port()
@@ -261,7 +256,7 @@ def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
 # --- a plain script ---------------------------------------------------------------------------
 
 
-@on_sqlite
+@pytest.mark.slow
 def test_example_script_killed_next_run_imports_the_rest(host: Host) -> None:
     prices, total = host.folder / "prices.csv", 800
     prices.write_text("".join(f"article-{n},{n}.50\n" for n in range(total)))
@@ -311,7 +306,7 @@ for id in sys.argv[1:]:
 """
 
 
-@on_postgresql
+@pytest.mark.exhaustive
 def test_example_celery_duplicate_delivery_and_killed_worker_work_once(host: Host) -> None:
     """A task is delivered twice, and a worker process is killed during a task."""
     worker = "celery --app celery_tasks worker --beat --concurrency 2 --loglevel INFO"
@@ -341,7 +336,7 @@ def test_example_celery_duplicate_delivery_and_killed_worker_work_once(host: Hos
 # --- APScheduler ------------------------------------------------------------------------------
 
 
-@on_sqlite
+@pytest.mark.exhaustive
 def test_example_apscheduler_killed_other_scheduler_completes_the_report(host: Host) -> None:
     """Two schedulers start each report, one makes it; if that one dies, the other completes it."""
     schedulers = {}
@@ -381,7 +376,7 @@ def test_example_apscheduler_killed_other_scheduler_completes_the_report(host: H
 # --- a host with its own migrations -----------------------------------------------------------
 
 
-@on_postgresql
+@pytest.mark.exhaustive
 def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
     project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
     env, alembic = project / "env.py", ("alembic", "-c", project / "alembic.ini")
@@ -421,7 +416,7 @@ def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
     assert host.status(id) == "pending"
 
 
-@on_sqlite
+@pytest.mark.slow
 def test_example_host_alembic_failed_migration_changes_nothing(host: Host) -> None:
     project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
     revision = project / "versions" / "0001_orders.py"

@@ -78,6 +78,7 @@ def run(*command: object, path: Path | None = None, **options: object) -> str:
     return str(done.stdout)
 
 
+@pytest.mark.exhaustive
 def test_wheel_unpacked_migrates_and_runs(
     wheel: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

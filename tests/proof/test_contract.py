@@ -44,6 +44,7 @@ class TestMemory(StoreContract):
         return memory_store()
 
 
+@pytest.mark.exhaustive
 class TestAsyncMemory(AsyncStoreContract):
     @pytest.fixture
     def store(self) -> Any:
@@ -117,6 +118,7 @@ class TestRedis(StoreContract):
             yield store
 
 
+@pytest.mark.exhaustive
 class TestAsyncRedis(AsyncStoreContract):
     @pytest.fixture
     def store(self, space: tuple[str, str], runner: asyncio.Runner) -> Iterator[Any]:
@@ -235,6 +237,7 @@ def test_contract_memory_store_passes(tmp_path: Path, store: str, contract: str)
     assert failed(tmp_path, IMPORTS + suite("Store", store, contract)) == set()
 
 
+@pytest.mark.exhaustive
 def test_contract_store_of_docs_passes(tmp_path: Path) -> None:
     assert failed(tmp_path, "\n".join(blocks("stores.md"))) == set()
 

@@ -46,6 +46,7 @@ def run_trial(
     return make
 
 
+@pytest.mark.slow
 def test_proof_under_faults_finds_no_violation(
     run_trial: Callable[[Plan, int], Trial], tell: Callable[[str], None]
 ) -> None:
@@ -62,6 +63,7 @@ def test_proof_under_faults_finds_no_violation(
     )
 
 
+@pytest.mark.slow
 def test_proof_control_read_then_write_is_detected(run_trial: Callable[[Plan, int], Trial]) -> None:
     kinds = run_trial(CONTROL, random.randrange(10**6)).kinds
     assert {"acknowledged transitions missing", "answers that are not linearizable"} <= {*kinds}

@@ -55,6 +55,6 @@ def own_server() -> Iterator[OwnServer]:
 @pytest.fixture
 def proxy(postgres_database: Database) -> Iterator[Proxy]:
     """A proxy in front of the empty PostgreSQL database, which cuts connections."""
-    postgres_database.run("TRUNCATE executions CASCADE")
+    postgres_database.empty()
     with proxied(postgres_database.url) as proxy:
         yield proxy

@@ -42,7 +42,7 @@ def open_bounded(url: str, mode: str, runner: asyncio.Runner, **options: Any) ->
 
 @pytest.fixture
 def empty(postgres_database: Database) -> Database:
-    postgres_database.run("TRUNCATE executions CASCADE")
+    postgres_database.empty()
     return postgres_database
 
 
@@ -101,6 +101,7 @@ def test_sqlite_call_waits_for_writer_within_lock_timeout(
         assert manager.create("work").status == "pending"
 
 
+@pytest.mark.slow
 def test_call_waits_for_connection_within_call_timeout(
     empty: Database, mode: str, runner: asyncio.Runner
 ) -> None:
@@ -161,6 +162,7 @@ def test_connection_wait_is_an_error_that_says_what_to_do(
         assert manager.get(id).id == id
 
 
+@pytest.mark.slow
 def test_prune_has_no_time_limit(empty: Database, mode: str, runner: asyncio.Runner) -> None:
     empty.run(
         "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql"
@@ -206,6 +208,7 @@ def test_url_with_invalid_timeout_refused(empty: Database) -> None:
         connect(empty.url, call_timeout=1)
 
 
+@pytest.mark.slow
 def test_frozen_server_call_ends_in_time(mode: str, runner: asyncio.Runner) -> None:
     """The kernel accepts what is sent to a stopped process, so nothing else shows it."""
     limit = timedelta(seconds=1)
@@ -238,6 +241,7 @@ def test_frozen_server_call_ends_in_time(mode: str, runner: asyncio.Runner) -> N
             wait_for(lambda: manager.get(id).status == "running")
 
 
+@pytest.mark.slow
 def test_heartbeats_continue_while_all_connections_wait_for_locks(
     empty: Database, mode: str
 ) -> None:

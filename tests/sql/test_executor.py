@@ -191,6 +191,7 @@ def test_host_transaction_after_manager_call_rolls_back_and_commits(database: Da
     engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False])
 def test_connection_terminated_by_server_next_call_reconnects(
     postgres_database: Database, mode: str, own: bool
@@ -252,6 +253,7 @@ def add_listener(manager: Any) -> None:
     event.listen(manager._store._bind.engine, "commit", lambda _: None)
 
 
+@pytest.mark.slow
 def test_pool_more_callers_than_connections_all_calls_succeed(
     database: Database, mode: str
 ) -> None:

@@ -49,6 +49,7 @@ call(manager.close())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_fork_children_use_connections_of_their_own(database: Database, mode: str) -> None:
     ran = subprocess.run(

@@ -70,10 +70,8 @@ def small_file_system(megabytes: int) -> Iterator[tuple[Path, Callable[[], None]
 
 DISKS = [
     "sqlite by a limit",
-    pytest.param("sqlite sync", marks=pytest.mark.exhaustive),
-    "sqlite async",
-    "postgresql sync",
-    pytest.param("postgresql async", marks=pytest.mark.exhaustive),
+    *("sqlite sync", "sqlite async"),
+    *("postgresql sync", "postgresql async"),
 ]
 
 
@@ -129,6 +127,7 @@ def tablespace(server: OwnServer, folder: Path) -> Iterator[str]:
         server.run("DROP DATABASE small WITH (FORCE)", "DROP TABLESPACE small")
 
 
+@pytest.mark.slow
 def test_full_disk_refused_verbs_change_nothing(disk: Disk) -> None:
     manager, subjects = disk.manager, Subjects(disk.database)
     large = secrets.token_urlsafe(60_000)  # random, so it cannot be compressed

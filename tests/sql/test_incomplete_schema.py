@@ -45,6 +45,7 @@ def doctor_problems(url: str) -> dict[str, str]:
     return {each.check: each.message for each in doctor.examine(url) if each.level == "problem"}
 
 
+@pytest.mark.slow
 def test_missing_history_table_transitions_refused(
     own_database: Database, mode: str, runner: asyncio.Runner, run_cli: RunCli
 ) -> None:
@@ -67,6 +68,7 @@ def test_missing_history_table_transitions_refused(
         subjects.assert_usable(manager)
 
 
+@pytest.mark.slow
 def test_missing_logs_table_log_refused(
     own_database: Database, mode: str, runner: asyncio.Runner
 ) -> None:
@@ -82,6 +84,7 @@ def test_missing_logs_table_log_refused(
         subjects.assert_usable(manager)
 
 
+@pytest.mark.slow
 def test_unmigrated_database_writes_refused_until_migrated(
     own_database: Database, mode: str, runner: asyncio.Runner, run_cli: RunCli
 ) -> None:

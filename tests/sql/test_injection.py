@@ -68,7 +68,7 @@ def test_cancel_verb_at_every_await_row_is_before_or_after(
     tell(f"{database.name}, {kind}, {way.__name__}: {len(verbs)} verbs, {summary(figures)}")
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @KINDS
 @WAYS
@@ -92,7 +92,7 @@ def test_cancel_while_connecting_at_every_await_pool_stays_complete(
     tell(f"{database.name}, {kind}, connecting, {way.__name__}: {summary(figures)}")
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @KINDS
 def test_cancel_twice_at_every_await_row_is_before_or_after(
     database: Database, kind: str, tell: Tell
@@ -118,7 +118,7 @@ def test_cancel_twice_at_every_await_row_is_before_or_after(
     tell(f"{database.name}, {kind}, twice: {summary(figures)}")
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @KINDS
 @WAYS
 def test_cancel_verification_at_every_await_row_is_before_or_after(
@@ -126,7 +126,7 @@ def test_cancel_verification_at_every_await_row_is_before_or_after(
 ) -> None:
     """PostgreSQL only: SQLite has no connection to lose."""
     database, figures = postgres_database, Counter[str]()
-    database.run("TRUNCATE executions CASCADE")
+    database.empty()
 
     async def run() -> None:
         subject, world = (
@@ -146,7 +146,7 @@ def test_cancel_verification_at_every_await_row_is_before_or_after(
     tell(f"{database.name}, {kind}, severed, {way.__name__}: {summary(figures)}")
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @KINDS
 @WAYS
 @pytest.mark.parametrize("state", ["pending", "running"])
@@ -166,7 +166,7 @@ def test_cancel_attempt_block_at_every_await_end_is_recorded(
     tell(f"{database.name}, {kind}, block, {state}, {way.__name__}: {summary(figures)}")
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["AsyncConnection", "AsyncSession"])
 @WAYS
@@ -198,13 +198,14 @@ def test_cancel_host_transaction_at_every_await_row_is_before_or_after(
     tell(f"{database.name}, within {kind}, {way.__name__}: {summary(figures)}")
 
 
+@pytest.mark.slow
 @KINDS
 def test_cancel_write_waiting_for_lock_changes_nothing(
     postgres_database: Database, kind: str
 ) -> None:
     """PostgreSQL only: the driver of SQLite cannot stop waiting."""
     database = postgres_database
-    database.run("TRUNCATE executions CASCADE")
+    database.empty()
 
     async def run(verb: Verb) -> None:
         subject, world = ManagerHarness(database, kind, "async"), Scenario(database, verb)
@@ -227,6 +228,7 @@ def test_cancel_write_waiting_for_lock_changes_nothing(
             asyncio.run(asyncio.wait_for(run(verb), 60))
 
 
+@pytest.mark.slow
 def test_cancel_check_detects_write_in_two_statements(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +256,7 @@ def test_cancel_check_detects_leaked_connection(
 ) -> None:
     """PostgreSQL only: there a cancelled call closes its connection."""
     database, leaked = postgres_database, list[Any]()
-    database.run("TRUNCATE executions CASCADE")
+    database.empty()
 
     async def run() -> None:
         subject, world = (

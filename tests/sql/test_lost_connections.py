@@ -100,7 +100,7 @@ def undisturbed(postgres_database: Database) -> dict[str, Any]:
     found = {}
     with connect(postgres_database.url) as manager:
         for verb, (state, call) in VERBS.items():
-            postgres_database.run("TRUNCATE executions CASCADE")
+            postgres_database.empty()
             id = bring_to(manager, state).id
             age_by_a_minute(postgres_database)
             answer = comparable(call(manager, id))
@@ -131,7 +131,7 @@ def test_lost_connection_every_verb_takes_effect_once(
             assert proxy.waiting == 0, verb
             assert stored(postgres_database, id) == expected
             assert_legal(postgres_database)
-            postgres_database.run("TRUNCATE executions CASCADE")
+            postgres_database.empty()
     assert proxy.cuts == {when: len(VERBS)}
 
 
@@ -168,6 +168,7 @@ def test_lost_connection_read_is_repeated(
             assert proxy.waiting == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_lost_connection_repeatedly_raises_connection_lost(
     postgres_database: Database, proxy: Proxy, mode: str, binding: str, runner: asyncio.Runner

@@ -297,6 +297,7 @@ def test_alembic_check_detects_drift(empty_url: str, what: str) -> None:
             command.check(config(empty_url))
 
 
+@pytest.mark.slow
 def test_upgrade_sql_creates_same_schema(empty_url: str) -> None:
     printed = subprocess.run(
         [sys.executable, "-m", "execution_core", "migrate", "--sql", "--url", empty_url],
@@ -319,6 +320,7 @@ def test_upgrade_sql_creates_same_schema(empty_url: str) -> None:
         assert bring_to(manager, "timed_out-last").attempts == 2
 
 
+@pytest.mark.slow
 def test_upgrade_by_concurrent_processes_waits(empty_url: str) -> None:
     processes = [
         subprocess.Popen(
@@ -344,6 +346,7 @@ def migrate_at(level: str | None, url: str, barrier: Any, answers: Any) -> None:
     engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"])
 def test_upgrade_at_any_isolation_level_succeeds(
     empty_postgres: Callable[[str], str], level: str

@@ -31,7 +31,7 @@ LIFECYCLES = 1250 if "EXECUTION_CORE_PROOF" in os.environ else in_whole(200, 50)
 @pytest.fixture(params=["transaction", "session"])
 def bouncer(request: pytest.FixtureRequest, postgres_database: Database) -> Iterator[str]:
     """The URL of the empty PostgreSQL database through a PgBouncer."""
-    postgres_database.run("TRUNCATE executions CASCADE")
+    postgres_database.empty()
     with pgbouncer(postgres_database.url, request.param) as url:
         yield url
 
@@ -68,7 +68,7 @@ def test_pooler_get_beside_delete_of_another_client_deletes_nothing(
     postgres_database: Database,
 ) -> None:
     """Both statements have one parameter of one type, and would be prepared under one name."""
-    postgres_database.run("TRUNCATE executions CASCADE")
+    postgres_database.empty()
     with (
         pgbouncer(postgres_database.url, "transaction", round_robin=False) as url,
         connect(url) as reader,
@@ -113,6 +113,7 @@ def run_lifecycles(number: int, url: str, count: int) -> dict[str, str]:
     return answers
 
 
+@pytest.mark.slow
 def test_pooler_lifecycles_of_eight_processes_equal_history(
     bouncer: str, postgres_database: Database
 ) -> None:

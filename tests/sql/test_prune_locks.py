@@ -55,6 +55,7 @@ def test_prune_skips_rows_locked_by_worker_without_deadlock(database: Database) 
     assert manager.get(again.id).replay_of is None
 
 
+@pytest.mark.slow
 def test_prune_concurrent_calls_on_families_delete_all(database: Database) -> None:
     """Each call deletes parents and replays of rows that the others delete."""
     problems: list[BaseException] = []

@@ -36,6 +36,7 @@ def read_only(own_database: Database) -> str:
     return with_settings(own_database.url, default_transaction_read_only="on")
 
 
+@pytest.mark.slow
 def test_read_only_database_writes_refused_reads_succeed(
     own_database: Database, read_only: str, mode: str, runner: asyncio.Runner
 ) -> None:
@@ -47,6 +48,7 @@ def test_read_only_database_writes_refused_reads_succeed(
         subjects.assert_usable(manager)
 
 
+@pytest.mark.slow
 def test_read_only_transaction_writes_refused_reads_succeed(own_database: Database) -> None:
     subjects = Subjects(own_database)
     engine = create_sync_engine(own_database.url)
@@ -64,6 +66,7 @@ def test_read_only_transaction_writes_refused_reads_succeed(own_database: Databa
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_read_only_database_cli_writes_print_one_line(
     own_database: Database, read_only: str, run_cli: RunCli, tmp_path: Path
 ) -> None:

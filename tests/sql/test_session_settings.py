@@ -26,7 +26,7 @@ def setting(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def url(postgres_database: Database, setting: str) -> Iterator[str]:
     """The URL of a role with an unusual setting."""
-    postgres_database.run("TRUNCATE executions CASCADE")
+    postgres_database.empty()
     role = f"unusual_{os.getpid()}"
     postgres_database.run(f"CREATE ROLE {role} LOGIN SUPERUSER")
     postgres_database.run(f"ALTER ROLE {role} SET {setting} = '{SETTINGS[setting]}'")

@@ -102,8 +102,8 @@ def test_signal_verb_at_every_call_row_is_before_or_after(
                 ManagerHarness(database, kind, "sync"), Scenario(database, verb), ROWS[kind]
             )
         ) as trial:
-            all_moments = (1, 12) if kind == "own" else (3, 36)
-            steps = all_moments if name == "complete" else (50, 200)
+            all_moments = (1, 24) if kind == "own" else (3, 72)
+            steps = all_moments if name == "complete" else (50, 300)
             first = (37 * number) % trial.last  # another moment for each verb
             trial.at_every(choose_step(*steps), first=first)
             figures += trial.figures
@@ -124,6 +124,7 @@ class CountingPermits:
         self._semaphore.release()
 
 
+@pytest.mark.slow
 def test_signal_check_detects_lost_permits(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_signal_check_detects_lost_permits(
             trial.at_every(1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_signal_while_connecting_pool_stays_complete(database: Database, tell: Tell) -> None:
     """An unfinished connection is left to the garbage collector; its permit is not lost."""
@@ -147,6 +149,7 @@ def test_signal_while_connecting_pool_stays_complete(database: Database, tell: T
     tell(f"{database.name}, own, signals while it connects: {summary(trial.figures)}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::sqlalchemy.exc.SAWarning")
 def test_signal_host_transaction_at_every_call_row_is_before_or_after(
     database: Database, tell: Tell
@@ -194,6 +197,7 @@ def block_calls() -> SignalAtCall:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["pending", "running"])
 def test_signal_attempt_block_at_every_call_end_is_recorded(
     database: Database, state: str, tell: Tell
@@ -222,6 +226,7 @@ def test_signal_attempt_block_at_every_call_end_is_recorded(
     tell(f"{database.name}, own, signals: a block that was {state}, {summary(figures)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("kind", ["own", "host"])
 def test_signal_statement_waiting_for_lock_raises_at_once(
@@ -229,7 +234,7 @@ def test_signal_statement_waiting_for_lock_raises_at_once(
 ) -> None:
     """PostgreSQL only: the driver of SQLite handles signals after the wait."""
     database = postgres_database
-    database.run("TRUNCATE executions CASCADE")
+    database.empty()
     subject, world = ManagerHarness(database, kind, "sync"), Scenario(database, VERBS["complete"])
     subject.manager.list()
     me = threading.get_ident()
@@ -259,6 +264,7 @@ def raise_interruption(task: asyncio.Task[Any], awaited: Any) -> BaseException:
     return Interruption()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["own", "host"])
 def test_signal_verb_at_every_await_row_is_before_or_after(
     database: Database, kind: str, tell: Tell
@@ -305,7 +311,7 @@ async def call_interrupted(
         await subject.close()
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize(
     ("end", "error"), [(press_ctrl_c, KeyboardInterrupt), (raise_in_selector, Interruption)]

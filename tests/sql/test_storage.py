@@ -27,6 +27,7 @@ from ..support.postgres import server
 from ..support.sampling import in_whole
 
 
+@pytest.mark.slow
 def test_list_random_filters_returns_the_filtered_rows(
     database: Database, mode: str, runner: Any
 ) -> None:

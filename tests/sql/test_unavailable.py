@@ -38,6 +38,7 @@ DOWN = ("Connection refused", "terminating connection", "server closed the conne
 STARTING = ("the database system is starting up", "the database system is not")
 
 
+@pytest.mark.slow
 def test_server_down_writes_fail_then_succeed_after_restart(
     own_server: OwnServer, mode: str, runner: asyncio.Runner, run_cli: RunCli
 ) -> None:
@@ -59,6 +60,7 @@ def test_server_down_writes_fail_then_succeed_after_restart(
         subjects.assert_usable(manager)
 
 
+@pytest.mark.slow
 def test_server_starting_up_writes_fail_then_succeed(
     own_server: OwnServer, mode: str, runner: asyncio.Runner, run_cli: RunCli
 ) -> None:
@@ -107,6 +109,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < limit
 
 
+@pytest.mark.slow
 def test_too_many_connections_writes_refused_then_succeed(
     own_server: OwnServer, mode: str, runner: asyncio.Runner, run_cli: RunCli
 ) -> None:
@@ -127,12 +130,13 @@ def test_too_many_connections_writes_refused_then_succeed(
     own_server.run("DROP OWNED BY crowd", "DROP ROLE crowd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["lock_timeout", "statement_timeout"])
 def test_lock_wait_beyond_timeout_writes_refused(
     postgres_database: Database, mode: str, runner: asyncio.Runner, run_cli: RunCli, setting: str
 ) -> None:
     database = postgres_database
-    database.run("TRUNCATE executions CASCADE")
+    database.empty()
     url = with_settings(database.url, **{setting: "20ms"})
     messages = (f"canceling statement due to {setting.replace('_', ' ')}",)
     subjects = Subjects(database)
@@ -168,7 +172,7 @@ def test_sqlite_file_locked_beyond_busy_timeout_writes_refused_reads_succeed(
 def test_idle_transaction_ended_by_server_leaves_no_change(postgres_database: Database) -> None:
     """The server rolls it back and closes the connection; the next transaction works."""
     database = postgres_database
-    database.run("TRUNCATE executions CASCADE")
+    database.empty()
     subjects = Subjects(database)
     before = subjects.all_rows()
     url = with_settings(database.url, idle_in_transaction_session_timeout="300ms")

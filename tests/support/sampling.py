@@ -4,6 +4,9 @@
 its cases with every value of every parameter, and every pair of values of the parameters in
 `ACROSS`. The selection uses the combinations of those parameters equally often.
 
+`@pytest.mark.slow` marks a test of which `make test` runs one case: on one of the databases, in one
+of the APIs. The name of the test decides, so that each database and API gets its share.
+
 `@pytest.mark.exhaustive` marks a test that only `make test-all` runs. Another test must touch the
 same behaviour in `make test`.
 
@@ -14,6 +17,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
+from zlib import crc32
 
 import pytest
 
@@ -42,14 +46,20 @@ def select(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Ite
     if WHOLE:
         return items, []
     matrices: dict[str, list[pytest.Item]] = defaultdict(list)
+    slow: dict[str, list[pytest.Item]] = defaultdict(list)
     kept = set()
     for item in items:
+        test = item.nodeid.partition("[")[0]
         if item.get_closest_marker("exhaustive"):
             continue
-        if item.get_closest_marker("matrix"):
-            matrices[item.nodeid.partition("[")[0]].append(item)
+        if item.get_closest_marker("slow"):
+            slow[test].append(item)
+        elif item.get_closest_marker("matrix"):
+            matrices[test].append(item)
         else:
             kept.add(item.nodeid)
+    for test, cases in slow.items():
+        kept.add(cases[crc32(test.encode()) % len(cases)].nodeid)
     for cases in matrices.values():
         kept |= {item.nodeid for item in _cover(cases)}
     run = [item for item in items if item.nodeid in kept]

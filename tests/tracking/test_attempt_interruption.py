@@ -64,6 +64,7 @@ with manager.attempt(id, heartbeat=timedelta(seconds=0.001)) as attempt:
 """
 
 
+@pytest.mark.slow
 def test_attempt_ctrl_c_is_recorded(database: Database) -> None:
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=2)

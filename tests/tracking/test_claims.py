@@ -169,7 +169,7 @@ def test_backoff_grows_to_maximum() -> None:
 
 def test_claim_skips_rows_locked_by_others(postgres_database: Database) -> None:
     """On PostgreSQL: SQLite has one writer at a time."""
-    postgres_database.run("TRUNCATE executions CASCADE")
+    postgres_database.empty()
     impatient = create_sync_engine(postgres_database.url + "?options=-clock_timeout%3D1")
     manager = ExecutionManager(SqlExecutionStore(impatient))
     jobs = [manager.create("a") for _ in range(6)]
@@ -204,6 +204,7 @@ def claim_all(number: int, url: str, share: int) -> tuple[int, list[str], float]
         return number, claimed, time.perf_counter() - begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1, 7])
 def test_claim_by_eight_processes_takes_each_once(
     database: Database, share: int, tell: Callable[[str], None]

@@ -160,6 +160,7 @@ def sweep(url: str, stop: Any) -> None:
             manager.sweep(stalled_after=2 * SOON, type="silent")
 
 
+@pytest.mark.slow
 @on_postgresql
 @both_ways
 def test_sweep_with_skewed_clocks_takes_only_due(database: Database, by: timedelta) -> None:
@@ -218,6 +219,7 @@ def claim_two(url: str) -> list[Execution]:
         return [each for _ in range(2) for each in wait_until(manager.claim)]
 
 
+@pytest.mark.slow
 @on_postgresql
 @both_ways
 def test_claim_with_skewed_clocks_waits_until_due(database: Database, by: timedelta) -> None:
@@ -248,6 +250,7 @@ def prune(url: str) -> int:
         return manager.prune(HOUR)
 
 
+@pytest.mark.slow
 @on_postgresql
 @both_ways
 def test_prune_with_skewed_clocks_deletes_only_old(database: Database, by: timedelta) -> None:
@@ -264,6 +267,7 @@ def test_prune_with_skewed_clocks_deletes_only_old(database: Database, by: timed
     assert [str(row["id"]) for row in database.rows("SELECT id FROM executions")] == [young]
 
 
+@pytest.mark.slow
 @on_postgresql
 @both_ways
 def test_cli_list_with_skewed_clock_uses_database_clock(database: Database, by: timedelta) -> None:
@@ -311,6 +315,7 @@ def log_entries(url: str, id: str) -> list[str]:
         return [manager.log(id, "line").id for _ in range(5)]
 
 
+@pytest.mark.slow
 @on_postgresql
 @both_ways
 def test_list_with_skewed_clocks_is_complete(database: Database, by: timedelta) -> None:
@@ -366,6 +371,7 @@ def run_command(url: str) -> int:
     return main(["run", *terms, "--", sys.executable, "-c", once])
 
 
+@pytest.mark.slow
 @on_postgresql
 @both_ways
 @pytest.mark.parametrize("work", [call_tracked, run_command])

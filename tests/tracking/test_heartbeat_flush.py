@@ -51,6 +51,7 @@ def logger() -> Iterator[logging.Logger]:
     logger.removeHandler(handler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_heartbeat_continues_while_log_is_flushed(
     database: Database, mode: str, logger: logging.Logger

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, text
 
 from execution_core import AttemptLost, ExecutionManager, SqlExecutionStore, connect, connect_async
@@ -133,6 +134,7 @@ class Workers:
             process.kill()
 
 
+@pytest.mark.slow
 def test_kill_of_workers_loses_no_item(database: Database, tell: Callable[[str], None]) -> None:
     watch = RECORD_CHECKPOINT_SQLITE if database.name == "sqlite" else RECORD_CHECKPOINT_POSTGRESQL
     for statement in (DONE, COVERED, watch):

@@ -82,6 +82,7 @@ def lock(database: Database, id: str) -> str:
     return "UPDATE executions SET type = type"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_log_capture_full_buffer_counts_dropped_records(
     database: Database, mode: str, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch

@@ -133,6 +133,7 @@ def log_entries(number: int, url: str, id: str) -> list[str]:
         return [manager.log(id, f"{number}-{n}").message for n in range(50)]
 
 
+@pytest.mark.slow
 def test_log_by_eight_processes_keeps_every_entry(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("a").id

@@ -35,6 +35,7 @@ def start_all(number: int, url: str, ids: list[str]) -> list[str]:
     return started
 
 
+@pytest.mark.slow
 def test_start_by_eight_processes_succeeds_once(database: Database) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("race").id for _ in range(100)]
@@ -65,6 +66,7 @@ def create_all(number: int, url: str, keys: list[str]) -> list[str]:
     return [ids[key] for key in keys]
 
 
+@pytest.mark.slow
 def test_create_by_eight_processes_inserts_once(database: Database) -> None:
     keys = [f"key-{n}" for n in range(50)]
     answers = race(create_all, database.url, keys)
@@ -81,6 +83,7 @@ def checkpoint_all(number: int, url: str, id: str) -> int:
     return number
 
 
+@pytest.mark.slow
 def test_checkpoint_by_eight_processes_keeps_all(database: Database) -> None:
     with connect(database.url) as manager:
         id = manager.create("race").id
@@ -140,6 +143,7 @@ def run_random_verbs(number: int, url: str, ids: list[str]) -> Counter[str]:
     return done
 
 
+@pytest.mark.slow
 def test_history_under_random_verbs_is_valid(database: Database) -> None:
     with connect(database.url) as manager:
         ids = [manager.create("race", max_attempts=4).id for _ in range(20)]
@@ -175,6 +179,7 @@ def create_concurrently(number: int, url: str, barrier: Any, end: str) -> str:
     return id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_create_waits_for_open_transaction(database: Database, end: str) -> None:
     first, *others = sorted_by_number(

@@ -264,6 +264,7 @@ def prune_all(number: int, url: str) -> int:
     return pruned
 
 
+@pytest.mark.slow
 def test_prune_by_eight_processes_deletes_each_once(database: Database) -> None:
     with connect(database.url) as manager:
         kept = bring_to(manager, "running")
@@ -289,6 +290,7 @@ def make_children(number: int, url: str, parents: list[str]) -> list[tuple[str, 
     return made
 
 
+@pytest.mark.slow
 def test_prune_beside_creates_keeps_parents(database: Database) -> None:
     with connect(database.url) as manager:
         parents = [bring_to(manager, "completed").id for _ in range(100)]

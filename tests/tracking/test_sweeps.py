@@ -95,6 +95,7 @@ def test_sweep_overdue_and_stalled_is_timeout(
     assert swept.error == state_machine.TIMEOUT_ERROR
 
 
+@pytest.mark.slow
 def test_sweep_uses_database_clock(any_manager: ExecutionManager) -> None:
     jobs = [
         any_manager.create("a", max_attempts=2, timeout=timedelta(milliseconds=1)),
@@ -125,6 +126,7 @@ def test_sweep_with_limit_takes_batches(any_manager: ExecutionManager) -> None:
             any_manager.sweep(**options)
 
 
+@pytest.mark.slow
 def test_sweep_after_manual_start_is_not_stalled_at_once(database: Database) -> None:
     """A manual UPDATE sets no heartbeat, or leaves that of the last attempt."""
     now = "statement_timestamp()"
@@ -149,7 +151,7 @@ def test_sweep_after_manual_start_is_not_stalled_at_once(database: Database) -> 
 
 def test_sweep_skips_rows_locked_by_others(postgres_database: Database) -> None:
     """On PostgreSQL: rows locked by a worker or by another sweep are skipped."""
-    postgres_database.run("TRUNCATE executions CASCADE")
+    postgres_database.empty()
     with connect(postgres_database.url) as manager:
         jobs = [manager.create("a", timeout=timedelta(milliseconds=1)) for _ in range(3)]
         for job in jobs:
@@ -210,6 +212,7 @@ def sweep_or_work(number: int, url: str, job_ids: list[str]) -> Counter[str]:
     return done
 
 
+@pytest.mark.slow
 def test_sweep_beside_workers_loses_no_transition(database: Database) -> None:
     with connect(database.url) as manager:
         job_ids = [manager.create("race", max_attempts=5).id for _ in range(EXECUTIONS)]
