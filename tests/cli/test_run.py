@@ -208,6 +208,7 @@ def test_run_timeout_kills_group_and_times_out(shell: Shell) -> None:
     assert (first.data, second.data) == ({"output": "begun 1\n"}, {"output": "begun 2\n"})
 
 
+@pytest.mark.exhaustive
 def test_run_timeout_waits_for_sigterm_handler(embedded: Shell) -> None:
     script = "trap 'echo tidied; exit 0' TERM; echo $$ >> pids; sleep 600 & wait"
     code, out, _ = embedded.run("--timeout", "1s", "--", "sh", "-c", script)
@@ -272,6 +273,7 @@ def test_run_terminal_closed_ends_group(shell: Shell) -> None:
     assert (error.message, error.stack) == ("Interrupted by SIGHUP", "begun 1\n")
 
 
+@pytest.mark.exhaustive
 def test_run_terminal_closed_under_nohup_continues(embedded: Shell) -> None:
     script = "cat; touch begun; while [ ! -e closed ]; do sleep 0.02; done; echo a; echo b >&2"
     with terminal(embedded, "nohup", "--", "sh", "-c", script) as (tty, run):
@@ -448,6 +450,7 @@ def test_run_after_kill_stalled_after_takes_over(shell: Shell) -> None:
     assert shell.attempts() == [("timed_out", "stalled"), ("completed", None)]
 
 
+@pytest.mark.exhaustive
 def test_run_timed_out_by_sweep_retries(embedded: Shell) -> None:
     script = f"[ $EXECUTION_ATTEMPT = 2 ] && exit 0; {FAMILY}"
     process = embedded.begin(
@@ -683,6 +686,7 @@ def test_child_process_endless_background_output_is_cut(
     wait_for(lambda: is_gone(pid))  # SIGPIPE ends it
 
 
+@pytest.mark.exhaustive
 def test_run_late_output_is_captured(embedded: Shell) -> None:
     script = "(sleep 0.2; echo late) & echo early"
     assert embedded.run("--", "sh", "-c", script)[:2] == (0, b"early\nlate\n")
@@ -745,6 +749,7 @@ def test_run_key_of_other_command_refused(embedded: Shell) -> None:
     assert embedded.execution == created
 
 
+@pytest.mark.exhaustive
 def test_run_cancelled_earlier_refused(embedded: Shell) -> None:
     payload = {"command": ["echo", "ran"]}
     embedded.manager.cancel(embedded.manager.create("echo", payload, idempotency_key="k").id)
@@ -760,6 +765,7 @@ def test_run_options_of_command_are_passed(embedded: Shell) -> None:
     assert embedded.execution.payload["command"][-1] == "\ufffd"
 
 
+@pytest.mark.exhaustive
 def test_run_relative_database_url_is_made_absolute(embedded: Shell) -> None:
     script = "cd /; execution-core progress 1 2"
     code, _, err = embedded.run("--", "sh", "-c", script, url="sqlite:///executions.db")

@@ -256,7 +256,7 @@ def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
 # --- a plain script ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_example_script_killed_next_run_imports_the_rest(host: Host) -> None:
     prices, total = host.folder / "prices.csv", 800
     prices.write_text("".join(f"article-{n},{n}.50\n" for n in range(total)))

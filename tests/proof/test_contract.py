@@ -68,7 +68,7 @@ class TestSql(StoreContract):
         engine.dispose()
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 class TestAsyncSql(AsyncStoreContract):
     @pytest.fixture
     def store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:

@@ -63,7 +63,7 @@ def test_proof_under_faults_finds_no_violation(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_proof_control_read_then_write_is_detected(run_trial: Callable[[Plan, int], Trial]) -> None:
     kinds = run_trial(CONTROL, random.randrange(10**6)).kinds
     assert {"acknowledged transitions missing", "answers that are not linearizable"} <= {*kinds}

@@ -147,6 +147,7 @@ def test_listener_handle_error_receives_the_error(host: Callable[..., Host]) -> 
     assert [context.sqlalchemy_exception for context in heard] == [error]
 
 
+@pytest.mark.slow
 def test_error_of_driver_raised_as_sqlalchemy_error(host: Callable[..., Host]) -> None:
     broken = host(pool_size=1, max_overflow=0, pool_timeout=5)
     for _ in range(3):  # with a pool of one, each call must return its connection
@@ -313,6 +314,7 @@ def test_listener_on_async_engine_engine_keeps_its_identity(database: Database) 
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_async_manager_in_successive_event_loops_works(database: Database) -> None:
     manager = connect_async(database.url)
 

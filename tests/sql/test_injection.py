@@ -47,7 +47,7 @@ def pools_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 @KINDS
 @WAYS
 def test_cancel_verb_at_every_await_row_is_before_or_after(

@@ -84,6 +84,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["own", "host"])
 def test_signal_verb_at_every_call_row_is_before_or_after(

@@ -267,7 +267,7 @@ def test_prune_with_skewed_clocks_deletes_only_old(database: Database, by: timed
     assert [str(row["id"]) for row in database.rows("SELECT id FROM executions")] == [young]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @on_postgresql
 @both_ways
 def test_cli_list_with_skewed_clock_uses_database_clock(database: Database, by: timedelta) -> None:

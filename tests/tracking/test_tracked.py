@@ -286,6 +286,7 @@ def test_tracked_wrong_arguments_create_nothing(any_manager: ExecutionManager) -
     assert any_manager.list() == []
 
 
+@pytest.mark.slow
 def test_tracked_cancelled_while_starting_is_not_left_running(database: Database) -> None:
     async def run() -> set[str]:
         seen = set()
@@ -453,6 +454,7 @@ def test_tracked_sync_function_on_async_manager_is_refused(database: Database) -
     asyncio.run(asynchronous.close())
 
 
+@pytest.mark.slow
 def test_tracked_by_eight_threads_runs_once(database: Database) -> None:
     with connect(database.url) as manager:
         for n in range(10):
@@ -479,6 +481,7 @@ def test_tracked_by_eight_threads_runs_once(database: Database) -> None:
     assert_legal(database)
 
 
+@pytest.mark.slow
 def test_tracked_by_eight_threads_after_failure_runs_once(database: Database) -> None:
     with connect(database.url) as manager:
         ran = []

@@ -413,6 +413,7 @@ def test_configure_sqlite_twice_is_idempotent(tmp_path: Path) -> None:
     assert configure_sqlite(async_engine) is async_engine
 
 
+@pytest.mark.slow
 def test_cancelled_tasks_leave_pool_and_locks_free(database: Database) -> None:
     async def cancel_many() -> None:
         async with connect_async(database.url) as manager:
