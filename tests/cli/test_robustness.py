@@ -178,6 +178,7 @@ def test_main_invalid_value_refused(
     assert message in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -613,6 +613,7 @@ def test_run_database_stays_unavailable_exits_1(shell: Shell) -> None:
     assert shell.is_("running")
 
 
+@pytest.mark.exhaustive
 def test_run_database_file_removed_exits_1(embedded: Shell) -> None:
     """SQLite only: a server does not remove a database in use."""
     embedded.database.engine.dispose()

@@ -51,7 +51,7 @@ class TestAsyncMemory(AsyncStoreContract):
         return AsyncMemoryStore()
 
 
-@pytest.mark.matrix
+@pytest.mark.slow
 class TestSql(StoreContract):
     """Each store has its own engine, as in two processes."""
 
@@ -104,6 +104,7 @@ def space(redis_url: str) -> Iterator[tuple[str, str]]:
             client.delete(key)
 
 
+@pytest.mark.exhaustive
 class TestRedis(StoreContract):
     """Each store has its own connections, as in two processes."""
 

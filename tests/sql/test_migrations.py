@@ -115,6 +115,7 @@ def test_owns_names_tables_and_views_exactly(empty_engine: Engine) -> None:
         assert not migrate.owns(name)
 
 
+@pytest.mark.slow
 def test_upgrade_in_callers_transaction_rolls_back(empty_engine: Engine) -> None:
     with empty_engine.connect() as connection:
         migrate.upgrade(connection)
@@ -147,6 +148,7 @@ def test_upgrade_waits_for_table_lock_within_lock_timeout(
     assert "Another session holds a lock on a table" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_upgrade_from_asyncio(empty_url: str) -> None:
     async def upgrade() -> bool:
         engine = create_async_engine(empty_url)
@@ -269,6 +271,7 @@ def test_upgrade_comments_every_column_on_postgresql(empty_postgres: Callable[[s
 TABLES = ("executions", "execution_history", "execution_attempts", "execution_timeline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["check constraint", "column", "index", "unique constraint"])
 def test_alembic_check_detects_drift(empty_url: str, what: str) -> None:
     """Control: `command.check` compares what the tables declare."""

@@ -48,6 +48,7 @@ def cutting(pair: tuple[Database, postgres.Server]) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.exhaustive
 def test_lost_connection_waiting_for_standby_is_left_alone(
     pair: tuple[Database, postgres.Server], cutting: Proxy, request: pytest.FixtureRequest
 ) -> None:

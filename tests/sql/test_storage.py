@@ -150,6 +150,7 @@ def test_payload_of_maximum_depth_round_trips(database: Database, depth: int) ->
 ROUNDS = in_whole(30, 20)
 
 
+@pytest.mark.exhaustive
 def test_progress_updates_are_hot() -> None:
     """On its own server: snapshots of other tests would keep old row versions on the page.
 

@@ -9,7 +9,10 @@ import pytest
 
 PROCESSES = 8
 """How many processes `race` starts."""
-PRELOAD = ["tests.conftest", "proof.chaos"]
+PRELOAD = [
+    *("tests.conftest", "proof.chaos"),
+    *("sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.aiosqlite"),
+]
 """What the fork server imports once, so that a process starts quickly."""
 
 spawn = multiprocessing.get_context("forkserver")

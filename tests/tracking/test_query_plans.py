@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 
+import pytest
+
 from execution_core.core import transitions, validation
 from execution_core.core.selections import check_batch, check_prune_request
 from execution_core.sql.statements import queries
@@ -68,6 +70,7 @@ def test_claim_and_sweep_plans_ignore_finished_rows(
     assert max(stale.values()) <= 400 + 5
 
 
+@pytest.mark.slow
 def test_prune_plan_reads_only_deleted_rows(
     database: Database, tell: Callable[[str], None]
 ) -> None:

@@ -437,6 +437,7 @@ def test_cancelled_tasks_leave_pool_and_locks_free(database: Database) -> None:
     asyncio.run(cancel_many())
 
 
+@pytest.mark.slow
 def test_times_after_waiting_for_lock_stay_ordered(database: Database) -> None:
     """PostgreSQL reads its clock, then waits for the row: B reads earlier and writes later."""
     with connect(database.url) as manager, database.engine.connect() as connection:
