@@ -78,7 +78,6 @@ def test_show_id_prefix_finds_execution_or_is_ambiguous(
     assert all(each.id in shell.err for each in executions)
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("id", ["", "xyz", "0" * 33, "'; DROP TABLE executions; --", "ffff", "%"])
 @pytest.mark.parametrize("command", ["show", "cancel", "retry", "replay", "watch"])
 def test_main_unknown_id_exits_3(shell: Shell, command: str, id: str) -> None:
@@ -515,7 +514,6 @@ def test_list_missing_file_refused_and_not_created(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     "change",
     [

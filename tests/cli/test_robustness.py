@@ -233,7 +233,6 @@ def test_database_error_names_likely_cause(reason: str, advice: str) -> None:
     assert advice in message
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("width", ["36500d", "36499d"])
 @pytest.mark.parametrize("option", ["--newer-than", "--older-than", "--finished-within"])
 def test_list_longest_ages_accepted(

@@ -513,7 +513,6 @@ OUTCOMES = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("name", OUTCOMES)
 @pytest.mark.parametrize("max_attempts", [1, 2])
 def test_outcome_recorded_twice_changes_nothing(shell: Shell, name: str, max_attempts: int) -> None:

@@ -85,7 +85,6 @@ INVALID = [
 ]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(("argument", "call"), INVALID)
 def test_arguments_invalid_are_refused(
     any_manager: ExecutionManager, argument: str, call: Any
@@ -98,7 +97,6 @@ def test_arguments_invalid_are_refused(
     assert any_manager.list() == [before]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     "text",
     ["'; DROP TABLE executions; --", 'a"b', "%s", ":x", "a.b", "$", "a[0]", "ü", "\\", "\n", "{}"],
@@ -127,7 +125,6 @@ TIMEOUTS = [
 ]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(("timeout", "milliseconds"), TIMEOUTS)
 def test_timeout_is_rounded_to_milliseconds(
     any_manager: ExecutionManager, timeout: timedelta, milliseconds: int | None
@@ -181,7 +178,6 @@ FAILURES = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("name", FAILURES)
 def test_fail_with_unstorable_text_is_recorded(any_manager: ExecutionManager, name: str) -> None:
     error: Any = FAILURES[name]

@@ -101,7 +101,6 @@ NOT_JSON = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("name", NOT_JSON)
 def test_json_invalid_value_is_refused(any_manager: ExecutionManager, name: str) -> None:
     bad = NOT_JSON[name]
@@ -152,7 +151,6 @@ VALID = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("name", VALID)
 def test_json_value_round_trips(any_manager: ExecutionManager, name: str) -> None:
     value, stored = VALID[name]

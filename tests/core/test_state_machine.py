@@ -87,7 +87,6 @@ def stored(database: Database) -> Any:
         ]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(("verb", "state", "outcome"), CASES)
 def test_verb_in_every_state_follows_table(
     database: Database, manager: ExecutionManager, verb: str, state: str, outcome: str
@@ -113,7 +112,6 @@ def test_verb_in_every_state_follows_table(
         assert len(history) == len(rows[1]) + (outcome != "same")
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("any_manager", ["memory"], indirect=True)
 @pytest.mark.parametrize(("verb", "state", "outcome"), CASES)
 def test_verb_on_memory_store_follows_table(
@@ -142,7 +140,6 @@ FENCED = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("verb", FENCED)
 def test_fence_with_stale_attempt_refuses(any_manager: ExecutionManager, verb: str) -> None:
     second = bring_to(any_manager, "running-last")
@@ -154,7 +151,6 @@ def test_fence_with_stale_attempt_refuses(any_manager: ExecutionManager, verb: s
     assert FENCED[verb](any_manager, second.id, 2).attempts == 2
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("verb", FENCED)
 @pytest.mark.parametrize("state", ["pending", "retrying", "timed_out", "cancelled"])
 def test_fence_when_not_running_refuses(

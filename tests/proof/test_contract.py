@@ -51,7 +51,6 @@ class TestAsyncMemory(AsyncStoreContract):
         return AsyncMemoryStore()
 
 
-@pytest.mark.slow
 class TestSql(StoreContract):
     """Each store has its own engine, as in two processes."""
 
@@ -68,7 +67,6 @@ class TestSql(StoreContract):
         engine.dispose()
 
 
-@pytest.mark.slow
 class TestAsyncSql(AsyncStoreContract):
     @pytest.fixture
     def store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:

@@ -110,7 +110,6 @@ def test_interleaving_competing_pairs_include_known(database: Database, state: s
     assert {*COMPETE[state]} <= {*InitialState(database, state).competing()}
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("state", STATES)
 def test_interleaving_of_two_callers_is_linearizable(
     database: Database, callers: Callers, state: str, tell: Callable[[str], None]
@@ -141,7 +140,6 @@ def test_interleaving_of_two_callers_is_linearizable(
     tell(f"{database.name}, {state}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("state", STATES)
 def test_interleaving_during_refusal_lookup_is_linearizable(
     database: Database, callers: Callers, state: str

@@ -308,7 +308,6 @@ def assert_found(own: Database, statements: str, expected: dict[str, str]) -> No
     assert problems(own.engine) == reported
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("kind", DRIFT)
 def test_doctor_missing_object_is_problem(own: Database, kind: str) -> None:
     assert_found(own, *DRIFT[kind])
@@ -442,7 +441,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: b"" if path.suffix == ".db-shm" else path.read_bytes() for path in files}
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["executions.db", "a b?c#d%20é.db"])
 @pytest.mark.parametrize("mode", ["delete", "wal", "wal that a crash has left"])
 def test_doctor_sqlite_file_is_unchanged(tmp_path: Path, mode: str, name: str) -> None:
@@ -865,7 +863,6 @@ GAPS = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("gap", GAPS)
 def test_doctor_gap_in_history_is_problem(own: Database, gap: str) -> None:
     with connect(own.url) as manager:

@@ -102,7 +102,6 @@ def test_unmigrated_database_writes_refused_until_migrated(
         Subjects(own_database).assert_usable(manager)
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("revision", migrate.revisions()[1:])
 def test_old_schema_refused_verbs_change_nothing(
     own_database: Database, run_cli: RunCli, tell: Callable[[str], None], revision: str

@@ -108,7 +108,6 @@ def undisturbed(postgres_database: Database) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("binding", BINDINGS)
 @pytest.mark.parametrize("when", [Cut.BEFORE, Cut.AFTER, Cut.RACING])
 def test_lost_connection_every_verb_takes_effect_once(

@@ -1,11 +1,11 @@
-"""Select the cases of a matrix for `make test`; `make test-all` runs all of them.
+"""Select the cases that `make test` runs; `make test-all` runs all of them.
 
-`@pytest.mark.matrix` marks a test whose parameters are combined. `make test` runs a selection of
-its cases with every value of every parameter, and every pair of values of the parameters in
-`ACROSS`. The selection uses the combinations of those parameters equally often.
+A test with several parameters has a case for each combination. `make test` runs a selection in
+which every value of every parameter occurs: each test runs on both databases and in both APIs, but
+not in each of the four combinations. The name of the test decides which, so that each gets its
+share.
 
-`@pytest.mark.slow` marks a test of which `make test` runs one case: on one of the databases, in one
-of the APIs. The name of the test decides, so that each database and API gets its share.
+`@pytest.mark.slow` marks a test of which `make test` runs one case: on one database, in one API.
 
 `@pytest.mark.exhaustive` marks a test that only `make test-all` runs. Another test must touch the
 same behaviour in `make test`.
@@ -26,7 +26,7 @@ T = TypeVar("T")
 WHOLE: Final = os.environ.get("EXECUTION_CORE_TESTS") == "whole"
 """Whether everything runs: set by `make test-all`."""
 ACROSS: Final = ("database", "any_manager", "clocked_manager", "mode", "kind")
-"""Parameters whose values are combined with each other in a selection, too."""
+"""Parameters whose combinations a selection uses equally often."""
 
 Facts = frozenset[Any]
 
@@ -45,23 +45,16 @@ def select(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Ite
     """Return the items that run and those that are left out."""
     if WHOLE:
         return items, []
-    matrices: dict[str, list[pytest.Item]] = defaultdict(list)
-    slow: dict[str, list[pytest.Item]] = defaultdict(list)
-    kept = set()
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        test = item.nodeid.partition("[")[0]
-        if item.get_closest_marker("exhaustive"):
-            continue
-        if item.get_closest_marker("slow"):
-            slow[test].append(item)
-        elif item.get_closest_marker("matrix"):
-            matrices[test].append(item)
-        else:
-            kept.add(item.nodeid)
-    for test, cases in slow.items():
-        kept.add(cases[crc32(test.encode()) % len(cases)].nodeid)
-    for cases in matrices.values():
-        kept |= {item.nodeid for item in _cover(cases)}
+        if not item.get_closest_marker("exhaustive"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    kept = set()
+    for test, found in tests.items():
+        first = crc32(test.encode()) % len(found)
+        cases = found[first:] + found[:first]
+        chosen = cases[:1] if cases[0].get_closest_marker("slow") else _cover(cases)
+        kept |= {item.nodeid for item in chosen}
     run = [item for item in items if item.nodeid in kept]
     return run, [item for item in items if item.nodeid not in kept]
 
@@ -89,10 +82,7 @@ def _cover(cases: list[pytest.Item]) -> Iterator[pytest.Item]:
 
 def _facts(case: pytest.Item) -> Facts:
     # An id for each call of `parametrize`; `callspec.indices` counts the cases of all of them.
-    values = enumerate(getattr(_callspec(case), "_idlist", ()))
-    across = sorted(_combination(case))
-    pairs = {(one, other) for one in across for other in across if one < other}
-    return frozenset({*values, *pairs})
+    return frozenset(enumerate(getattr(_callspec(case), "_idlist", ())))
 
 
 def _combination(case: pytest.Item) -> Facts:

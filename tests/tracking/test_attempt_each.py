@@ -50,7 +50,6 @@ KINDS: dict[str, Callable[[int], Any]] = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 4, 100])
 @pytest.mark.parametrize("crash", [0, 1, 4, 7, 11])
@@ -97,7 +96,6 @@ NO_ITEMS_LEFT: list[Callable[[], Any]] = [
 ]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("items", NO_ITEMS_LEFT)
 def test_each_without_items_left_writes_nothing(
     any_manager: ExecutionManager, items: Callable[[], Any]
@@ -110,7 +108,6 @@ def test_each_without_items_left_writes_nothing(
         assert any_manager.get(job.id) == before
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("items", [list, lambda: [1], lambda: iter(()), lambda: iter([1])])
 def test_each_fewer_items_than_done_refused(
     any_manager: ExecutionManager, items: Callable[[], Any]
@@ -139,7 +136,6 @@ class UnorderedMapping(Mapping[int, int]):
         return 2
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     "items", [{1, 2}, frozenset([1, 2]), UnorderedMapping().keys()], ids=lambda v: type(v).__name__
 )
@@ -171,7 +167,6 @@ def test_each_left_early_keeps_previous_checkpoint(any_manager: ExecutionManager
         assert list(attempt.each("efgh", checkpoint="other")) == ["e", "f", "g", "h"]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("stored", ["seven", -1, True, None, 1.5, 2**63, [1]], ids=repr)
 def test_each_checkpoint_not_an_index_is_refused(
     any_manager: ExecutionManager, stored: Any

@@ -165,7 +165,6 @@ def test_attempt_cancelled_repeatedly_still_records(database: Database) -> None:
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("milliseconds", range(0, 40, 2))
 def test_attempt_when_event_loop_ends_is_recorded(database: Database, milliseconds: int) -> None:
     """`asyncio.run` cancels all tasks at the same time."""

@@ -76,7 +76,6 @@ def test_attempt_of_claimed_execution_is_not_started_again(any_manager: Executio
     assert (done.status, done.attempts, done.worker) == ("completed", 1, "host")
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("loss", LOSSES)
 def test_attempt_lost_since_claim_is_not_entered(any_manager: ExecutionManager, loss: str) -> None:
     any_manager.create("a", max_attempts=3)
@@ -162,7 +161,6 @@ EXCEPTIONS: list[tuple[BaseException, str, str | None]] = [
 ]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("error", "status", "code"), EXCEPTIONS, ids=lambda value: type(value).__name__
 )
@@ -231,7 +229,6 @@ class Untidy(dict[str, int]):
         raise AttributeError("result of mine")
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("result", [{1, 2}, float("nan"), "\0", b"bytes", Untidy(a=1)], ids=repr)
 def test_attempt_unstorable_result_fails(any_manager: ExecutionManager, result: Any) -> None:
     job = any_manager.create("a")
@@ -287,7 +284,6 @@ WRITES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_attempt_write_after_loss_raises_attempt_lost(
@@ -312,7 +308,6 @@ def test_attempt_write_after_loss_raises_attempt_lost(
     assert attempt.checkpoints == {}
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("loss", LOSSES)
 def test_attempt_failure_after_loss_changes_nothing(
     any_manager: ExecutionManager, loss: str
@@ -345,7 +340,6 @@ def unreachable(any_manager: Any) -> Iterator[UnreachableStore]:
     unreachable.down = False
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("error", "status", "code"), EXCEPTIONS[:10], ids=lambda v: type(v).__name__
 )

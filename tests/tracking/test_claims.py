@@ -115,7 +115,6 @@ def test_due_time_is_null_unless_waiting(any_manager: ExecutionManager) -> None:
     assert m.fail(final.id, "no", retry_after=HOUR).due_at is None
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     "options",
     [{"limit": 0}, {"limit": 10_001}, {"limit": True}, {"type": ""}, {"type": 7}, {"worker": ""}],

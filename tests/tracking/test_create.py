@@ -22,7 +22,6 @@ def test_create_repeated_returns_same_execution(any_manager: ExecutionManager) -
     assert len(any_manager.list()) == 1
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("state", STATES)
 def test_create_repeated_in_any_state_returns_execution(
     any_manager: ExecutionManager, state: str
@@ -33,7 +32,6 @@ def test_create_repeated_in_any_state_returns_execution(
     assert any_manager.create("work", 1, idempotency_key="k") == execution
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -61,7 +59,6 @@ def test_create_other_work_with_same_key_conflicts(
         any_manager.delete(held.id)
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     "payload", [1e23, 5e-324, 1.7976931348623157e308, -0.0, 10**400, Decimal("1.10")], ids=str
 )

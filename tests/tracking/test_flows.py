@@ -172,7 +172,6 @@ def test_delete_keeps_children(any_manager: ExecutionManager) -> None:
 NO_UUIDS = ["", "nope", "0", "x" * 2_000_000, "a\0b", "\ud800", None, 7, 10**9999]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("id", NO_UUIDS, ids=range(len(NO_UUIDS)))
 def test_get_invalid_uuid_is_not_found(any_manager: ExecutionManager, id: str) -> None:
     m = any_manager

@@ -35,7 +35,6 @@ def messages(manager: ExecutionManager, id: str) -> list[str]:
     return [entry.message for entry in reversed(manager.logs(id, limit=10_000))]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("state", STATES)
 def test_log_in_any_state_adds_entry(any_manager: ExecutionManager, state: str) -> None:
     execution = bring_to(any_manager, state)
@@ -89,7 +88,6 @@ def test_log_unstorable_message_is_sanitized(any_manager: ExecutionManager) -> N
     assert messages(any_manager, id) == ["a\ufffdb\ufffdc", "x" * 10_000, ""]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -112,7 +110,6 @@ def test_log_invalid_arguments_are_refused(
     assert any_manager.logs(id) == []
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("data", [None, 0, "", [], {"a": None}, 1e23, "ü'\"\\;--"])
 def test_log_data_round_trips(any_manager: ExecutionManager, data: object) -> None:
     id = any_manager.create("a").id

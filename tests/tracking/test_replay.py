@@ -22,7 +22,6 @@ FINISHED = [each for each in STATES if each.split("-")[0] in
 LIVE = [each for each in STATES if each not in FINISHED]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("state", FINISHED)
 def test_replay_of_finished_creates_execution(any_manager: ExecutionManager, state: str) -> None:
     finished = bring_to(any_manager, state)
@@ -35,7 +34,6 @@ def test_replay_of_finished_creates_execution(any_manager: ExecutionManager, sta
     assert any_manager.start(again.id).attempts == 1
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("state", LIVE)
 def test_replay_of_live_is_refused(any_manager: ExecutionManager, state: str) -> None:
     live = bring_to(any_manager, state)
@@ -71,7 +69,6 @@ def test_replay_copies_only_the_request(any_manager: ExecutionManager) -> None:
     assert any_manager.logs(new.id) == []
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("payload", [None, {"other": 1}, 0, [], ""])
 def test_replay_with_payload_uses_it(any_manager: ExecutionManager, payload: object) -> None:
     old = bring_to(any_manager, "failed")

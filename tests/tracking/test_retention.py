@@ -149,7 +149,6 @@ def test_delete_without_foreign_keys_clears_logs_and_links(database: Database) -
         assert manager.get(again.id).replay_of is None
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

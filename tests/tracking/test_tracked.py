@@ -438,7 +438,6 @@ UNSUITABLE: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize(("function", "message"), UNSUITABLE)
 def test_tracked_unsuitable_functions_are_refused(
     database: Database, function: Any, message: str
