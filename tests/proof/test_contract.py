@@ -67,6 +67,7 @@ class TestSql(StoreContract):
         engine.dispose()
 
 
+@pytest.mark.slow
 class TestAsyncSql(AsyncStoreContract):
     @pytest.fixture
     def store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:

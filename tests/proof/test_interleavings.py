@@ -148,7 +148,7 @@ def test_interleaving_during_refusal_lookup_is_linearizable(
     initial = InitialState(database, state)
     levels = ("outside", "READ COMMITTED") if database.name == "postgresql" else ("outside",)
     refused = [(pair, b) for pair in initial.pairs() if initial.refuses(pair[1]) for b in levels]
-    runs = sampled(refused, 3)
+    runs = sampled(refused, 5)
     for target, (pair, b) in zip(initial.targets(len(runs)), runs, strict=True):
         a = callers.caller("a", "outside")
         result = callers.interleaver.run(a, callers.caller("b", b), target, pair, "between")

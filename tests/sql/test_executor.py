@@ -28,9 +28,9 @@ from execution_core import (
 )
 from execution_core.core import transitions
 from execution_core.core.selections import check_page
+from execution_core.sql.driver import compiled
 from execution_core.sql.driver.connection_cache import CURSOR
 from execution_core.sql.driver.engine import OWN_POOL
-from execution_core.sql.driver.executor import Executor
 from execution_core.sql.statements import queries
 
 from ..conftest import Blocking, Database
@@ -441,12 +441,11 @@ def test_import_of_package_loads_no_unneeded_module(statement: str, unwanted: li
     assert not {*unwanted} & {*done.stdout.split()}
 
 
-def test_statement_used_again_is_not_compiled_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statement_used_again_is_not_compiled_again(database: Database) -> None:
     with connect(database.url) as manager:
         call_every_verb(manager)
-        direct: Executor = manager._store._bind
-        compiled = dict(direct._compiled)
+    known = dict(compiled._compiled)
+    with connect(database.url) as manager:  # another engine
         call_every_verb(manager)
-        assert direct._compiled == compiled
+    assert known
+    assert compiled._compiled == known

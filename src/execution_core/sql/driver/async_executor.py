@@ -18,6 +18,7 @@ except ImportError:  # before SQLAlchemy 2.1
 from ...core.shield import finish_despite_cancellation
 from ..statements.queries import Query, Rows
 from . import deadlines
+from .compiled import compile_query
 from .connection_cache import (
     cache_cursor,
     cached_cursor,
@@ -104,7 +105,7 @@ class AsyncCachingExecutor(AsyncExecutor):
         try:
             if self._must_use_sqlalchemy():
                 return await self._rows_via_sqlalchemy_async(query)
-            compiled = self._compile(query)
+            compiled = compile_query(query, self._dialect_type)
             return compiled.convert(
                 await self._execute_async(query, compiled.text, compiled.bind(query))
             )

@@ -1,11 +1,11 @@
 """A statement compiled for a dialect: its text, its parameters and its result columns."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from sqlalchemy import Dialect
 
-from ..statements.queries import Query, Rows
+from ..statements.queries import Query, Rows, Statement
 
 _FLOAT8: Final = 701  # the type code of the only column whose converter needs one
 Converter = Callable[[Any], Any]
@@ -40,9 +40,22 @@ class CompiledQuery(NamedTuple):
         return values
 
 
-def compile_query(query: Query, dialect: Dialect) -> CompiledQuery:
-    """Compile the statement of a query."""
-    statement = query.statement
+_compiled: dict[tuple[Statement, type[Dialect]], CompiledQuery] = {}
+
+
+def compile_query(query: Query, dialect_type: type[Dialect]) -> CompiledQuery:
+    """Compile the statement of a query, once for all engines of a dialect."""
+    key = query.statement, dialect_type
+    if known := _compiled.get(key):
+        return known
+    return _compiled.setdefault(key, _compile(query, dialect_type))
+
+
+def _compile(query: Query, dialect_type: type[Dialect]) -> CompiledQuery:
+    statement, create_dialect = query.statement, cast("Callable[..., Dialect]", dialect_type)
+    # Positional parameters: the driver need not look up names.
+    style = "qmark" if dialect_type.name == "sqlite" else "format"
+    dialect = create_dialect(paramstyle=style)
     compiled: Any = statement.compile(dialect=dialect)
     parameters = [
         (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))

@@ -7,12 +7,11 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Dialect,
     Engine,
     PoolProxiedConnection,
     SingletonThreadPool,
@@ -20,9 +19,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from ..statements.queries import Query, Rows, Statement
+from ..statements.queries import Query, Rows
 from . import deadlines
-from .compiled import CompiledQuery, compile_query
+from .compiled import compile_query
 from .connection_cache import (
     IdleConnections,
     acquire,
@@ -97,10 +96,7 @@ class Executor:
         self._always_use_sqlalchemy = isinstance(engine.pool, StaticPool) or (
             engine.dialect.is_async and not self._supports_async_drivers
         )
-        # Positional parameters: the driver need not look up names.
-        dialect_type: Callable[..., Dialect] = type(engine.dialect)
-        self._dialect = dialect_type(paramstyle="qmark" if self._is_sqlite else "format")
-        self._compiled: dict[Statement, CompiledQuery] = {}
+        self._dialect_type = type(engine.dialect)
         options = engine.get_execution_options()
         self._bounds: Bounds | None = options.get(BOUNDS)
         self._behind_pooler = bool(options.get(BEHIND_POOLER))
@@ -121,7 +117,7 @@ class Executor:
         if self._must_use_sqlalchemy():
             with self._sqlalchemy_engine.begin() as connection:
                 return self._run(connection, query)
-        compiled = self._compile(query)
+        compiled = compile_query(query, self._dialect_type)
         return compiled.convert(self._execute(query, compiled.text, compiled.bind(query)))
 
     def close(self) -> None:
@@ -170,12 +166,6 @@ class Executor:
             or engine.logger.isEnabledFor(logging.INFO)
             or "schema_translate_map" in engine.get_execution_options()
         )
-
-    def _compile(self, query: Query) -> CompiledQuery:
-        statement = query.statement
-        if known := self._compiled.get(statement):
-            return known
-        return self._compiled.setdefault(statement, compile_query(query, self._dialect))
 
     def _execute(self, query: Query, text: str, values: Sequence[Any]) -> Rows:
         connection = call = None
