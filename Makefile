@@ -14,11 +14,11 @@ demo: .venv/installed
 
 # Three processes for two cores: tests also wait.
 test: .venv/installed
-	$(BIN)/pytest -n 3 $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 # Runs all cases of all tests. `make test` runs a selection of them (see CONTRIBUTING.md).
 test-all: .venv/installed
-	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 3 $(ARGS)
+	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 # Chaos runs, their checker and its controls; takes some minutes. ARGS="--seed 7" repeats a seed;
 # ARGS=--quick only checks that everything runs, without the tests; ARGS=--write writes the figures
