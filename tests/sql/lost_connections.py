@@ -25,7 +25,9 @@ DAY = timedelta(days=1)
 
 
 @contextmanager
-def open_bound_manager(url: str, mode: str, binding: str, runner: asyncio.Runner) -> Iterator[Any]:
+def open_bound_manager(
+    url: str, mode: str, binding: str, runner: asyncio.Runner, **options: Any
+) -> Iterator[Any]:
     """Yield a manager on its own engine, on the engine of a host, or on one with a listener."""
     if binding == "own":
         manager: Any = connect(url) if mode == "sync" else Blocking(connect_async(url), runner)
@@ -34,12 +36,13 @@ def open_bound_manager(url: str, mode: str, binding: str, runner: asyncio.Runner
         return
     if mode == "sync":
         engine: Engine = create_engine(url)
-        manager = ExecutionManager(SqlExecutionStore(engine))
+        manager = ExecutionManager(SqlExecutionStore(engine, **options))
         dispose: Callable[[], Any] = engine.dispose
     else:
         asynchronous = create_async_engine(url)
         engine = asynchronous.sync_engine
-        manager = Blocking(AsyncExecutionManager(AsyncSqlExecutionStore(asynchronous)), runner)
+        store = AsyncSqlExecutionStore(asynchronous, **options)
+        manager = Blocking(AsyncExecutionManager(store), runner)
         dispose = lambda: runner.run(asynchronous.dispose())  # noqa: E731
     if binding == "listening":
         event.listen(engine, "before_cursor_execute", lambda *_: None)

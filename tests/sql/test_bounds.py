@@ -7,23 +7,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from execution_core import InvalidValue, connect, connect_async, migrate
+from execution_core import (
+    AsyncExecutionManager,
+    AsyncSqlExecutionStore,
+    ExecutionManager,
+    InvalidValue,
+    SqlExecutionStore,
+    connect,
+    connect_async,
+    migrate,
+)
 from execution_core.sql.driver.engine import GRACE_SECONDS, OWN_POOL
 
 from ..conftest import Blocking, Database
 from ..support import postgres
 from ..support.pgbouncer import BINARY, MISSING, pgbouncer
 from ..support.states import bring_to
-from .lost_connections import blocked_pids, row_lock, wait_for
+from .lost_connections import blocked_pids, open_bound_manager, row_lock, wait_for
 
 SHORT = timedelta(milliseconds=300)
 TIMEOUTS = "SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')"
@@ -198,6 +209,49 @@ def test_pooler_gets_no_timeouts_of_a_session(
         engine = psycopg.connect(postgres.dsn(url), autocommit=True)
         assert engine.execute(TIMEOUTS).fetchone() == ("0 0",)
         engine.close()
+
+
+@pytest.mark.parametrize("binding", ["host's", "listening"])
+def test_host_engine_block_beside_open_transaction_ends_within_call_timeout(
+    empty: Database, mode: str, runner: asyncio.Runner, binding: str
+) -> None:
+    """A transaction of the same program may hold the row: nothing else would end the wait."""
+    limit = timedelta(seconds=1)
+    with open_bound_manager(empty.url, mode, binding, runner, call_timeout=limit) as manager:
+        id = manager.create("work").id
+        with ExitStack() as stack:
+
+            def block() -> None:
+                with pytest.raises(OperationalError) as caught, manager.attempt(id):
+                    stack.enter_context(row_lock(empty, id))
+                assert "perhaps one of this program" in caught.value.__notes__[0]
+
+            assert 1 <= seconds_of(block) < 1 + 4
+        assert manager.get(id).status == "running"
+        assert manager.complete(id, attempt=1).status == "completed"
+
+
+def test_host_engine_exhausted_pool_raises_with_advice(
+    empty: Database, mode: str, runner: asyncio.Runner
+) -> None:
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2}
+    manager: Any
+    if mode == "sync":
+        engine: Any = create_engine(empty.url, **options)
+        manager, host = ExecutionManager(SqlExecutionStore(engine)), engine
+    else:
+        engine = create_async_engine(empty.url, **options)
+        manager = Blocking(AsyncExecutionManager(AsyncSqlExecutionStore(engine)), runner)
+        host = engine.sync_engine
+    id = manager.create("work").id
+    taken = host.pool._do_get()
+    with pytest.raises(PoolTimeout) as caught:
+        manager.start(id)
+    assert "All connections of the engine's pool were in use" in caught.value.__notes__[0]
+    host.pool._do_return_conn(taken)
+    assert manager.start(id).attempts == 1
+    dispose: Any = engine.dispose
+    _ = dispose() if mode == "sync" else runner.run(dispose())
 
 
 def test_url_with_invalid_timeout_refused(empty: Database) -> None:

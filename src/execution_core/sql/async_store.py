@@ -1,15 +1,18 @@
 """The store for PostgreSQL and SQLite, for asyncio. Its methods are in `store_methods`."""
 
 from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Any, Self, TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
+from ..core import validation
 from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run_async, with_coroutines
 from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
+from .driver.engine import CALL_TIMEOUT
 from .driver.forks import reset_in_children
 from .driver.session import ConnectionBroken
 from .recovery import verify_commit
@@ -44,15 +47,23 @@ class AsyncSqlExecutionStore(
         clock: returns the time as an aware datetime, for tests; by default the database's clock.
             It must advance: the history trigger detects manual UPDATEs by an unchanged
             `updated_at`.
+        call_timeout: how long a call may take on PostgreSQL. A call that takes longer loses its
+            connection.
 
     Raises:
         InvalidValue: the engine is not an AsyncEngine, or is for another database.
     """
 
-    def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        clock: Clock | None = None,
+        call_timeout: timedelta = CALL_TIMEOUT,
+    ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise InvalidValue("engine", f"must be an AsyncEngine, not {type(engine).__name__}")
-        self._bind = AsyncExecutor(engine)
+        self._bind = AsyncExecutor(engine, validation.duration("call_timeout", call_timeout))
         self._clock = clock
 
     def within(
@@ -73,7 +84,7 @@ class AsyncSqlExecutionStore(
             case AsyncExecutor():
                 try:
                     return await self._bind.rows_async(query)
-                except (ConnectionBroken, DBAPIError) as error:
+                except (ConnectionBroken, SQLAlchemyError) as error:
                     steps = verify_commit.resolve_outcome(error, query, verify)
                     return await run_async(steps, self._bind.rows_async)
             case AsyncConnection():

@@ -1,13 +1,16 @@
 """The store for PostgreSQL and SQLite. Its methods are in `store_methods`."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from ..core import validation
 from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run
+from .driver.engine import CALL_TIMEOUT
 from .driver.executor import (
     CachingExecutor,
     Executor,
@@ -37,15 +40,23 @@ class SqlExecutionStore(
         clock: returns the time as an aware datetime, for tests; by default the database's clock.
             It must advance: the history trigger detects manual UPDATEs by an unchanged
             `updated_at`.
+        call_timeout: how long a call may take on PostgreSQL. A call that takes longer loses its
+            connection.
 
     Raises:
         InvalidValue: the engine is not an Engine, or is for another database.
     """
 
-    def __init__(self, engine: Engine, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Clock | None = None,
+        call_timeout: timedelta = CALL_TIMEOUT,
+    ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
-        self._bind = Executor(engine)
+        self._bind = Executor(engine, validation.duration("call_timeout", call_timeout))
         self._clock = clock
 
     def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
@@ -66,7 +77,7 @@ class SqlExecutionStore(
             case Executor():
                 try:
                     return self._bind.rows(query)
-                except (ConnectionBroken, DBAPIError) as error:
+                except (ConnectionBroken, SQLAlchemyError) as error:
                     steps = verify_commit.resolve_outcome(error, query, verify)
                     return run(steps, self._bind.rows)
             case Connection():

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -40,8 +41,8 @@ class AsyncExecutor(Executor):
 
     _supports_async_drivers = True
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine.sync_engine)
+    def __init__(self, engine: AsyncEngine, call_timeout: timedelta | None = None) -> None:
+        super().__init__(engine.sync_engine, call_timeout)
         self._async_engine = engine
         self._options = self._sqlalchemy_engine.get_execution_options()
 
@@ -132,7 +133,7 @@ class AsyncCachingExecutor(AsyncExecutor):
             rows = await _execute_on_psycopg(connection, text, values)
         except self._errors as error:
             raise await greenlet_spawn(
-                self._wrap_and_checkin, error, connection, text, values
+                self._wrap_and_checkin, error, connection, call, text, values
             ) from error
         except BaseException:
             if connection is not None:
@@ -144,9 +145,14 @@ class AsyncCachingExecutor(AsyncExecutor):
         return rows
 
     def _wrap_and_checkin(
-        self, error: Any, connection: PoolProxiedConnection | None, text: str, values: Sequence[Any]
+        self,
+        error: Any,
+        connection: PoolProxiedConnection | None,
+        call: int | None,
+        text: str,
+        values: Sequence[Any],
     ) -> Exception:
-        wrapped = self._wrap_error(error, connection, text, values)
+        wrapped = self._wrap_error(error, connection, call, text, values)
         if connection is not None:
             self._idle.push(connection)
         return wrapped

@@ -30,6 +30,11 @@ def begin(driver: Any, seconds: float) -> int:
     return number
 
 
+def has_expired(number: int | None) -> bool:
+    """Return whether the socket of a call that has not ended has been shut down."""
+    return number is not None and number not in _calls
+
+
 def end(number: int | None) -> None:
     """Forget a call that has ended, if there is one."""
     if number is not None:

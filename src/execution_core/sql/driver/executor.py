@@ -8,6 +8,7 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -87,7 +88,7 @@ class Executor:
 
     _supports_async_drivers = False
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, call_timeout: timedelta | None = None) -> None:
         self.engine = engine
         self._sqlalchemy_engine = for_single_statements(engine)
         self._errors = engine.dialect.loaded_dbapi.Error
@@ -100,7 +101,12 @@ class Executor:
         options = engine.get_execution_options()
         self._bounds: Bounds | None = options.get(BOUNDS)
         self._behind_pooler = bool(options.get(BEHIND_POOLER))
-        self._patience = None if self._bounds is None else self._bounds.statement_timeout / 1000
+        self._time_limit = self._patience = None
+        if self._bounds is not None:
+            self._patience = self._bounds.statement_timeout / 1000
+            self._time_limit = self._patience + GRACE_SECONDS
+        elif call_timeout is not None and not self._is_sqlite:
+            self._time_limit = call_timeout.total_seconds()
         self._reset()
 
     def _reset(self) -> None:
@@ -133,16 +139,20 @@ class Executor:
 
     def _run(self, connection: Connection, query: Query) -> Rows:
         backend = None
+        pooled: Any = connection.connection
+        call = self._begin_call(pooled, query)
         try:
-            backend = self._prepare_session(connection.connection, query.bounded)
+            backend = self._prepare_session(pooled, query.bounded)
             return execute_via_sqlalchemy(connection, query, backend)
         except self._errors as error:  # of the query for the backend, which SQLAlchemy does not see
-            pooled: Any = connection.connection
-            raise self._wrap_error(error, pooled, SELECT_BACKEND, ()) from error
+            raise self._wrap_error(error, pooled, call, SELECT_BACKEND, ()) from error
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise ConnectionBroken(error, backend) from error
+                late = deadlines.has_expired(call)
+                raise ConnectionBroken(error, backend, is_late=late) from error
             raise
+        finally:
+            deadlines.end(call)
 
     def _must_use_sqlalchemy(self) -> bool:
         """Return whether SQLAlchemy must execute the statements.
@@ -175,7 +185,7 @@ class Executor:
             self._prepare_session(connection, query.bounded)
             return self._execute_on(connection, text, values)
         except self._errors as error:
-            raise self._wrap_error(error, connection, text, values) from error
+            raise self._wrap_error(error, connection, call, text, values) from error
         except BaseException as error:
             if connection is not None:
                 connection.invalidate(error)  # an interrupted connection is in an unknown state
@@ -186,10 +196,10 @@ class Executor:
                 self._checkin(connection)
 
     def _begin_call(self, connection: PoolProxiedConnection, query: Query) -> int | None:
-        """Begin the time limit of a call on an engine of the library's own."""
-        if self._patience is None or not query.bounded:
+        """Begin the time limit of a call, if it has one."""
+        if self._time_limit is None or not query.bounded:
             return None
-        return deadlines.begin(connection.driver_connection, self._patience + GRACE_SECONDS)
+        return deadlines.begin(connection.driver_connection, self._time_limit)
 
     def _checkout_live(self) -> PoolProxiedConnection:
         """Check out a connection that the server has not ended meanwhile."""
@@ -240,7 +250,12 @@ class Executor:
         return rows
 
     def _wrap_error(
-        self, error: Any, connection: PoolProxiedConnection | None, text: str, values: Sequence[Any]
+        self,
+        error: Any,
+        connection: PoolProxiedConnection | None,
+        call: int | None,
+        text: str,
+        values: Sequence[Any],
     ) -> Exception:
         dialect = self.engine.dialect
         dbapi_connection = connection and connection.dbapi_connection
@@ -260,7 +275,8 @@ class Executor:
             connection_invalidated=broken,
             dialect=dialect,
         )
-        return ConnectionBroken(wrapped, backend) if broken else wrapped
+        late = deadlines.has_expired(call)
+        return ConnectionBroken(wrapped, backend, is_late=late) if broken else wrapped
 
 
 class CachingExecutor(Executor):

@@ -51,12 +51,14 @@ class ConnectionBroken(Exception):  # noqa: N818 - it wraps SQLAlchemy's error
         error: SQLAlchemy's error.
         backend: the server process that was to execute the statement. None for SQLite, and if the
             connection broke before the statement was sent.
+        is_late: whether it broke because the call had taken too long.
     """
 
-    def __init__(self, error: DBAPIError, backend: Backend | None) -> None:
+    def __init__(self, error: DBAPIError, backend: Backend | None, *, is_late: bool) -> None:
         super().__init__(error)
         self.error = error
         self.backend = backend
+        self.is_late = is_late
 
 
 def boot_clock() -> float:

@@ -13,9 +13,9 @@ would have returned, or None if the write left nothing: then the write is execut
 import sqlite3
 from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004
 
 from ...core.creation import MAX_TRIES, NewExecution
 from ...core.errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
@@ -39,11 +39,20 @@ DRIFT: Final = 1.001
 SECONDS_FOR_STANDBY: Final = 5
 CONFLICTS: Final = ("40001", "40P01")  # serialization failure, deadlock
 ADVICE: Final[dict[str | None, str]] = {
-    "55P03": "The call waited for a lock that another transaction holds. Nothing was changed: end"
-    " that transaction, or wait longer with connect(url, lock_timeout=...).",
+    "55P03": "The call waited for a lock that another transaction holds, perhaps one of this"
+    " program. Nothing was changed: end that transaction, or wait longer with"
+    " connect(url, lock_timeout=...).",
     "57014": "The call took too long, or an administrator cancelled it. Nothing was changed: find"
     " out why the database is slow, or wait longer with connect(url, call_timeout=...).",
 }
+TOO_LATE: Final = (
+    "The call took longer than call_timeout, so its connection was closed. Nothing was changed: the"
+    " server does not answer, or another transaction holds a lock, perhaps one of this program."
+)
+POOL_EXHAUSTED: Final = (
+    "All connections of the engine's pool were in use. Nothing was changed: return connections"
+    " earlier, or make the pool larger: create_engine(url, pool_size=...)."
+)
 UNDEFINED: Final = ("42P01", "42703", "42883")  # table, column, function
 
 
@@ -52,7 +61,7 @@ class OutcomeUnknown(Exception):  # noqa: N818 - an answer rather than an error
 
 
 def resolve_outcome(
-    error: ConnectionBroken | DBAPIError, query: Query, verify: Verifier | None
+    error: ConnectionBroken | SQLAlchemyError, query: Query, verify: Verifier | None
 ) -> VerificationSteps[Rows]:
     """Return the rows that a failed query would have returned, outside the caller's transaction.
 
@@ -61,7 +70,7 @@ def resolve_outcome(
     Raises:
         ConnectionLost: the connection broke each time. Nothing was changed.
         ConcurrentUpdate: other transactions interfered each time. Nothing was changed.
-        DBAPIError: the error itself, if it is neither, or if the outcome is unknown.
+        SQLAlchemyError: the error itself, if it is neither, or if the outcome is unknown.
     """
     for tries_left in reversed(range(MAX_TRIES)):
         problem: ExecutionProblem | None
@@ -75,6 +84,9 @@ def resolve_outcome(
                     " lost: read the execution before you try again."
                 )
                 raise error.error from error.error.__cause__
+            if error.is_late:
+                error.error.add_note(TOO_LATE)
+                raise error.error from error.error.__cause__
             error, problem = error.error, ConnectionLost(query.verb, query.execution_id)
         else:
             problem = to_conflict(error, query)
@@ -84,7 +96,7 @@ def resolve_outcome(
             raise problem from error
         try:
             return (yield query)
-        except (ConnectionBroken, DBAPIError) as next_error:
+        except (ConnectionBroken, SQLAlchemyError) as next_error:
             error = next_error
     raise AssertionError
 
@@ -99,9 +111,9 @@ def _find_outcome(broken: ConnectionBroken, verify: Verifier) -> VerificationSte
     return rows
 
 
-def to_conflict(error: DBAPIError, query: Query) -> ConcurrentUpdate | None:
+def to_conflict(error: SQLAlchemyError, query: Query) -> ConcurrentUpdate | None:
     """Return the conflict with another transaction that an error means, or None."""
-    driver_error: Any = error.orig
+    driver_error = getattr(error, "orig", None)
     if getattr(driver_error, "sqlstate", None) in CONFLICTS or (
         getattr(driver_error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT
     ):
@@ -109,21 +121,23 @@ def to_conflict(error: DBAPIError, query: Query) -> ConcurrentUpdate | None:
     return None
 
 
-def with_advice(error: DBAPIError) -> DBAPIError:
+def with_advice(error: SQLAlchemyError) -> SQLAlchemyError:
     """Return the error, with a note that says what to do if its cause is known."""
     if is_schema_error(error):
         error.add_note(
             "The schema may be missing or outdated: check it with migrate.check(engine), and"
             " upgrade it with migrate.upgrade(engine) or execution-core migrate."
         )
-    elif advice := ADVICE.get(getattr(error.orig, "sqlstate", None)):
+    elif isinstance(error, TimeoutError):
+        error.add_note(POOL_EXHAUSTED)
+    elif advice := ADVICE.get(getattr(getattr(error, "orig", None), "sqlstate", None)):
         error.add_note(advice)
     return error
 
 
-def is_schema_error(error: DBAPIError) -> bool:
+def is_schema_error(error: SQLAlchemyError) -> bool:
     """Return whether a table, a column or a function is missing."""
-    driver_error: Any = error.orig
+    driver_error = getattr(error, "orig", None)
     return getattr(driver_error, "sqlstate", None) in UNDEFINED or (
         isinstance(driver_error, sqlite3.OperationalError)
         and any(part in str(driver_error) for part in ("no such", "no column named"))
