@@ -10,10 +10,11 @@ from ..core import validation
 from .connection import open_reader, open_target, run_check
 from .executions import execution_checks
 from .finding import Checks, Finding, Level
+from .probe import probe
 from .schema import check_revision, schema_checks
 from .settings import postgresql_activity, postgresql_settings, sqlite_settings
 
-__all__ = ["Finding", "Level", "examine"]
+__all__ = ["Finding", "Level", "examine", "probe"]
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
 

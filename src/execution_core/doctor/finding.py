@@ -36,6 +36,22 @@ CHECKS: Final[dict[str, tuple[Level, str]]] = {
         "Connect workers to the primary server, with a role that may write",
     ),
     "session_replication_role": ("problem", "ALTER ROLE … RESET session_replication_role"),
+    "node": (
+        "problem",
+        "Connect to the primary: with several hosts, ?host=a,b&target_session_attrs=read-write",
+    ),
+    "server_encoding": ("problem", "Use a database with ENCODING 'UTF8'"),
+    "client_encoding": ("problem", "Use create_engine(url, client_encoding='utf8')"),
+    "date_style": ("problem", "ALTER ROLE … SET DateStyle = 'ISO'"),
+    "standby": (
+        "warning",
+        "Connect the standby, or set synchronous_standby_names and synchronous_commit as meant",
+    ),
+    "wal_size": (
+        "warning",
+        "End long readers, then write something, or execute PRAGMA wal_checkpoint(TRUNCATE)",
+    ),
+    "file_mode": ("warning", "chmod 600, and umask 077 for processes that create such files"),
     "fsync": ("warning", "Set fsync = on in the configuration of the server"),
     "full_page_writes": ("warning", "Set full_page_writes = on in the configuration of the server"),
     "tables": ("problem", f"Alter the table; if it is missing, {_CREATE} and restore the rows"),

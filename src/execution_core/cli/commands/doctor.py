@@ -22,6 +22,12 @@ def register(commands: Commands) -> None:
     )
     add_json_flag(add)
     add(
+        "--probe",
+        action="store_true",
+        help="say instead how the server and this connection behave: pooler, read-only node,"
+        " encoding, standby, prepared statements; needs no schema",
+    )
+    add(
         "--all",
         action="store_true",
         help="check the history of every execution, not only of the live and the newest ones",
@@ -40,7 +46,11 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; return 1 if there is a problem."""
     from ... import doctor  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
-    findings = doctor.examine(options.url, stalled_after=options.stalled_after, whole=options.all)
+    findings = (
+        doctor.probe(options.url)
+        if options.probe
+        else doctor.examine(options.url, stalled_after=options.stalled_after, whole=options.all)
+    )
     if options.json:
         found = [asdict(finding) for finding in findings]
         output.print_json({"database": mask_password(options.url), "findings": found})
