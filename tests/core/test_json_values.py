@@ -209,8 +209,12 @@ def test_json_dataclass_content_is_checked() -> None:
 
 
 def test_json_shared_references_stop_at_size_limit() -> None:
-    with pytest.raises(InvalidValue, match="larger than 10000 bytes"):
-        to_json("value", shared_references(), 10_000)
+    """Without visiting the 2 ** 60 lists that the value would have as JSON."""
+    for limit in (10_000, 2**40):
+        with pytest.raises(InvalidValue, match=f"larger than {limit} bytes"):
+            to_json("value", shared_references(), limit)
+    same = {"a": [1]}
+    assert to_json("value", [same] * 1000).value == [same] * 1000
 
 
 def test_create_mutable_payload_is_copied(any_manager: ExecutionManager) -> None:

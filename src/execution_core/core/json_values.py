@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -137,33 +138,40 @@ def _expand_exponent(match: re.Match[str]) -> str:
 
 def _check_containers(argument: str, value: object, max_bytes: int) -> None:
     """Refuse what json.dumps converts or cannot encode: non-string keys, cycles, deep nesting."""
-    # Each container takes at least two bytes. Shared references can multiply without this limit.
+    # Each container takes at least two bytes. Shared references can multiply without this limit, so
+    # an object is visited once for each level, with the number of its occurrences.
     budget = max_bytes // 2
-    level: list[Any] = [value]
+    level = {id(value): (value, 1)}
     for _ in range(MAX_DEPTH):
-        deeper: list[Any] = []
-        for part in level:
-            if isinstance(part, dict):
-                try:
-                    "".join(part)  # the fastest check that all keys are strings
-                except TypeError:
-                    key = next(key for key in part if not isinstance(key, str))
-                    raise InvalidValue(
-                        argument, f"must have string keys, and one is {type_name(key)}"
-                    ) from None
-                deeper += [child for child in part.values() if type(child) not in _SCALARS]
-            elif isinstance(part, list | tuple):
-                deeper += [child for child in part if type(child) not in _SCALARS]
-            if len(deeper) > budget:
-                raise InvalidValue(argument, _too_large(max_bytes))
+        deeper: dict[int, tuple[Any, int]] = {}
+        for part, times in level.values():
+            for child in _children(argument, part):
+                if type(child) not in _SCALARS:
+                    known = deeper.get(id(child))
+                    deeper[id(child)] = child, times + (known[1] if known else 0)
         if not deeper:
             return
         level = deeper
-        budget -= len(level)
-    if any(isinstance(part, dict | list | tuple) for part in level):
+        budget -= sum(times for _, times in level.values())
+        if budget < 0:
+            raise InvalidValue(argument, _too_large(max_bytes))
+    if any(isinstance(part, dict | list | tuple) for part, _ in level.values()):
         raise InvalidValue(
             argument, f"is nested deeper than {MAX_DEPTH} levels, or contains itself"
         )
+
+
+def _children(argument: str, part: object) -> Iterable[Any]:
+    if not isinstance(part, dict):
+        return part if isinstance(part, list | tuple) else ()
+    try:
+        "".join(part)  # the fastest check that all keys are strings
+    except TypeError:
+        key = next(key for key in part if not isinstance(key, str))
+        raise InvalidValue(
+            argument, f"must have string keys, and one is {type_name(key)}"
+        ) from None
+    return part.values()
 
 
 def _encodable(argument: str, part: object, max_bytes: int) -> Any:
