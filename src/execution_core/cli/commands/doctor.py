@@ -40,7 +40,12 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; return 1 if there is a problem."""
     from ... import doctor  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
-    findings = doctor.examine(options.url, stalled_after=options.stalled_after, whole=options.all)
+    findings = doctor.examine(
+        options.url,
+        stalled_after=options.stalled_after,
+        whole=options.all,
+        schema=options.schema,
+    )
     if options.json:
         found = [asdict(finding) for finding in findings]
         output.print_json({"database": mask_password(options.url), "findings": found})
