@@ -1,14 +1,17 @@
 """How Alembic reaches the database, for `migrate.upgrade` and for the `alembic` command."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from alembic import context
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.schema import CreateSchema
 
 from execution_core.migrate import VERSION_TABLE
 from execution_core.sql.driver.engine import create_sync_engine
-from execution_core.sql.driver.url import DEFAULT_URL, parse_url
+from execution_core.sql.driver.url import DEFAULT_URL, check_schema, parse_url
 from execution_core.sql.schema.indexes import metadata
 
 # An arbitrary constant: concurrent migrations wait for each other.
@@ -57,16 +60,52 @@ def run(connection: Connection) -> None:
     elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         # Python's driver begins no transaction for DDL: a rollback would leave tables behind.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-    context.configure(connection=connection, **SETTINGS)
-    context.run_migrations()
+    with connection.begin_nested(), first_in_search_path(connection):
+        context.configure(connection=connection, **settings(connection.dialect.name))
+        context.run_migrations()
 
 
+@contextmanager
+def first_in_search_path(connection: Connection) -> Iterator[None]:
+    """Let names without a schema mean the given one; create it if it is missing."""
+    if schema is None:
+        yield
+        return
+    path = connection.scalar(select(func.current_setting("search_path")))
+    # CREATE SCHEMA IF NOT EXISTS needs the right to create one also where it exists.
+    known = text("SELECT true FROM pg_namespace WHERE nspname = :schema")
+    if not connection.scalar(known, {"schema": schema}):
+        connection.execute(CreateSchema(schema))
+    set_path = select(func.set_config("search_path", func.quote_ident(schema), True))  # noqa: FBT003
+    connection.execute(set_path)
+    yield
+    connection.execute(select(func.set_config("search_path", path, True)))  # noqa: FBT003
+
+
+def print_sql(dialect: str) -> None:
+    """Print the SQL of the migrations, without a connection."""
+    names = {"paramstyle": "named"}  # otherwise a % in a name is printed twice
+    context.configure(
+        dialect_name=dialect, dialect_opts=names, literal_binds=True, **settings(dialect)
+    )
+    with context.begin_transaction():
+        if schema is not None:
+            context.execute(CreateSchema(schema, if_not_exists=True))
+            quoted = context.get_context().dialect.identifier_preparer.quote_schema(schema)
+            context.execute(text(f"SET LOCAL search_path TO {quoted}".replace(":", "\\:")))
+        context.run_migrations()
+
+
+def settings(dialect: str) -> dict[str, Any]:
+    """Return the settings of Alembic for a database."""
+    check_schema(schema, dialect)
+    return SETTINGS | {"version_table_schema": schema, "execution_core_schema": schema}
+
+
+schema = context.config.attributes.get("schema", os.environ.get("EXECUTION_CORE_SCHEMA") or None)
 url = context.config.attributes.get("url") or os.environ.get("EXECUTION_CORE_URL") or DEFAULT_URL
 if context.is_offline_mode():
-    dialect = parse_url(url).get_backend_name()
-    context.configure(dialect_name=dialect, literal_binds=True, **SETTINGS)
-    with context.begin_transaction():
-        context.run_migrations()
+    print_sql(parse_url(url).get_backend_name())
 elif (connection := context.config.attributes.get("connection")) is not None:
     run(connection)
 else:

@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from execution_core.core.errors import InvalidValue
+
 revision = "execution_core_0001"
 down_revision = None
 branch_labels = ("execution_core",)
@@ -34,8 +36,15 @@ def schema() -> str:
     Through search_path, a temporary table of the same name would receive the history.
     """
     if op.get_context().as_sql:
-        return "public"
-    return op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())")) or "public"
+        quoted = op.get_context().dialect.identifier_preparer.quote_schema(printed_schema())
+    else:
+        quoted = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())")) or "public"
+    return quoted.replace(":", "\\:")  # not a parameter
+
+
+def printed_schema() -> str:
+    """Return the schema for which the SQL is printed."""
+    return op.get_context().opts.get("execution_core_schema") or "public"
 
 
 def now() -> str:
@@ -153,7 +162,7 @@ def create_check(columns: list[sa.Column[Any]]) -> dict[str, str]:
     function = f"{schema()}.execution_core_check"
     op.execute(f"""
 CREATE FUNCTION {function}({arguments})
-RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $body$
 DECLARE
     violated text := CASE
         {cases}
@@ -168,7 +177,7 @@ BEGIN
         HINT = 'The function execution_core_check contains the condition.',
         CONSTRAINT = violated, TABLE = 'executions';
 END
-$$
+$body$
 """)
     return {"valid": f"{function}({', '.join(column.name for column in named)})"}
 
@@ -209,7 +218,8 @@ REASON = "CASE NEW.status WHEN 'cancelled' THEN NEW.metadata ->> 'cancellation_r
 # The row lock of the UPDATE makes the highest seq plus one unique. A manual UPDATE leaves the
 # updated_at and the write_token of the write before, which are not those of the transition.
 RECORD_POSTGRESQL = f"""
-CREATE FUNCTION {{schema}}.execution_core_record_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION {{schema}}.execution_core_record_transition() RETURNS trigger
+LANGUAGE plpgsql AS $body$
 BEGIN
     INSERT INTO {{schema}}.execution_history ({HISTORY_COLUMNS})
     VALUES (
@@ -231,14 +241,14 @@ BEGIN
     );
     RETURN NULL;
 END
-$$
+$body$
 """
 # VOLATILE: each statement sees what was committed before it. A deletion sets parent_id and
 # replay_of of other rows to NULL; to lock these rows first prevents deadlocks. A row that another
 # transaction has locked counts as in use.
 IN_USE_POSTGRESQL = """
 CREATE FUNCTION {schema}.execution_core_in_use(parent uuid) RETURNS boolean
-LANGUAGE plpgsql VOLATILE AS $$
+LANGUAGE plpgsql VOLATILE AS $body$
 DECLARE
     locked bigint;
 BEGIN
@@ -262,7 +272,7 @@ BEGIN
          WHERE linked.parent_id = parent OR linked.replay_of = parent
     );
 END
-$$
+$body$
 """
 FUNCTIONS = ("record_transition", "in_use", "check")
 RECORD_TRIGGERS = {
@@ -484,10 +494,34 @@ def comment() -> None:
             own = MEANINGS.get(f"{relation}.{column}")
             comments[f"COLUMN {relation}.{column}"] = own or MEANINGS[column]
         for target, text in comments.items():
-            op.execute(f"COMMENT ON {target} IS '{text.replace(chr(39), chr(39) * 2)}'")
+            op.execute(f"COMMENT ON {target} IS {literal(text)}")
+
+
+def literal(text: str) -> str:
+    """Return SQL for a text."""
+    return "'" + text.replace("'", "''").replace(":", "\\:") + "'"
+
+
+def refuse_foreign_tables() -> None:
+    """Refuse a database in which another application uses the names."""
+    if op.get_context().as_sql:
+        return
+    inspector = sa.inspect(op.get_bind())
+    for name in RELATIONS:
+        if inspector.has_table(name):
+            advice = by_dialect(
+                "use a schema of its own for this library, as in migrate.upgrade(engine,"
+                ' schema="jobs") and execution-core migrate --schema jobs',
+                "use a file of its own for this library; then no transaction can cover both files",
+            )
+            raise InvalidValue(
+                "target",
+                f"already has a table or view {name} that this migration did not create: {advice}",
+            )
 
 
 def upgrade() -> None:
+    refuse_foreign_tables()
     clock, empty = sa.text(f"({now()})"), sa.text("'{}'")
     columns: list[sa.Column[Any]] = [
         sa.Column("id", Id, nullable=False),
@@ -521,9 +555,11 @@ def upgrade() -> None:
     ]
     if is_postgresql() and op.get_context().as_sql:
         # The functions name the schema, so it must be the one that receives the tables.
+        name = printed_schema()
+        advice = f"This SQL is for the schema {name}: set search_path to {name}"
         op.execute(
-            "SELECT CAST(CASE current_schema() WHEN 'public' THEN '1' ELSE"
-            " 'This SQL is for the schema public: set search_path to public' END AS integer)"
+            f"SELECT CAST(CASE current_schema() WHEN {literal(name)} THEN '1' ELSE"
+            f" {literal(advice)} END AS integer)"
         )
     conditions = create_check(columns) if is_postgresql() else rules() | TYPE_RULES
     op.create_table(

@@ -25,6 +25,7 @@ from .sql.driver.engine import (
     create_sync_engine,
     for_single_statements,
 )
+from .sql.driver.url import check_schema
 from .sql.schema.tables import metadata
 from .sql.schema.views import views_metadata
 
@@ -37,7 +38,12 @@ _lock_owner: Final[list[int]] = []
 Target = Engine | Connection | URL | str
 
 
-def upgrade(target: Target, *, lock_timeout: timedelta = MIGRATION_LOCK_TIMEOUT) -> None:
+def upgrade(
+    target: Target,
+    *,
+    schema: str | None = None,
+    lock_timeout: timedelta = MIGRATION_LOCK_TIMEOUT,
+) -> None:
     """Create the schema, or upgrade it to the newest revision: `migrate.upgrade(engine)`.
 
     Nothing is changed if the schema is up to date. Concurrent processes and threads wait for each
@@ -47,13 +53,16 @@ def upgrade(target: Target, *, lock_timeout: timedelta = MIGRATION_LOCK_TIMEOUT)
         target: an Engine or a URL: the upgrade is one transaction. Or a Connection: the upgrade is
             part of the caller's transaction, and the caller commits. That transaction must be READ
             COMMITTED to wait for concurrent upgrades.
+        schema: the schema of PostgreSQL for all tables, the version table too; it is created if it
+            is missing. By default the first one of the `search_path`.
         lock_timeout: how long to wait for a lock on a table of PostgreSQL. Everything that needs
             the table waits meanwhile. Not for a Connection, which has a timeout of its own.
 
     Raises:
         OperationalError: another session held a lock for longer. Nothing was changed.
         InvalidValue: the target is none of these, or is a Connection in AUTOCOMMIT, or a newer
-            version of this library created the schema.
+            version of this library created the schema, or another application has tables of these
+            names there. Nothing was changed.
         RuntimeError: another task of the same thread is upgrading.
     """
     with _exclusive(), _engine_or_connection(target) as bind, _transaction(bind) as connection:
@@ -61,7 +70,7 @@ def upgrade(target: Target, *, lock_timeout: timedelta = MIGRATION_LOCK_TIMEOUT)
             timeout = validation.duration("lock_timeout", lock_timeout)
             milliseconds = str(timeout // timedelta(milliseconds=1))
             connection.execute(func.set_config("lock_timeout", milliseconds, True))  # noqa: FBT003
-        config, revision = _config(), current(connection)
+        config, revision = _config(schema), current(connection, schema=schema)
         if revision is not None and revision not in revisions():
             raise InvalidValue(
                 "target",
@@ -72,20 +81,21 @@ def upgrade(target: Target, *, lock_timeout: timedelta = MIGRATION_LOCK_TIMEOUT)
         command.upgrade(config, "head")
 
 
-def current(target: Target) -> str | None:
-    """Return the revision of a database, or None without a schema: `migrate.current(engine)`."""
+def current(target: Target, *, schema: str | None = None) -> str | None:
+    """Return the revision of a database, or None without tables: `migrate.current(engine)`."""
     with _engine_or_connection(target) as bind, _connection(bind) as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        return context.get_current_revision()
+        check_schema(schema, connection.dialect.name)
+        options = {"version_table": VERSION_TABLE, "version_table_schema": schema}
+        return MigrationContext.configure(connection, opts=options).get_current_revision()
 
 
-def check(target: Target) -> bool:
-    """Return whether the schema is the one that this version needs: `migrate.check(engine)`.
+def check(target: Target, *, schema: str | None = None) -> bool:
+    """Return whether the tables are those that this version needs: `migrate.check(engine)`.
 
     Returns:
         False if `upgrade` is necessary, or if a newer version of this library created the schema.
     """
-    return current(target) == revisions()[0]
+    return current(target, schema=schema) == revisions()[0]
 
 
 def owns(name: str | None) -> bool:
@@ -97,7 +107,7 @@ def owns(name: str | None) -> bool:
     return name in {VERSION_TABLE, *metadata.tables, *views_metadata.tables}
 
 
-def upgrade_sql(url: URL | str, output: TextIO | None = None) -> None:
+def upgrade_sql(url: URL | str, output: TextIO | None = None, *, schema: str | None = None) -> None:
     """Print the SQL of `upgrade` for an empty database: `migrate.upgrade_sql("postgresql://")`.
 
     It does not connect.
@@ -105,9 +115,10 @@ def upgrade_sql(url: URL | str, output: TextIO | None = None) -> None:
     Args:
         url: only its kind of database is used: `postgresql://` or `sqlite://`.
         output: where to write the SQL; by default standard output.
+        schema: as for `upgrade`; by default `public`.
     """
     with _exclusive():
-        config = _config()
+        config = _config(schema)
         config.output_buffer = output or sys.stdout
         config.attributes["url"] = url
         command.upgrade(config, "head", sql=True)
@@ -125,8 +136,9 @@ def scripts() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "migrations"
 
 
-def _config() -> Config:
+def _config(schema: str | None = None) -> Config:
     config = Config()
+    config.attributes["schema"] = schema
     config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
     return config
 

@@ -112,7 +112,8 @@ def test_migrations_page_examples_run(
     engine.dispose()
     engine = create_engine(postgres)
     assert inspect(engine).get_table_names() == []
-    assert "executions" in inspect(engine).get_table_names("tenant_1")
+    for schema in ("tenant_1", "jobs"):
+        assert "executions" in inspect(engine).get_table_names(schema)
     engine.dispose()
 
 

@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
         output.warn(f"execution-core: {problem.code}: {problem}")
         return NOT_FOUND if isinstance(problem, ExecutionNotFound) else REFUSED
     except SQLAlchemyError as error:
-        output.warn(f"execution-core: {database.explain(error, options.url)}")
+        output.warn(f"execution-core: {database.explain(error, options.url, options.schema)}")
         return REFUSED
     except ValueError as error:  # manual SQL stored February 30, or a number beyond a float
         output.warn(

@@ -32,6 +32,13 @@ def add_command(
         help="SQLAlchemy URL of the PostgreSQL or SQLite database (default:"
         f" $EXECUTION_CORE_URL, which hides a password from ps, else {DEFAULT_URL})",
     )
+    command.add_argument(
+        "--schema",
+        metavar="NAME",
+        default=os.environ.get("EXECUTION_CORE_SCHEMA") or None,
+        help="schema of PostgreSQL that contains the tables (default: $EXECUTION_CORE_SCHEMA, else"
+        " the first one of search_path)",
+    )
     return command.add_argument
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..core.errors import ExecutionProblem, InvalidValue
 from ..sql.driver.engine import create_sync_engine
-from ..sql.driver.url import parse_url, sqlite_file
+from ..sql.driver.url import check_schema, parse_url, sqlite_file
 from ..sql.recovery.verify_commit import is_schema_error
 from ..sql.store import SqlExecutionStore
 from ..tracking.manager import ExecutionManager
@@ -52,9 +52,10 @@ class Database:
 
 
 @contextmanager
-def open_database(url: str) -> Iterator[Database]:
+def open_database(url: str, schema: str | None) -> Iterator[Database]:
     """Open the database of a URL. A SQLite file must exist; PostgreSQL is not contacted yet."""
     parsed = parse_url(url)
+    schema = check_schema(schema, parsed.get_backend_name())
     if parsed.get_backend_name() == "sqlite":
         if (file := sqlite_file(parsed)) is None:
             raise InvalidValue(
@@ -66,7 +67,8 @@ def open_database(url: str) -> Iterator[Database]:
                 f"names a file that does not exist, {mask_password(url)}: name another with --url"
                 " or EXECUTION_CORE_URL, or create it with execution-core migrate",
             )
-    engine = create_sync_engine(url)
+    options = {"schema_translate_map": {None: schema}} if schema else {}
+    engine = create_sync_engine(url, execution_options=options)
     try:
         yield Database(engine, ExecutionManager(SqlExecutionStore(engine)))
     finally:
@@ -80,14 +82,14 @@ def mask_password(url: str) -> str:
     return parsed.set(drivername=driver).render_as_string(hide_password=True)
 
 
-def explain(error: SQLAlchemyError, url: str) -> str:
+def explain(error: SQLAlchemyError, url: str, schema: str | None = None) -> str:
     """Return the message for a database error: where, why, the likely cause and what to do."""
     message = f"{mask_password(url)}: {short_reason(error)}"
     password = parse_url(url).password
     if password:
         message = message.replace(password, "***")
     missing = isinstance(error, DBAPIError) and is_schema_error(error)
-    return message + (_schema_advice(url) if missing else "")
+    return message + (_schema_advice(url, schema) if missing else "")
 
 
 def short_reason(error: BaseException) -> str:
@@ -98,12 +100,12 @@ def short_reason(error: BaseException) -> str:
     return reason + next((f". {advice}" for text, advice in ADVICE.items() if text in reason), "")
 
 
-def _schema_advice(url: str) -> str:
+def _schema_advice(url: str, schema: str | None) -> str:
     """Return what to do about a schema in which an object is missing."""
     from .. import migrate  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
     try:
-        at, known = migrate.current(url), migrate.revisions()
+        at, known = migrate.current(url, schema=schema), migrate.revisions()
     except (DBAPIError, ExecutionProblem):
         return ""  # the database has become unreachable
     if at == known[0]:

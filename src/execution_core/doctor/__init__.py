@@ -7,6 +7,7 @@ from typing import Final
 from sqlalchemy import URL, Engine
 
 from ..core import validation
+from ..sql.driver.url import check_schema
 from .connection import open_reader, open_target, run_check
 from .executions import execution_checks
 from .finding import Checks, Finding, Level
@@ -24,6 +25,7 @@ def examine(
     *,
     stalled_after: timedelta = timedelta(hours=1),
     whole: bool = False,
+    schema: str | None = None,
 ) -> list[Finding]:
     """Check a database and say what to do about each problem: `doctor.examine(engine)`.
 
@@ -35,6 +37,8 @@ def examine(
         stalled_after: the longest accepted time without a heartbeat for a running execution,
             without a claim for a due one, and idle for a transaction.
         whole: check the history of every execution, not only of the live and the newest ones.
+        schema: the schema of PostgreSQL that contains the tables; by default the first one of the
+            `search_path` that has them.
 
     Raises:
         InvalidValue: the target is neither, or its file does not exist or cannot be read.
@@ -42,12 +46,13 @@ def examine(
     patience = validation.duration("stalled_after", stalled_after) // _MILLISECOND
     with open_target(target) as engine:
         sqlite = engine.dialect.name == "sqlite"
+        check_schema(schema, engine.dialect.name)
         settings = (
             sqlite_settings(engine, given=engine is target)
             if sqlite
             else postgresql_settings(engine)
         )
-        with open_reader(engine) as connection:
+        with open_reader(engine, schema) as connection:
             run = partial(run_check, connection)
             findings = [run("migrated", partial(check_revision, connection)), *settings]
             if findings[0].level == "problem":

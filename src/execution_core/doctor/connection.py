@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ..core.errors import InvalidValue
@@ -65,7 +65,7 @@ def _read_only_url(url: URL) -> URL:
 
 
 @contextmanager
-def open_reader(engine: Engine) -> Iterator[Connection]:
+def open_reader(engine: Engine, schema: str | None) -> Iterator[Connection]:
     """Open a read-only connection.
 
     On PostgreSQL, row-level security raises an error instead of hiding rows.
@@ -79,6 +79,9 @@ def open_reader(engine: Engine) -> Iterator[Connection]:
         # lock_timeout: do not wait for a running migration.
         for setting in ("row_security = off", "lock_timeout = '500ms'"):
             connection.execute(text(f"SET LOCAL {setting}"))
+        if schema is not None:
+            path = func.set_config("search_path", func.quote_ident(schema), True)  # noqa: FBT003
+            connection.execute(select(path))
         yield connection
 
 

@@ -141,8 +141,13 @@ def check_revision(connection: Connection) -> Finding:
         message = f"at {at}, which a newer version of execution-core created"
         return Finding("migrated", "problem", message, "Install that version here as well")
     if not inspect(connection).has_table(executions.name):
-        advice = "Run execution-core migrate, or check search_path and USAGE on the schema"
+        advice = (
+            "Run execution-core migrate, or check --schema, search_path and USAGE on the schema"
+        )
         return Finding("migrated", "problem", "no table executions is visible", advice)
     message = f"no table {migrate.VERSION_TABLE}: assuming revision {known[0]}"
-    advice = "Nothing, if your own Alembic runs this library's migrations with its own"
+    advice = (
+        "Nothing, if your own Alembic runs this library's migrations with its own. If the table is"
+        " of another application, name the schema of this library with --schema"
+    )
     return Finding("migrated", "warning", message, advice)

@@ -15,6 +15,7 @@ from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
 from .driver.engine import CALL_TIMEOUT
 from .driver.forks import reset_in_children
 from .driver.session import ConnectionBroken
+from .driver.url import check_schema
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query
@@ -49,6 +50,8 @@ class AsyncSqlExecutionStore(
             `updated_at`.
         call_timeout: how long a call may take on PostgreSQL. A call that takes longer loses its
             connection.
+        schema: the schema of PostgreSQL that contains the tables; by default the first one of the
+            `search_path` that has them.
 
     Raises:
         InvalidValue: the engine is not an AsyncEngine, or is for another database.
@@ -60,10 +63,13 @@ class AsyncSqlExecutionStore(
         *,
         clock: Clock | None = None,
         call_timeout: timedelta = CALL_TIMEOUT,
+        schema: str | None = None,
     ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise InvalidValue("engine", f"must be an AsyncEngine, not {type(engine).__name__}")
-        self._bind = AsyncExecutor(engine, validation.duration("call_timeout", call_timeout))
+        self._schema = check_schema(schema, engine.dialect.name)
+        timeout = validation.duration("call_timeout", call_timeout)
+        self._bind = AsyncExecutor(engine, timeout, self._schema)
         self._clock = clock
 
     def within(
@@ -88,18 +94,19 @@ class AsyncSqlExecutionStore(
                     steps = verify_commit.resolve_outcome(error, query, verify)
                     return await run_async(steps, self._bind.rows_async)
             case AsyncConnection():
-                return await self._bind.run_sync(execute_in_transaction, query)
+                connection = self._bind
             case _:
-                return await (await self._bind.connection()).run_sync(execute_in_transaction, query)
+                connection = await self._bind.connection()
+        return await connection.run_sync(execute_in_transaction, query, self._schema)
 
 
 class AsyncOwningStore(AsyncSqlExecutionStore):
     """A store with an engine of its own, which `close` disposes of."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: AsyncEngine, schema: str | None = None) -> None:
+        super().__init__(engine, schema=schema)
         if engine.dialect.name == "postgresql":
-            self._bind = AsyncCachingExecutor(engine)
+            self._bind = AsyncCachingExecutor(engine, schema=self._schema)
         if not self.shares_connection:
             reset_in_children(self._bind)
 

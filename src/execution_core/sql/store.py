@@ -18,6 +18,7 @@ from .driver.executor import (
 )
 from .driver.forks import reset_in_children
 from .driver.session import ConnectionBroken
+from .driver.url import check_schema
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query, Rows
@@ -42,6 +43,8 @@ class SqlExecutionStore(
             `updated_at`.
         call_timeout: how long a call may take on PostgreSQL. A call that takes longer loses its
             connection.
+        schema: the schema of PostgreSQL that contains the tables; by default the first one of the
+            `search_path` that has them.
 
     Raises:
         InvalidValue: the engine is not an Engine, or is for another database.
@@ -53,10 +56,13 @@ class SqlExecutionStore(
         *,
         clock: Clock | None = None,
         call_timeout: timedelta = CALL_TIMEOUT,
+        schema: str | None = None,
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
-        self._bind = Executor(engine, validation.duration("call_timeout", call_timeout))
+        self._schema = check_schema(schema, engine.dialect.name)
+        timeout = validation.duration("call_timeout", call_timeout)
+        self._bind = Executor(engine, timeout, self._schema)
         self._clock = clock
 
     def within(self, transaction: "Connection | Session | scoped_session[Any]") -> Self:
@@ -81,18 +87,18 @@ class SqlExecutionStore(
                     steps = verify_commit.resolve_outcome(error, query, verify)
                     return run(steps, self._bind.rows)
             case Connection():
-                return execute_in_transaction(self._bind, query)
+                return execute_in_transaction(self._bind, query, self._schema)
             case _:
-                return execute_in_transaction(self._bind.connection(), query)
+                return execute_in_transaction(self._bind.connection(), query, self._schema)
 
 
 class OwningStore(SqlExecutionStore):
     """A store with an engine of its own, which `close` disposes of."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: Engine, schema: str | None = None) -> None:
+        super().__init__(engine, schema=schema)
         if not self.shares_connection:
-            self._bind = CachingExecutor(engine)
+            self._bind = CachingExecutor(engine, schema=self._schema)
             reset_in_children(self._bind)
 
     def close(self) -> None:
@@ -101,10 +107,10 @@ class OwningStore(SqlExecutionStore):
             self._bind.close()
 
 
-def execute_in_transaction(connection: Connection, query: Query) -> Rows:
+def execute_in_transaction(connection: Connection, query: Query, schema: str | None) -> Rows:
     """Execute a query in the caller's transaction."""
     try:
-        return execute_via_sqlalchemy(connection, query)
+        return execute_via_sqlalchemy(connection, query, schema)
     except DBAPIError as error:
         if problem := verify_commit.to_conflict(error, query):
             raise problem from error

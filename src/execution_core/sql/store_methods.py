@@ -47,6 +47,7 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
     _bind: Any
     """An executor, or the caller's connection or session."""
     _clock: Clock | None
+    _schema: str | None
 
     @property
     def shares_connection(self) -> bool:
@@ -57,7 +58,8 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         is_own = isinstance(self._bind, Executor)
         # Without its query, which may contain a password as well.
         bind = self._bind.engine.url.set(query={}) if is_own else "a transaction"
-        return f"<{type(self).__name__} in {bind}>"
+        schema = "" if self._schema is None else f", schema {self._schema}"
+        return f"<{type(self).__name__} in {bind}{schema}>"
 
     def create(self, new: NewExecution) -> FoundT:
         """Insert and return an execution; None if its key is held or it has no such parent."""

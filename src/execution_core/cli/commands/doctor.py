@@ -49,7 +49,12 @@ def run(options: argparse.Namespace) -> int:
     findings = (
         doctor.probe(options.url)
         if options.probe
-        else doctor.examine(options.url, stalled_after=options.stalled_after, whole=options.all)
+        else doctor.examine(
+            options.url,
+            stalled_after=options.stalled_after,
+            whole=options.all,
+            schema=options.schema,
+        )
     )
     if options.json:
         found = [asdict(finding) for finding in findings]

@@ -39,7 +39,10 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print one page."""
     extra = getattr(options, "with")
-    with open_database(options.url) as database, database.reader.connect() as connection:
+    with (
+        open_database(options.url, options.schema) as database,
+        database.reader.connect() as connection,
+    ):
         now = queries.now(connection)
 
         def time_of(age: timedelta | None) -> datetime | None:

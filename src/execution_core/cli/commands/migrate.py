@@ -36,7 +36,9 @@ def run(options: argparse.Namespace) -> None:
     from ... import migrate  # noqa: PLC0415 - imports Alembic, a third of the start-up time
 
     if options.sql:
-        migrate.upgrade_sql(options.url)
+        migrate.upgrade_sql(options.url, schema=options.schema)
     else:
-        migrate.upgrade(options.url, lock_timeout=options.lock_timeout)
-        print(f"{mask_password(options.url)} is at {migrate.current(options.url)}")
+        schema = options.schema
+        migrate.upgrade(options.url, schema=schema, lock_timeout=options.lock_timeout)
+        revision = migrate.current(options.url, schema=schema)
+        print(f"{mask_password(options.url)} is at {revision}")

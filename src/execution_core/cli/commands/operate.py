@@ -89,20 +89,20 @@ def register(commands: Commands) -> None:
 
 def cancel(options: argparse.Namespace) -> None:
     """Cancel an execution."""
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         id = database.resolve_id(options.id)
         _print_status(database.manager.cancel(id, options.reason))
 
 
 def retry(options: argparse.Namespace) -> None:
     """Allow another attempt of an execution."""
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         _print_status(database.manager.retry(database.resolve_id(options.id)))
 
 
 def replay(options: argparse.Namespace) -> None:
     """Create a new execution from a finished one."""
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         id = database.resolve_id(options.id)
         _print_status(database.manager.replay(id, payload=options.payload))
 
@@ -111,7 +111,7 @@ def sweep(options: argparse.Namespace) -> None:
     """Sweep in batches until no execution is left to time out."""
     swept = retried = 0
     size = BATCH
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         while size == BATCH:
             # One transaction, so that no execution is timed out without its retry.
             with database.engine.begin() as connection:
@@ -135,7 +135,7 @@ def sweep(options: argparse.Namespace) -> None:
 def prune(options: argparse.Namespace) -> None:
     """Prune in batches until no execution is left to delete."""
     pruned, size = 0, BATCH
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         while size == BATCH:
             size = database.manager.prune(
                 options.older_than,

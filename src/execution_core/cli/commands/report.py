@@ -14,8 +14,9 @@ from ..database import open_database
 
 NOT_SET = 3
 EPILOG = (
-    "Inside `execution-core run`, the environment variables EXECUTION_CORE_URL, EXECUTION_ID and"
-    " EXECUTION_ATTEMPT give the database, the execution and the attempt. If this attempt no longer"
+    "Inside `execution-core run`, the environment variables EXECUTION_CORE_URL,"
+    " EXECUTION_CORE_SCHEMA, EXECUTION_ID and EXECUTION_ATTEMPT give the database, its schema, the"
+    " execution and the attempt. If this attempt no longer"
     " owns the execution, nothing is written and the exit code is 1."
 )
 
@@ -102,7 +103,7 @@ def _run(handler: Handler, options: argparse.Namespace) -> int | None:
                 options.attempt = int(number)
             except ValueError:
                 options.usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         if prefix is not None:
             options.id = database.resolve_id(prefix)
         return handler(database.manager, options)

@@ -41,7 +41,7 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print one execution."""
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         with database.reader.connect() as connection:
             id = queries.resolve_id(connection, options.id)
             now = queries.now(connection)

@@ -29,7 +29,10 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the statistics."""
-    with open_database(options.url) as database, database.reader.connect() as connection:
+    with (
+        open_database(options.url, options.schema) as database,
+        database.reader.connect() as connection,
+    ):
         counted = queries.rows(connection, queries.counts())
         finished = summarize(queries.rows(connection, queries.last_finished(MAX_FINISHED)))
     if options.json:

@@ -99,7 +99,7 @@ class RateEstimator:
 def run(options: argparse.Namespace) -> int:
     """Watch until the execution has finished or until Ctrl-C, or print once with --json."""
     validation.duration("every", options.every)
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         id = None if options.id is None else database.resolve_id(options.id)
         if options.json:
             snapshot = read_snapshot(database.reader, id, options.limit, RateEstimator())
@@ -139,7 +139,9 @@ def _poll(options: argparse.Namespace, engine: Engine, id: str | None) -> Iterat
             snapshot = read_snapshot(engine, id, options.limit, estimator)
         except DBAPIError as error:
             if reachable:
-                output.warn(f"execution-core: {explain(error, options.url)}; trying again")
+                output.warn(
+                    f"execution-core: {explain(error, options.url, options.schema)}; trying again"
+                )
             reachable = False
         else:
             reachable = True

@@ -24,11 +24,11 @@ Run a command as a tracked execution, for example a cron job that records whethe
 
 (In a crontab, write % as \\%.)
 
-The command gets EXECUTION_ID, EXECUTION_ATTEMPT and EXECUTION_CORE_URL in its environment, so
-`execution-core progress 30 100`, `checkpoint` and `log` inside it report to this execution. Its
-output is forwarded unchanged. The last lines are stored in the result or the error; after a timeout
-or a cancellation they are stored in the log. The command line is stored as the payload: pass
-secrets in the environment.
+The command gets EXECUTION_ID, EXECUTION_ATTEMPT, EXECUTION_CORE_URL and EXECUTION_CORE_SCHEMA in
+its environment, so `execution-core progress 30 100`, `checkpoint` and `log` inside it report to
+this execution. Its output is forwarded unchanged. The last lines are stored in the result or the
+error; after a timeout or a cancellation they are stored in the log. The command line is stored as
+the payload: pass secrets in the environment.
 """
 EPILOG = """\
 With --key, the command runs at most once successfully per key. A later call with the same key makes
@@ -110,12 +110,15 @@ def run(options: argparse.Namespace) -> int:
         validation.duration("stalled_after", stalled_after)
     if type is None:
         type = (Path(printable[0]).name or printable[0])[: validation.MAX_NAME]
-    with open_database(options.url) as database:
+    with open_database(options.url, options.schema) as database:
         return Runner(
             database=database,
             events=events,
             command=words,
-            url=_make_absolute(options.url),
+            environment={
+                "EXECUTION_CORE_URL": _make_absolute(options.url),
+                "EXECUTION_CORE_SCHEMA": options.schema or "",
+            },
             new_execution={
                 "type": type,
                 "payload": {"command": printable},

@@ -47,7 +47,8 @@ class Runner:
     database: Database
     events: EventQueue
     command: Sequence[str]
-    url: str
+    environment: dict[str, str]
+    """Where the command finds the database."""
     new_execution: dict[str, Any]
     """The arguments of `manager.create`."""
     backoff: Backoff | None
@@ -119,9 +120,10 @@ class Runner:
         environment = {
             "EXECUTION_ID": started.id,
             "EXECUTION_ATTEMPT": str(started.attempts),
-            "EXECUTION_CORE_URL": self.url,
         }
-        command = Command(self.command, os.environ | environment, self.kill_after, self.events)
+        command = Command(
+            self.command, os.environ | self.environment | environment, self.kill_after, self.events
+        )
         heartbeat = start_heartbeats(self.database.manager, started, self.heartbeat, self.events)
         try:
             outcome = command.run(heartbeat, started.timeout)

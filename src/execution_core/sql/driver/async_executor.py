@@ -41,8 +41,10 @@ class AsyncExecutor(Executor):
 
     _supports_async_drivers = True
 
-    def __init__(self, engine: AsyncEngine, call_timeout: timedelta | None = None) -> None:
-        super().__init__(engine.sync_engine, call_timeout)
+    def __init__(
+        self, engine: AsyncEngine, call_timeout: timedelta | None = None, schema: str | None = None
+    ) -> None:
+        super().__init__(engine.sync_engine, call_timeout, schema)
         self._async_engine = engine
         self._options = self._sqlalchemy_engine.get_execution_options()
 
@@ -106,7 +108,7 @@ class AsyncCachingExecutor(AsyncExecutor):
         try:
             if self._must_use_sqlalchemy():
                 return await self._rows_via_sqlalchemy_async(query)
-            compiled = compile_query(query, self._dialect_type)
+            compiled = compile_query(query, self._dialect_type, self._schema)
             return compiled.convert(
                 await self._execute_async(query, compiled.text, compiled.bind(query))
             )

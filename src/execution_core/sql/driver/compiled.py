@@ -8,6 +8,8 @@ from sqlalchemy import Dialect
 from ..statements.queries import Query, Rows, Statement
 
 _FLOAT8: Final = 701  # the type code of the only column whose converter needs one
+_ANY_SCHEMA: Final = "{schema}"
+"""Stands for the schema in a compiled text, so that all schemas share what was compiled."""
 Converter = Callable[[Any], Any]
 
 
@@ -40,23 +42,35 @@ class CompiledQuery(NamedTuple):
         return values
 
 
-_compiled: dict[tuple[Statement, type[Dialect]], CompiledQuery] = {}
+_compiled: dict[tuple[Statement, type[Dialect], bool], CompiledQuery] = {}
 
 
-def compile_query(query: Query, dialect_type: type[Dialect]) -> CompiledQuery:
-    """Compile the statement of a query, once for all engines of a dialect."""
-    key = query.statement, dialect_type
-    if known := _compiled.get(key):
-        return known
-    return _compiled.setdefault(key, _compile(query, dialect_type))
+def compile_query(
+    query: Query, dialect_type: type[Dialect], schema: str | None = None
+) -> CompiledQuery:
+    """Compile the statement of a query, once for all engines of a dialect and for all schemas."""
+    qualified = schema is not None
+    key = query.statement, dialect_type, qualified
+    compiled = _compiled.get(key)
+    if compiled is None:
+        compiled = _compiled.setdefault(key, _compile(query, dialect_type, qualified))
+    if schema is None:
+        return compiled
+    return compiled._replace(text=compiled.text.replace(_quote(_ANY_SCHEMA), _quote(schema)))
 
 
-def _compile(query: Query, dialect_type: type[Dialect]) -> CompiledQuery:
+def _quote(schema: str) -> str:
+    """Quote a name for the drivers of PostgreSQL, to which a single % begins a parameter."""
+    return '"' + schema.replace('"', '""').replace("%", "%%") + '"'
+
+
+def _compile(query: Query, dialect_type: type[Dialect], qualified: bool) -> CompiledQuery:
     statement, create_dialect = query.statement, cast("Callable[..., Dialect]", dialect_type)
     # Positional parameters: the driver need not look up names.
     style = "qmark" if dialect_type.name == "sqlite" else "format"
     dialect = create_dialect(paramstyle=style)
-    compiled: Any = statement.compile(dialect=dialect)
+    schemas: dict[str, Any] = {"schema_translate_map": {None: _ANY_SCHEMA}} if qualified else {}
+    compiled: Any = statement.compile(dialect=dialect, render_schema_translate=qualified, **schemas)
     parameters = [
         (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
         for name in compiled.positiontup

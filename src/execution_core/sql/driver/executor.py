@@ -59,11 +59,21 @@ from .url import PSYCOPG
 
 
 def execute_via_sqlalchemy(
-    connection: Connection, query: Query, backend: Backend | None = None
+    connection: Connection,
+    query: Query,
+    schema: str | None = None,
+    backend: Backend | None = None,
 ) -> Rows:
     """Execute a query with SQLAlchemy, in the current transaction of the connection."""
-    # Fetch all rows at once, also if the host's engine streams.
-    options = {"stream_results": False, "yield_per": None}
+    host = connection.get_execution_options().get("schema_translate_map") or {}
+    schema = schema or host.get(None)
+    options = {
+        # Fetch all rows at once, also if the host's engine streams.
+        "stream_results": False,
+        "yield_per": None,
+        # SQLAlchemy caches a statement for all maps, and needs the same keys in each of them.
+        "schema_translate_map": {None: schema} if schema else None,
+    }
     driver: Any = connection.connection.driver_connection
     if connection.dialect.driver in PSYCOPG:
         check_encoding(driver)
@@ -88,8 +98,11 @@ class Executor:
 
     _supports_async_drivers = False
 
-    def __init__(self, engine: Engine, call_timeout: timedelta | None = None) -> None:
+    def __init__(
+        self, engine: Engine, call_timeout: timedelta | None = None, schema: str | None = None
+    ) -> None:
         self.engine = engine
+        self._schema = schema
         self._sqlalchemy_engine = for_single_statements(engine)
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
@@ -123,7 +136,7 @@ class Executor:
         if self._must_use_sqlalchemy():
             with self._sqlalchemy_engine.begin() as connection:
                 return self._run(connection, query)
-        compiled = compile_query(query, self._dialect_type)
+        compiled = compile_query(query, self._dialect_type, self._schema)
         return compiled.convert(self._execute(query, compiled.text, compiled.bind(query)))
 
     def close(self) -> None:
@@ -143,7 +156,7 @@ class Executor:
         call = self._begin_call(pooled, query)
         try:
             backend = self._prepare_session(pooled, query.bounded)
-            return execute_via_sqlalchemy(connection, query, backend)
+            return execute_via_sqlalchemy(connection, query, self._schema, backend)
         except self._errors as error:  # of the query for the backend, which SQLAlchemy does not see
             raise self._wrap_error(error, pooled, call, SELECT_BACKEND, ()) from error
         except DBAPIError as error:

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from ...core import validation
 from ...core.errors import InvalidValue
 
 PSYCOPG: Final = ("psycopg", "psycopg_async")
@@ -15,6 +16,8 @@ _SEVERAL_HOSTS: Final = re.compile(
     r"(postgres[^/]*//(?:[^/?]*@)?)([^/?@]+,[^/?@]+)([/?].*|$)", re.DOTALL
 )
 DEFAULT_URL: Final = "sqlite:///executions.db"
+MAX_SCHEMA: Final = 63
+"""In bytes: PostgreSQL would shorten a longer name."""
 
 
 def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
@@ -53,3 +56,34 @@ def sqlite_file(url: URL) -> Path | None:
     if name.startswith("file:"):
         name = unquote(name.removeprefix("file:"))
     return None if name == ":memory:" or url.query.get("mode") == "memory" else Path(name)
+
+
+def check_schema(schema: str | None, backend: str) -> str | None:
+    """Return the name of a schema of PostgreSQL, or None for the first one of the search_path.
+
+    Raises:
+        InvalidValue: the database is SQLite, or cannot have a schema of this name.
+    """
+    if schema is None:
+        return None
+    if backend == "sqlite":
+        raise InvalidValue(
+            "schema",
+            "is for PostgreSQL alone: on SQLite use a file of its own instead. No transaction can"
+            " then cover both files",
+        )
+    return schema_name(schema)
+
+
+def schema_name(name: str) -> str:
+    """Return a name that a schema of PostgreSQL can have.
+
+    Raises:
+        InvalidValue: it is empty, too long, reserved, or contains U+0000.
+    """
+    name = validation.name("schema", name)
+    if len(name.encode()) > MAX_SCHEMA:
+        raise InvalidValue("schema", f"must have at most {MAX_SCHEMA} bytes")
+    if name == "$user" or name.startswith("pg_"):
+        raise InvalidValue("schema", "must not be $user or begin with pg_: PostgreSQL reserves it")
+    return name

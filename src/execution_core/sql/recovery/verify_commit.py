@@ -126,7 +126,8 @@ def with_advice(error: SQLAlchemyError) -> SQLAlchemyError:
     if is_schema_error(error):
         error.add_note(
             "The schema may be missing or outdated: check it with migrate.check(engine), and"
-            " upgrade it with migrate.upgrade(engine) or execution-core migrate."
+            " upgrade it with migrate.upgrade(engine) or execution-core migrate; if the store has"
+            " schema=, give it there too."
         )
     elif isinstance(error, TimeoutError):
         error.add_note(POOL_EXHAUSTED)

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
-from sqlalchemy import ColumnElement, DateTime, Dialect, Text, Uuid
+from sqlalchemy import ColumnElement, DateTime, Dialect, MetaData, Table, Text, Uuid
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -14,6 +14,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from ...core.json_values import Json, JsonMember
 from ...core.models import ExecutionFailure
+
+IN_USE: Final = Table("execution_core_in_use", MetaData())
+"""The function of that name: as a Table, SQLAlchemy qualifies it with the schema of the tables."""
 
 
 class Expression(FunctionElement[Any]):
@@ -31,7 +34,10 @@ class Expression(FunctionElement[Any]):
 @compiles(Expression)
 def _compile(element: Expression, compiler: SQLCompiler, **kw: Any) -> str:
     template: str = getattr(element, compiler.dialect.name)
-    return template.format(*(compiler.process(clause, **kw) for clause in element.clauses))
+    return template.format(
+        *(compiler.process(clause, **kw) for clause in element.clauses),
+        in_use=compiler.preparer.format_table(IN_USE),
+    )
 
 
 class as_text(Expression):  # noqa: N801 - reads as the function it is

@@ -80,7 +80,7 @@ class has_live_links(Expression):  # noqa: N801
 
     type = Boolean()
     inherit_cache = True
-    postgresql = "execution_core_in_use({0})"
+    postgresql = "{in_use}({0})"
     sqlite = (
         "EXISTS (SELECT 1 FROM executions AS child WHERE child.parent_id = {0}"  # noqa: S608 - of constants
         f" AND child.status IN ({_LIVE}))"
