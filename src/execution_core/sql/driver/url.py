@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from ...core.errors import InvalidValue
 
 PSYCOPG: Final = ("psycopg", "psycopg_async")
+ASYNCPG: Final = "asyncpg"
 _SEVERAL_HOSTS: Final = re.compile(
     r"(postgres[^/]*//(?:[^/?]*@)?)([^/?@]+,[^/?@]+)([/?].*|$)", re.DOTALL
 )
@@ -42,8 +43,11 @@ def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
         if parsed.host:
             raise InvalidValue("url", "needs a third slash before the file: sqlite:///file.db")
         return parsed.set(drivername=f"sqlite+{sqlite}")
+    advice = ": this uses psycopg. Give AsyncSqlExecutionStore an engine of yours for asyncpg"
     raise InvalidValue(
-        "url", f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://"
+        "url",
+        f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://"
+        f"{advice if driver == ASYNCPG else ''}",
     )
 
 
