@@ -7,7 +7,7 @@ manager, and `test_contract` such a store.
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import NullPool, event, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from execution_core import (
     AsyncExecutionManager,
@@ -156,25 +156,59 @@ def test_session_ended_during_write_outcome_is_unknown_and_next_call_works(
     assert manager.start(id).attempts == 1
 
 
+@contextmanager
+def failing_updates(database: Database, state: str) -> Iterator[None]:
+    """Let each UPDATE of an execution fail with an SQLSTATE."""
+    database.run(
+        "CREATE FUNCTION rival() RETURNS trigger LANGUAGE plpgsql AS $$"
+        f" BEGIN RAISE EXCEPTION 'rival' USING ERRCODE = '{state}'; END $$"
+    )
+    database.run(
+        "CREATE TRIGGER rival BEFORE UPDATE ON executions FOR EACH ROW EXECUTE FUNCTION rival()"
+    )
+    try:
+        yield
+    finally:
+        database.run("DROP FUNCTION rival CASCADE")
+
+
+@pytest.mark.parametrize("state", ["57P01", "08006"])
+def test_session_end_seen_before_the_connection_closes_outcome_is_unknown(
+    database: Database, host: Callable[..., Any], state: str
+) -> None:
+    """asyncpg may raise the error before its socket is closed."""
+    manager = host()
+    id = manager.create("work").id
+    with failing_updates(database, state):
+        assert unknown("start") in notes(lambda: manager.start(id))
+    assert manager.start(id).attempts == 1
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01"])
 def test_conflict_repeated_raises_concurrent_update(
-    database: Database, host: Callable[..., Any]
+    database: Database, host: Callable[..., Any], state: str
 ) -> None:
     manager = host()
     id = manager.create("work").id
-    for state in ("40001", "40P01"):
-        database.run(
-            "CREATE FUNCTION rival() RETURNS trigger LANGUAGE plpgsql AS $$"
-            f" BEGIN RAISE EXCEPTION 'rival' USING ERRCODE = '{state}'; END $$"
-        )
-        database.run(
-            "CREATE TRIGGER rival BEFORE UPDATE ON executions FOR EACH ROW EXECUTE FUNCTION rival()"
-        )
-        try:
-            with pytest.raises(ConcurrentUpdate, match=f"Cannot start execution {id}"):
-                manager.start(id)
-        finally:
-            database.run("DROP FUNCTION rival CASCADE")
+    with (
+        failing_updates(database, state),
+        pytest.raises(ConcurrentUpdate, match=f"Cannot start execution {id}"),
+    ):
+        manager.start(id)
+    with failing_updates(database, state):
+        raised: list[Any] = manager.runner.run(within_start(manager, id))
+    assert [type(error) for error in raised] == [ConcurrentUpdate]
     assert manager.start(id).attempts == 1
+
+
+async def within_start(manager: Any, id: str) -> list[Exception]:
+    """Start an execution in a transaction of the host; return the error."""
+    async with AsyncSession(manager.target._store._bind._async_engine) as session:
+        try:
+            await manager.target.within(session).start(id)
+        except Exception as error:
+            return [error]
+    return []
 
 
 @pytest.mark.parametrize(
@@ -199,39 +233,42 @@ def test_schema_missing_is_raised_with_advice(host: Callable[..., Any]) -> None:
     assert "The schema may be missing" in notes(manager.list)
 
 
-@pytest.mark.parametrize("limit", ["call_timeout", "command_timeout"])
-def test_call_beyond_time_limit_outcome_is_unknown(
-    database: Database, runner: asyncio.Runner, host: Callable[..., Any], limit: str
+@pytest.fixture(params=["call_timeout", "command_timeout"])
+def limited_manager(
+    request: pytest.FixtureRequest,
+    database: Database,
+    runner: asyncio.Runner,
+    host: Callable[..., Any],
+) -> Iterator[Any]:
+    """A manager whose calls may take a second: by the library's limit, or by that of asyncpg."""
+    if request.param == "command_timeout":
+        yield host(command_timeout=1)
+        return
+    with open_asyncpg_manager(database.url, runner, call_timeout=SECOND) as manager:
+        yield manager
+
+
+def test_write_beyond_time_limit_outcome_is_unknown(
+    database: Database, limited_manager: Any
 ) -> None:
     """A transaction of the same program holds the row, so nothing else ends the wait."""
-    with ExitStack() as stack:
-        manager = (
-            host(command_timeout=1)
-            if limit == "command_timeout"
-            else stack.enter_context(
-                open_asyncpg_manager(database.url, runner, call_timeout=SECOND)
-            )
-        )
-        id = manager.create("work").id
-        with row_lock(database, id):
-            began = time.monotonic()
-            assert unknown("start") in notes(lambda: manager.start(id))
-            assert 1 <= time.monotonic() - began < 6
-        assert manager.get(id).status in ("pending", "running")
-        wait_for(lambda: not blocked_pids(database))
-        manager.cancel(id)
+    manager = limited_manager
+    id = manager.create("work").id
+    with row_lock(database, id):
+        began = time.monotonic()
+        assert unknown("start") in notes(lambda: manager.start(id))
+        assert 1 <= time.monotonic() - began < 6
+    wait_for(lambda: not blocked_pids(database))
+    assert manager.cancel(id).status == "cancelled"
 
 
 def test_read_beyond_time_limit_is_raised_with_advice(
-    database: Database, runner: asyncio.Runner
+    database: Database, limited_manager: Any
 ) -> None:
-    with (
-        open_asyncpg_manager(database.url, runner, call_timeout=SECOND) as manager,
-        database.engine.begin() as connection,
-    ):
-        manager.list()
+    limited_manager.list()
+    with database.engine.begin() as connection:
         connection.execute(text("LOCK TABLE executions IN ACCESS EXCLUSIVE MODE"))
-        assert "longer than call_timeout" in notes(manager.list)
+        assert "longer than call_timeout" in notes(limited_manager.list)
 
 
 def test_connection_refused_raises_operational_error(
