@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine as create_host_engine
 
 from execution_core import (
     AsyncAttempt,
@@ -62,6 +63,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if sampling.is_possible(item)]
     items[:], left_out = sampling.select(items)
     config.hook.pytest_deselected(items=left_out)
 
@@ -235,6 +237,15 @@ def open_manager(url: str, mode: str, runner: asyncio.Runner) -> Iterator[Execut
     manager.close()
 
 
+@contextmanager
+def open_asyncpg_manager(url: str, runner: asyncio.Runner, **options: Any) -> Iterator[Any]:
+    """A manager on the engine of a host that uses asyncpg."""
+    engine = create_host_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    store = AsyncSqlExecutionStore(engine, **options)
+    yield Blocking(AsyncExecutionManager(store), runner)
+    runner.run(engine.dispose())
+
+
 @pytest.fixture
 def manager(database: Database, mode: str, runner: asyncio.Runner) -> Iterator[ExecutionManager]:
     """A manager over each database, sync and async."""
@@ -290,14 +301,24 @@ def clocked_manager(
         runner.run(engine.dispose())
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "memory"])
+ASYNCPG = pytest.param("asyncpg", marks=pytest.mark.exhaustive)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "memory", ASYNCPG])
 def any_manager(
     request: pytest.FixtureRequest, mode: str, runner: asyncio.Runner
 ) -> Iterator[ExecutionManager]:
-    """The same, and a manager over the memory store."""
+    """The same, a manager over the memory store, and one on a host's engine with asyncpg."""
     if request.param == "memory":
         blocking: Any = Blocking(AsyncExecutionManager(AsyncMemoryStore()), runner)
         yield ExecutionManager(memory_store()) if mode == "sync" else blocking
+        return
+    if request.param == "asyncpg":
+        with (
+            open_database("postgresql", request) as database,
+            open_asyncpg_manager(database.url, runner) as manager,
+        ):
+            yield manager
         return
     with (
         open_database(request.param, request) as database,

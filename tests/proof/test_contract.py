@@ -16,6 +16,8 @@ from uuid import uuid4
 import pytest
 from examples.redis_store import AsyncRedisStore, RedisStore
 from redis import Redis
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import create_async_engine as create_host_engine
 
 from execution_core import (
     AsyncSqlExecutionStore,
@@ -80,6 +82,27 @@ class TestAsyncSql(AsyncStoreContract):
         engine = create_async_engine(database.url, exclusive=True)
         yield AsyncSqlExecutionStore(engine)
         runner.run(engine.dispose())
+
+
+@pytest.mark.exhaustive
+class TestAsyncpg(AsyncStoreContract):
+    """On the engines of a host; `test_within` runs every verb on such engines in `make test`."""
+
+    @pytest.fixture
+    def store(self, postgres_database: Database, runner: asyncio.Runner) -> Iterator[Any]:
+        postgres_database.empty()
+        yield from asyncpg_store(postgres_database, runner)
+
+    @pytest.fixture
+    def other_store(self, postgres_database: Database, runner: asyncio.Runner) -> Iterator[Any]:
+        yield from asyncpg_store(postgres_database, runner)
+
+
+def asyncpg_store(database: Database, runner: asyncio.Runner) -> Iterator[Any]:
+    url = make_url(database.url).set(drivername="postgresql+asyncpg")
+    engine = create_host_engine(url)
+    yield AsyncSqlExecutionStore(engine)
+    runner.run(engine.dispose())
 
 
 @pytest.fixture(scope="session")

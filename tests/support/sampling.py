@@ -41,6 +41,13 @@ def in_whole(whole: T, selection: T) -> T:
     return whole if WHOLE else selection
 
 
+def is_possible(item: pytest.Item) -> bool:
+    """Return whether the parameters of a case fit: asyncpg is for PostgreSQL and asyncio alone."""
+    parameters = getattr(_callspec(item), "params", {}).values()
+    given = {value for value in parameters if isinstance(value, str)}
+    return not (given & {"sqlite", "sync"} and any("asyncpg" in value for value in given))
+
+
 def select(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Return the items that run and those that are left out."""
     if WHOLE:

@@ -51,6 +51,8 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "async_scoped_session": lambda engine: async_scoped_session(
         async_sessionmaker(engine), scopefunc=asyncio.current_task
     ),
+    "asyncpg-AsyncConnection": lambda engine: engine.connect(),
+    "asyncpg-AsyncSession": AsyncSession,
 }
 
 
@@ -65,6 +67,8 @@ class Caller:
         url = make_url(database.url)
         if database.name == "sqlite":
             url = url.set(drivername="sqlite+aiosqlite" if self.is_async else "sqlite")
+        elif "asyncpg" in kind:
+            url = url.set(drivername="postgresql+asyncpg")
         make: Callable[..., Any] = create_async_engine if self.is_async else create_engine
         self.engine = make(url)
         if configured and database.name == "sqlite":
@@ -76,7 +80,7 @@ class Caller:
             outside = ExecutionManager(SqlExecutionStore(self.engine))
         self.outside: ExecutionManager = outside
         self.transaction: Any = KINDS[kind](self.engine)
-        if kind == "AsyncConnection":
+        if "AsyncConnection" in kind:
             self.run_awaitable(self.transaction.start())
         self.inside: ExecutionManager = self.outside.within(self.transaction)
 

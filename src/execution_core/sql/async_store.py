@@ -44,7 +44,8 @@ class AsyncSqlExecutionStore(
     `configure_sqlite`.
 
     Args:
-        engine: the host's AsyncEngine over PostgreSQL or SQLite. The store never disposes of it.
+        engine: the host's AsyncEngine over PostgreSQL (psycopg or asyncpg) or SQLite. The store
+            never disposes of it.
         clock: returns the time as an aware datetime, for tests; by default the database's clock.
             It must advance: the history trigger detects manual UPDATEs by an unchanged
             `updated_at`.

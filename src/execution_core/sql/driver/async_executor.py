@@ -60,13 +60,19 @@ class AsyncExecutor(Executor):
         return await (finish_despite_cancellation(work) if self._is_sqlite else work)
 
     async def _rows_via_sqlalchemy_async(self, query: Query) -> Rows:
-        connection = await self._async_engine.connect()
+        with self._foreign_errors_wrapped():
+            connection = await self._async_engine.connect()
         try:
             return await connection.run_sync(self._run_with_options, query)
         finally:  # an interrupted check-in would leak a slot of the pool
             await finish_despite_cancellation(connection.close())
 
     def _run_with_options(self, connection: Connection, query: Query) -> Rows:
+        if self._is_asyncpg:
+            driver: Any = connection.connection.driver_connection
+            while driver.is_closed():  # the server has ended it meanwhile
+                connection.invalidate()
+                driver = connection.connection.driver_connection
         # Set here and not on the engine: an AsyncEngine with options awaits in `connect`, where a
         # cancellation would leak the connection.
         with connection.execution_options(**self._options).begin():

@@ -1,7 +1,8 @@
 """A time limit for calls whose server does not answer: their socket is shut down.
 
-psycopg has no time limit for a call. A frozen server and a network that drops packets would hold a
-call for ever, and a server-side timeout helps only while the server runs.
+psycopg has no time limit for a call, and that of asyncpg is the host's. A frozen server and a
+network that drops packets would hold a call for ever, and a server-side timeout helps only while
+the server runs.
 """
 
 import os
@@ -21,9 +22,9 @@ _threads: Final = list[threading.Thread]()
 
 
 def begin(driver: Any, seconds: float) -> int:
-    """Shut the socket of a psycopg connection down unless `end` is called in time."""
+    """Shut the socket of a connection of psycopg or asyncpg down unless `end` comes in time."""
     number = next(_numbers)
-    _calls[number] = time.monotonic() + seconds, driver.pgconn
+    _calls[number] = time.monotonic() + seconds, driver
     if not _threads:
         _threads.append(threading.Thread(target=_watch, name="call-deadlines", daemon=True))
         _threads[0].start()
@@ -49,8 +50,15 @@ def _watch() -> None:
             # Only one of `end` and this thread removes a call.
             if limit < now and (call := _calls.pop(number, None)):
                 # A closed connection has no socket, and another one may have got its number.
-                with suppress(Exception), socket.socket(fileno=os.dup(call[1].socket)) as shared:
+                with suppress(Exception), socket.socket(fileno=os.dup(_socket(call[1]))) as shared:
                     shared.shutdown(socket.SHUT_RDWR)
+
+
+def _socket(driver: Any) -> int:
+    if hasattr(driver, "pgconn"):
+        return int(driver.pgconn.socket)
+    # asyncpg has no public access to it.
+    return int(driver._transport.get_extra_info("socket").fileno())  # noqa: SLF001
 
 
 def _forget_inherited() -> None:

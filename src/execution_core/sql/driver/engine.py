@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from ...core import validation
 from ...core.errors import InvalidValue
-from .url import PSYCOPG, parse_url, sqlite_file
+from .url import ASYNCPG, PSYCOPG, parse_url, sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -228,8 +228,9 @@ def for_single_statements(engine: Engine) -> Engine:
     """
     if engine.dialect.name == "sqlite":
         return engine.execution_options(sqlite_begin=None)
-    if engine.dialect.name == "postgresql" and engine.dialect.driver in PSYCOPG:
+    if engine.dialect.name == "postgresql" and engine.dialect.driver in (*PSYCOPG, ASYNCPG):
         return engine.execution_options(isolation_level="AUTOCOMMIT")
     raise InvalidValue(
-        "engine", f"must be over SQLite, or PostgreSQL with psycopg, not {engine.url.drivername}"
+        "engine",
+        f"must be over SQLite, or PostgreSQL with psycopg or asyncpg, not {engine.url.drivername}",
     )

@@ -7,7 +7,8 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy import (
     SingletonThreadPool,
     StaticPool,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ..statements.queries import Query, Rows
 from . import deadlines
@@ -46,16 +47,18 @@ from .forks import keep
 from .session import (
     BACKEND,
     SELECT_BACKEND,
+    UNIDENTIFIED,
     Backend,
     ConnectionBroken,
     backend_of,
     check_date_style,
     check_encoding,
+    ends_session,
     may_prepare,
     query_backend,
     set_bounds,
 )
-from .url import PSYCOPG
+from .url import ASYNCPG, PSYCOPG
 
 
 def execute_via_sqlalchemy(
@@ -107,8 +110,16 @@ class Executor:
         self._errors = engine.dialect.loaded_dbapi.Error
         self._is_sqlite = engine.dialect.name == "sqlite"
         self.shares_connection = isinstance(engine.pool, StaticPool | SingletonThreadPool)
-        self._always_use_sqlalchemy = isinstance(engine.pool, StaticPool) or (
-            engine.dialect.is_async and not self._supports_async_drivers
+        self._is_asyncpg = engine.dialect.driver == ASYNCPG
+        self._always_use_sqlalchemy = (
+            isinstance(engine.pool, StaticPool)
+            or self._is_asyncpg
+            or (engine.dialect.is_async and not self._supports_async_drivers)
+        )
+        # asyncpg raises some errors that are not those of the dialect.
+        driver: Any = engine.dialect.loaded_dbapi
+        self._foreign_errors: tuple[type[Exception], ...] = (
+            (OSError, driver.asyncpg.PostgresError) if self._is_asyncpg else ()
         )
         self._dialect_type = type(engine.dialect)
         options = engine.get_execution_options()
@@ -134,7 +145,7 @@ class Executor:
             DBAPIError: any other error of the driver, as SQLAlchemy raises it.
         """
         if self._must_use_sqlalchemy():
-            with self._sqlalchemy_engine.begin() as connection:
+            with self._foreign_errors_wrapped(), self._sqlalchemy_engine.begin() as connection:
                 return self._run(connection, query)
         compiled = compile_query(query, self._dialect_type, self._schema)
         return compiled.convert(self._execute(query, compiled.text, compiled.bind(query)))
@@ -150,6 +161,14 @@ class Executor:
         self.engine.dispose(close=False)
         self._reset()
 
+    @contextmanager
+    def _foreign_errors_wrapped(self) -> Iterator[None]:
+        """Raise errors of connecting with asyncpg as SQLAlchemy raises those of psycopg."""
+        try:
+            yield
+        except self._foreign_errors as error:
+            raise OperationalError(None, None, error) from error
+
     def _run(self, connection: Connection, query: Query) -> Rows:
         backend = None
         pooled: Any = connection.connection
@@ -160,10 +179,17 @@ class Executor:
         except self._errors as error:  # of the query for the backend, which SQLAlchemy does not see
             raise self._wrap_error(error, pooled, call, SELECT_BACKEND, ()) from error
         except DBAPIError as error:
-            if error.connection_invalidated:
-                late = deadlines.has_expired(call)
-                raise ConnectionBroken(error, backend, is_late=late) from error
-            raise
+            if self._is_asyncpg and ends_session(error.orig):
+                connection.invalidate(error)
+            elif not error.connection_invalidated:
+                raise
+            late = deadlines.has_expired(call)
+            raise ConnectionBroken(error, backend, is_late=late) from error
+        except self._foreign_errors as error:
+            connection.invalidate(error)
+            broken = OperationalError(None, None, error, connection_invalidated=True)
+            late = isinstance(error, TimeoutError)  # of the host's command_timeout
+            raise ConnectionBroken(broken, backend, is_late=late) from error
         finally:
             deadlines.end(call)
 
@@ -229,6 +255,8 @@ class Executor:
         """Learn and set what is to be known of a session before a statement is sent."""
         if self._is_sqlite:
             return None
+        if self._is_asyncpg:
+            return UNIDENTIFIED
         if BACKEND not in connection.info:
             connection.info[BACKEND] = query_backend(connection, self._behind_pooler)
         set_bounds(connection, self._bounds, bounded)

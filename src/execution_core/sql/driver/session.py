@@ -44,6 +44,10 @@ class Backend(NamedTuple):
     another server process."""
 
 
+UNIDENTIFIED: Final = Backend(0, None, 0, pooled=False)
+"""The server process of a connection of asyncpg: the library does not ask for it."""
+
+
 class ConnectionBroken(Exception):  # noqa: N818 - it wraps SQLAlchemy's error
     """A connection broke during a statement, so it is unknown whether the statement committed.
 
@@ -96,6 +100,14 @@ def check_date_style(driver: Any) -> None:
             f"has a connection with DateStyle {style!r}, whose times psycopg cannot read: use"
             " DateStyle ISO, for example ALTER ROLE ... SET DateStyle = 'ISO'",
         )
+
+
+def ends_session(error: Any) -> bool:
+    """Return whether an error of asyncpg means that the session ends or has ended.
+
+    asyncpg may raise it before it sees that the server has closed the connection.
+    """
+    return (getattr(error, "sqlstate", None) or "").startswith(("08", "57P"))
 
 
 def query_backend(connection: PoolProxiedConnection, behind_pooler: bool) -> Backend:

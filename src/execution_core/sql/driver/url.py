@@ -12,6 +12,7 @@ from ...core import validation
 from ...core.errors import InvalidValue
 
 PSYCOPG: Final = ("psycopg", "psycopg_async")
+ASYNCPG: Final = "asyncpg"
 _SEVERAL_HOSTS: Final = re.compile(
     r"(postgres[^/]*//(?:[^/?]*@)?)([^/?@]+,[^/?@]+)([/?].*|$)", re.DOTALL
 )
@@ -45,8 +46,11 @@ def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
         if parsed.host:
             raise InvalidValue("url", "needs a third slash before the file: sqlite:///file.db")
         return parsed.set(drivername=f"sqlite+{sqlite}")
+    advice = ": this uses psycopg. Give AsyncSqlExecutionStore an engine of yours for asyncpg"
     raise InvalidValue(
-        "url", f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://"
+        "url",
+        f"must begin with sqlite:/// or postgresql+psycopg://, not {parsed.drivername}://"
+        f"{advice if driver == ASYNCPG else ''}",
     )
 
 

@@ -34,10 +34,12 @@ class Expression(FunctionElement[Any]):
 @compiles(Expression)
 def _compile(element: Expression, compiler: SQLCompiler, **kw: Any) -> str:
     template: str = getattr(element, compiler.dialect.name)
-    return template.format(
-        *(compiler.process(clause, **kw) for clause in element.clauses),
-        in_use=compiler.preparer.format_table(IN_USE),
+    rendered = (
+        # asyncpg refuses a parameter that the text does not contain.
+        compiler.process(clause, **kw) if f"{{{n}}}" in template else ""
+        for n, clause in enumerate(element.clauses)
     )
+    return template.format(*rendered, in_use=compiler.preparer.format_table(IN_USE))
 
 
 class as_text(Expression):  # noqa: N801 - reads as the function it is
