@@ -16,6 +16,7 @@ from sqlalchemy import (
     union,
 )
 
+from ..core.models import ExecutionStatus
 from ..core.state_machine import CLAIM, LIVE, SWEEP, Move
 from ..sql.schema.expressions import database_now, in_array, later
 from ..sql.schema.tables import execution_history, executions
@@ -37,6 +38,7 @@ def execution_checks(connection: Connection, patience: int, *, whole: bool) -> C
         "stalled": lambda: check("stalled", stalled, now),
         "unclaimed": lambda: check("unclaimed", due, before),
         "history": lambda: _check_history(connection, whole=whole),
+        "beginnings": lambda: _check_beginnings(connection, whole=whole),
     }
 
 
@@ -76,9 +78,7 @@ def _check_history(connection: Connection, *, whole: bool) -> Finding:
         func.lead(h.seq).over(**in_order).label("next"),
     ).join_from(executions, execution_history, isouter=True)
     if not whole:
-        live = select(e.id).where(e.status.in_(LIVE))
-        newest = select(select(e.id).order_by(e.id.desc()).limit(NEWEST).subquery().c.id)
-        transitions = transitions.where(in_array(e.id, union(live, newest).scalar_subquery()))
+        transitions = transitions.where(_is_live_or_new())
     step = transitions.subquery().c
     ends_differently = or_(step.to_status != step.status, step.attempt != step.attempts)
     gaps = or_(
@@ -92,5 +92,34 @@ def _check_history(connection: Connection, *, whole: bool) -> Finding:
     wrong = [
         f"{count} with a gap or a wrong last transition, the first: {id}" for id, count in found
     ]
-    checked = "every execution" if whole else f"the live and the newest {NEWEST:,} executions"
-    return to_finding("history", wrong, f"complete, for {checked}")
+    return to_finding("history", wrong, f"complete, for {_checked(whole=whole)}")
+
+
+def _check_beginnings(connection: Connection, *, whole: bool) -> Finding:
+    """Find rows that an INSERT has written with another status: of a restore, for example."""
+    e, h = executions.c, execution_history.c
+    ids = (
+        select(e.id, func.count().over())
+        .join_from(executions, execution_history)
+        .where(h.seq == 1, h.to_status != ExecutionStatus.PENDING)
+        .order_by(e.id)
+        .limit(1)
+    )
+    if not whole:
+        ids = ids.where(_is_live_or_new())
+    wrong = [
+        f"{count} without the transitions from pending on, the first: {first}"
+        for first, count in connection.execute(ids)
+    ]
+    return to_finding("beginnings", wrong, f"pending, for {_checked(whole=whole)}")
+
+
+def _is_live_or_new() -> ColumnElement[bool]:
+    e = executions.c
+    live = select(e.id).where(e.status.in_(LIVE))
+    newest = select(select(e.id).order_by(e.id.desc()).limit(NEWEST).subquery().c.id)
+    return in_array(e.id, union(live, newest).scalar_subquery())
+
+
+def _checked(*, whole: bool) -> str:
+    return "every execution" if whole else f"the live and the newest {NEWEST:,} executions"
