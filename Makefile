@@ -20,7 +20,7 @@ test: .venv/installed
 test-all: .venv/installed
 	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
-# Chaos runs, their checker and its controls; takes some minutes. ARGS="--seed 7" repeats a seed;
+# Chaos runs, their checker and its controls, then tests; takes over 20 minutes. ARGS="--seed 7" repeats a seed;
 # ARGS=--quick only checks that everything runs, without the tests; ARGS=--write writes the figures
 # into docs/reliability.md.
 proof: .venv/installed

@@ -3,7 +3,8 @@
 Workers create, get, start, claim, complete, fail, time out, sweep, cancel and retry the same
 executions, and write heartbeats, progress and checkpoints. Meanwhile they are killed, their
 connections are cut and their server crashes. Then every answer that they got is checked. After
-that the deterministic tests run. This takes some minutes; the exit code is 1 if anything is wrong.
+that the deterministic tests run. This takes over 20 minutes; the exit code is 1 if anything is
+wrong.
 """
 
 import argparse
