@@ -172,14 +172,14 @@ def test_within_before_commit_is_invisible_to_others(database: Database, caller:
 
 
 def test_within_commits_with_the_callers_rows(database: Database, caller: Caller) -> None:
-    database.run("CREATE TABLE IF NOT EXISTS orders (id integer)")
-    database.run("DELETE FROM orders")
+    database.run("CREATE TABLE shipments (id integer)")
     for end, count in (("rollback", 0), ("commit", 1)):
-        caller.do("execute", text("INSERT INTO orders VALUES (7)"))
+        caller.do("execute", text("INSERT INTO shipments VALUES (7)"))
         caller.inside.create("ship-order", {"order": 7}, idempotency_key="ship-7")
         caller.do(end)
-        assert len(database.rows("SELECT * FROM orders")) == count
+        assert len(database.rows("SELECT * FROM shipments")) == count
         assert len(database.rows("SELECT * FROM executions")) == count
+    database.run("DROP TABLE shipments")
 
 
 def test_within_refusal_leaves_transaction_usable(database: Database, caller: Caller) -> None:
