@@ -124,7 +124,8 @@ def empty_postgres(request: pytest.FixtureRequest) -> Iterator[Callable[[str], s
     made = []
 
     def create(suffix: str) -> str:
-        name = f"test_{os.getpid()}_{suffix}"
+        # A number: a fixture of a module is set up again if the worker takes other tests between.
+        name = f"test_{os.getpid()}_{suffix}_{len(made)}"
         with engine.connect() as connection:
             connection.exec_driver_sql(f"CREATE DATABASE {name}")
         made.append(name)

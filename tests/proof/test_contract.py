@@ -53,6 +53,7 @@ class TestAsyncMemory(AsyncStoreContract):
         return AsyncMemoryStore()
 
 
+@pytest.mark.slow
 class TestSql(StoreContract):
     """Each store has its own engine, as in two processes."""
 

@@ -40,6 +40,8 @@ from .lost_connections import age_by_a_minute, blocked_pids, row_lock, wait_for
 from .test_lost_connections import VERBS, comparable, stored, undisturbed
 from .test_unreadable_rows import LONG
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["undisturbed"]  # a fixture
 
 SECOND = timedelta(seconds=1)

@@ -864,6 +864,7 @@ GAPS = {
 
 
 @pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.slow
 def test_doctor_gap_in_history_is_problem(own: Database, gap: str) -> None:
     with connect(own.url) as manager:
         hurt, sound = (bring_to(manager, "failed-last") for _ in range(2))

@@ -55,6 +55,8 @@ from ..support.processes import spawn
 from ..support.proxy import Cut, proxied
 from .test_executor import call_every_verb
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STRANGE = """My "Jobs" 50% :of {0} $$ it's"""
 SCHEMAS = ("public", "jobs", STRANGE)
