@@ -121,7 +121,7 @@ def empty_postgres(request: pytest.FixtureRequest) -> Iterator[Callable[[str], s
     """A function that creates an empty PostgreSQL database and returns its URL."""
     admin = request.config.stash[SERVER].url
     engine = create_engine(admin, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    made = []
+    made: list[str] = []
 
     def create(suffix: str) -> str:
         # A number: a fixture of a module is set up again if the worker takes other tests between.
