@@ -28,18 +28,23 @@ DAY = timedelta(days=1)
 def open_bound_manager(
     url: str, mode: str, binding: str, runner: asyncio.Runner, **options: Any
 ) -> Iterator[Any]:
-    """Yield a manager on its own engine, on the engine of a host, or on one with a listener."""
+    """Yield a manager on its own engine, or on that of a host, which may listen or translate."""
     if binding == "own":
-        manager: Any = connect(url) if mode == "sync" else Blocking(connect_async(url), runner)
+        manager: Any = (
+            connect(url, **options)
+            if mode == "sync"
+            else Blocking(connect_async(url, **options), runner)
+        )
         yield manager
         manager.close()
         return
+    mapped = {"schema_translate_map": {"other": "public"}} if binding == "translated" else {}
     if mode == "sync":
-        engine: Engine = create_engine(url)
+        engine: Engine = create_engine(url, execution_options=mapped)
         manager = ExecutionManager(SqlExecutionStore(engine, **options))
         dispose: Callable[[], Any] = engine.dispose
     else:
-        asynchronous = create_async_engine(url)
+        asynchronous = create_async_engine(url, execution_options=mapped)
         engine = asynchronous.sync_engine
         store = AsyncSqlExecutionStore(asynchronous, **options)
         manager = Blocking(AsyncExecutionManager(store), runner)

@@ -5,9 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -40,15 +40,10 @@ SHORT = timedelta(milliseconds=300)
 TIMEOUTS = "SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')"
 
 
-@contextmanager
-def open_bounded(url: str, mode: str, runner: asyncio.Runner, **options: Any) -> Iterator[Any]:
-    manager: Any = (
-        connect(url, **options)
-        if mode == "sync"
-        else Blocking(connect_async(url, **options), runner)
-    )
-    yield manager
-    manager.close()
+def open_bounded(
+    url: str, mode: str, runner: asyncio.Runner, **options: Any
+) -> AbstractContextManager[Any]:
+    return open_bound_manager(url, mode, "own", runner, **options)
 
 
 @pytest.fixture

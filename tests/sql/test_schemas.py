@@ -6,7 +6,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
     Connection,
-    Engine,
     ForeignKey,
     String,
     create_engine,
@@ -47,12 +46,13 @@ from execution_core import (
 from execution_core.cli import main
 from execution_core.sql.driver import compiled
 
-from ..conftest import Blocking, Database
+from ..conftest import Database
 from ..support.history import assert_legal
 from ..support.pgbouncer import BINARY, MISSING, pgbouncer
 from ..support.postgres import dsn
 from ..support.processes import spawn
 from ..support.proxy import Cut, proxied
+from .lost_connections import open_bound_manager
 from .test_executor import call_every_verb
 
 pytestmark = pytest.mark.slow
@@ -107,34 +107,10 @@ def schemas(url: str) -> Iterator[dict[str | None, Database]]:
         yield found
 
 
-@contextmanager
 def open_manager(
     url: str, mode: str, binding: str, schema: str | None, runner: asyncio.Runner
-) -> Iterator[Any]:
-    if binding == "own":
-        manager: Any = (
-            connect(url, schema=schema)
-            if mode == "sync"
-            else Blocking(connect_async(url, schema=schema), runner)
-        )
-        yield manager
-        manager.close()
-        return
-    mapped = {"schema_translate_map": {"other": "public"}} if binding == "translated" else {}
-    if mode == "sync":
-        engine: Engine = create_engine(url, execution_options=mapped)
-        manager = ExecutionManager(SqlExecutionStore(engine, schema=schema))
-        dispose: Callable[[], Any] = engine.dispose
-    else:
-        asynchronous = create_async_engine(url, execution_options=mapped)
-        engine = asynchronous.sync_engine
-        store = AsyncSqlExecutionStore(asynchronous, schema=schema)
-        manager = Blocking(AsyncExecutionManager(store), runner)
-        dispose = lambda: runner.run(asynchronous.dispose())  # noqa: E731
-    if binding == "listening":
-        event.listen(engine, "before_cursor_execute", lambda *_: None)
-    yield manager
-    dispose()
+) -> AbstractContextManager[Any]:
+    return open_bound_manager(url, mode, binding, runner, schema=schema)
 
 
 def count_rows(database: Database) -> int:

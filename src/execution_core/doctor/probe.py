@@ -5,7 +5,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
-from ..sql.driver.engine import BEHIND_POOLER, WAL_SIZE_LIMIT, for_single_statements
+from ..sql.driver.engine import (
+    BEHIND_POOLER,
+    WAL_SIZE_LIMIT,
+    for_single_statements,
+    has_iso_dates,
+)
+from ..sql.driver.session import is_utf8
 from .connection import open_target
 from .finding import Finding, to_finding
 from .settings import sqlite_settings
@@ -87,11 +93,10 @@ def _describe_node(found: Any) -> Finding:
 def _describe_session(driver: Any, encoding: str) -> list[Finding]:
     client = driver.info.parameter_status("client_encoding")
     style = driver.info.parameter_status("DateStyle")
-    is_utf8 = client.upper() in ("UTF8", "UNICODE")
     return [
         to_finding("server_encoding", [] if encoding == "UTF8" else [encoding], encoding),
-        to_finding("client_encoding", [] if is_utf8 else [client], client),
-        to_finding("date_style", [] if style.upper().startswith("ISO") else [style], style),
+        to_finding("client_encoding", [] if is_utf8(driver) else [client], client),
+        to_finding("date_style", [] if has_iso_dates(driver) else [style], style),
     ]
 
 

@@ -11,14 +11,11 @@ from ..core.errors import InvalidValue
 from ..core.models import Execution, LogEntry
 from ..core.steps import run
 from .driver.engine import CALL_TIMEOUT
-from .driver.executor import (
-    CachingExecutor,
-    Executor,
-    execute_via_sqlalchemy,
-)
+from .driver.executor import CachingExecutor, Executor
 from .driver.forks import reset_in_children
 from .driver.session import ConnectionBroken
 from .driver.url import check_schema
+from .driver.via_sqlalchemy import execute_via_sqlalchemy
 from .recovery import verify_commit
 from .recovery.verify_commit import Verifier
 from .statements.queries import Query, Rows

@@ -153,14 +153,9 @@ class AsyncCachingExecutor(AsyncExecutor):
         return rows
 
     def _wrap_and_checkin(
-        self,
-        error: Any,
-        connection: PoolProxiedConnection | None,
-        call: int | None,
-        text: str,
-        values: Sequence[Any],
+        self, error: Any, connection: PoolProxiedConnection | None, *details: Any
     ) -> Exception:
-        wrapped = self._wrap_error(error, connection, call, text, values)
+        wrapped = self._wrap_error(error, connection, *details)
         if connection is not None:
             self._idle.push(connection)
         return wrapped

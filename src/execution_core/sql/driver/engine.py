@@ -146,9 +146,14 @@ def _timeout(name: str, url: URL, options: dict[str, Any], default: timedelta) -
         raise InvalidValue("url", f"has {name}={given}: use a number of seconds") from None
 
 
+def has_iso_dates(driver: Any) -> bool:
+    """Return whether the DateStyle of a connection of psycopg is ISO."""
+    return bool(driver.info.parameter_status("DateStyle").upper().startswith("ISO"))
+
+
 def _set_date_style(connection: Any, record: Any) -> None:  # noqa: ARG001
     """Choose the only DateStyle whose times psycopg reads as text; a pooler keeps it per client."""
-    if not connection.info.parameter_status("DateStyle").upper().startswith("ISO"):
+    if not has_iso_dates(connection):
         cursor = connection.cursor()
         cursor.execute("SET DateStyle = 'ISO'")
         cursor.close()

@@ -6,7 +6,6 @@ The connections still come from the engine's pool, SQLAlchemy's types still conv
 errors are still SQLAlchemy's. Only this module and `async_executor` call a driver.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,7 +39,6 @@ from .engine import (
     GRACE_SECONDS,
     OWN_POOL,
     Bounds,
-    begin_sqlite,
     for_single_statements,
 )
 from .forks import keep
@@ -51,45 +49,13 @@ from .session import (
     Backend,
     ConnectionBroken,
     backend_of,
-    check_date_style,
-    check_encoding,
     ends_session,
     may_prepare,
     query_backend,
     set_bounds,
 )
-from .url import ASYNCPG, PSYCOPG
-
-
-def execute_via_sqlalchemy(
-    connection: Connection,
-    query: Query,
-    schema: str | None = None,
-    backend: Backend | None = None,
-) -> Rows:
-    """Execute a query with SQLAlchemy, in the current transaction of the connection."""
-    host = connection.get_execution_options().get("schema_translate_map") or {}
-    schema = schema or host.get(None)
-    options = {
-        # Fetch all rows at once, also if the host's engine streams.
-        "stream_results": False,
-        "yield_per": None,
-        # SQLAlchemy caches a statement for all maps, and needs the same keys in each of them.
-        "schema_translate_map": {None: schema} if schema else None,
-    }
-    driver: Any = connection.connection.driver_connection
-    if connection.dialect.driver in PSYCOPG:
-        check_encoding(driver)
-        check_date_style(driver)
-    threshold = getattr(driver, "prepare_threshold", None)
-    if backend is not None and backend.pooled:
-        driver.prepare_threshold = None
-    try:
-        result = connection.execute(query.statement, query.parameters, execution_options=options)
-        return result.all()
-    finally:
-        if backend is not None and backend.pooled:
-            driver.prepare_threshold = threshold
+from .url import ASYNCPG
+from .via_sqlalchemy import execute_via_sqlalchemy, must_use_sqlalchemy
 
 
 class Executor:
@@ -111,6 +77,7 @@ class Executor:
         self._is_sqlite = engine.dialect.name == "sqlite"
         self.shares_connection = isinstance(engine.pool, StaticPool | SingletonThreadPool)
         self._is_asyncpg = engine.dialect.driver == ASYNCPG
+        # One connection for all callers is one transaction for all; other drivers are not known.
         self._always_use_sqlalchemy = (
             isinstance(engine.pool, StaticPool)
             or self._is_asyncpg
@@ -194,27 +161,7 @@ class Executor:
             deadlines.end(call)
 
     def _must_use_sqlalchemy(self) -> bool:
-        """Return whether SQLAlchemy must execute the statements.
-
-        That is so if the host listens to events, logs statements or translates schemas; if all
-        callers share one connection, and so its transaction; or if the driver is for asyncio alone.
-        """
-        engine = self.engine
-        events, dialect_events = engine.dispatch, engine.dialect.dispatch
-        return bool(
-            self._always_use_sqlalchemy
-            or events.before_cursor_execute
-            or events.after_cursor_execute
-            or events.before_execute
-            or events.after_execute
-            or events.engine_connect
-            or events.commit
-            or (events.begin and any(each is not begin_sqlite for each in events.begin))
-            or dialect_events.do_execute
-            or dialect_events.handle_error
-            or engine.logger.isEnabledFor(logging.INFO)
-            or "schema_translate_map" in engine.get_execution_options()
-        )
+        return self._always_use_sqlalchemy or must_use_sqlalchemy(self.engine)
 
     def _execute(self, query: Query, text: str, values: Sequence[Any]) -> Rows:
         connection = call = None

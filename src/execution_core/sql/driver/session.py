@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ...core.errors import InvalidValue
 from .connection_cache import is_idle
-from .engine import Bounds
+from .engine import Bounds, has_iso_dates
 
 MICROSECONDS: Final = "CAST(extract(epoch FROM {}) * 1000000 AS bigint)"
 SELECT_BACKEND: Final = (
@@ -72,14 +72,20 @@ def boot_clock() -> float:
     return time.monotonic()
 
 
+def is_utf8(driver: Any) -> bool:
+    """Return whether the client_encoding of a connection of psycopg is UTF8."""
+    # PgBouncer repeats what the client wrote.
+    return driver.info.parameter_status("client_encoding").upper() in ("UTF8", "UNICODE")
+
+
 def check_encoding(driver: Any) -> None:
     """Refuse a connection of psycopg that cannot carry every text.
 
     Raises:
         InvalidValue: its client_encoding is not UTF8.
     """
-    encoding = driver.info.parameter_status("client_encoding")
-    if encoding.upper() not in ("UTF8", "UNICODE"):  # PgBouncer repeats what the client wrote
+    if not is_utf8(driver):
+        encoding = driver.info.parameter_status("client_encoding")
         raise InvalidValue(
             "engine",
             f"has a connection with client_encoding {encoding}, which cannot carry every text: use"
@@ -93,8 +99,8 @@ def check_date_style(driver: Any) -> None:
     Raises:
         InvalidValue: its DateStyle is not ISO.
     """
-    style = driver.info.parameter_status("DateStyle")
-    if not style.upper().startswith("ISO"):
+    if not has_iso_dates(driver):
+        style = driver.info.parameter_status("DateStyle")
         raise InvalidValue(
             "engine",
             f"has a connection with DateStyle {style!r}, whose times psycopg cannot read: use"
