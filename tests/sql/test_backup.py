@@ -43,12 +43,12 @@ def content(database: Database | str) -> dict[str, Any]:
 
 
 def levels(url: str) -> dict[str, str]:
-    checked = ("history", "beginnings", "migrated")
+    checked = ("history", "history_start", "migrated")
     findings = doctor.examine(url, whole=True)
     return {each.check: each.level for each in findings if each.check in checked}
 
 
-SOUND = dict.fromkeys(("migrated", "history", "beginnings"), "ok")
+SOUND = dict.fromkeys(("migrated", "history", "history_start"), "ok")
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_backup_copy_that_fires_the_trigger_is_seen_by_doctor(urls: tuple[str, s
             )
     for engine in engines:
         engine.dispose()
-    assert levels(target) == SOUND | {"beginnings": "warning"}
+    assert levels(target) == SOUND | {"history_start": "warning"}
 
 
 def test_backup_move_from_sqlite_is_complete(

@@ -42,7 +42,7 @@ from ..support.states import STATES, bring_to
 ROOT = Path(__file__).parents[2]
 
 SCHEMA_CHECKS = ["tables", "constraints", "indexes", "triggers", "views"]
-EXECUTION_CHECKS = ["overdue", "stalled", "unclaimed", "history", "beginnings"]
+EXECUTION_CHECKS = ["overdue", "stalled", "unclaimed", "history", "history_start"]
 SQLITE_SETTINGS = ["sqlite_version", "journal_mode", "writable", "connections"]
 UNSAFE_FOR_SPEED = [
     "fsync",
@@ -170,8 +170,10 @@ def test_doctor_rows_of_library_and_manual_sql_all_ok(own: Database, whole: bool
     own.run("UPDATE executions SET status = 'cancelled', completed_at = started_at, error = NULL"
             " WHERE status = 'failed'")  # fmt: skip
     bad = not_ok(own.url, whole=whole)
-    assert {*bad} == {"beginnings"}
-    assert bad["beginnings"][1].startswith("4 without the transitions from pending on, the first: ")
+    assert {*bad} == {"history_start"}
+    assert bad["history_start"][1].startswith(
+        "4 whose history does not begin with pending, the first: "
+    )
 
 
 APPLICATION_OBJECTS = [
@@ -694,7 +696,7 @@ def test_doctor_role_without_rights_gets_warnings(own: Database, reader: str) ->
     role = make_url(reader).username
     own.run(f"GRANT SELECT ON executions, execution_core_version TO {role}")
     bad = not_ok(reader)
-    assert {*bad} == {"history", "beginnings"}
+    assert {*bad} == {"history", "history_start"}
     assert bad["history"][1] == denied + "execution_history"
     run(own.url, "ALTER TABLE executions DISABLE TRIGGER execution_core_record_transition")
     assert {*problems(reader)} == {"triggers"}
@@ -738,7 +740,7 @@ def test_doctor_locked_table_does_not_wait(own: Database) -> None:
         migrating.execute(text("LOCK execution_history"))
         bad = not_ok(own.url)
     assert {check: level for check, (level, _) in bad.items()} == dict.fromkeys(
-        ["history", "beginnings"], "warning"
+        ["history", "history_start"], "warning"
     )
     assert "lock timeout" in bad["history"][1]
 

@@ -38,7 +38,7 @@ def execution_checks(connection: Connection, patience: int, *, whole: bool) -> C
         "stalled": lambda: check("stalled", stalled, now),
         "unclaimed": lambda: check("unclaimed", due, before),
         "history": lambda: _check_history(connection, whole=whole),
-        "beginnings": lambda: _check_beginnings(connection, whole=whole),
+        "history_start": lambda: _check_history_start(connection, whole=whole),
     }
 
 
@@ -95,7 +95,7 @@ def _check_history(connection: Connection, *, whole: bool) -> Finding:
     return to_finding("history", wrong, f"complete, for {_checked(whole=whole)}")
 
 
-def _check_beginnings(connection: Connection, *, whole: bool) -> Finding:
+def _check_history_start(connection: Connection, *, whole: bool) -> Finding:
     """Find rows that an INSERT has written with another status: of a restore, for example."""
     e, h = executions.c, execution_history.c
     ids = (
@@ -108,10 +108,10 @@ def _check_beginnings(connection: Connection, *, whole: bool) -> Finding:
     if not whole:
         ids = ids.where(_is_live_or_new())
     wrong = [
-        f"{count} without the transitions from pending on, the first: {first}"
+        f"{count} whose history does not begin with pending, the first: {first}"
         for first, count in connection.execute(ids)
     ]
-    return to_finding("beginnings", wrong, f"pending, for {_checked(whole=whole)}")
+    return to_finding("history_start", wrong, f"pending, for {_checked(whole=whole)}")
 
 
 def _is_live_or_new() -> ColumnElement[bool]:

@@ -116,7 +116,7 @@ def _describe_standby(found: Any) -> Finding:
 def _describe_prepared(driver: Any, *, pooled: bool) -> Finding:
     threshold = driver.prepare_threshold
     if pooled:
-        message = "none: a pooler would mix those of two clients up"
+        message = "none: a pooler would confuse those of two clients"
     elif threshold is None:
         message = "none: prepare_threshold is none"
     else:
