@@ -1,7 +1,4 @@
-"""The built wheel, used outside the checkout.
-
-`make test` runs it unpacked; `make test-all` installs it and its extras in new environments.
-"""
+"""The built wheel, used outside the checkout: unpacked, and installed in a new environment."""
 
 import os
 import subprocess
@@ -14,7 +11,7 @@ import pytest
 
 from execution_core import migrate as migrations
 
-from ..conftest import Database, open_database
+from ..conftest import open_database
 
 ROOT = Path(__file__).parents[2]
 NEWEST = migrations.revisions()[0]
@@ -42,28 +39,6 @@ print("done")
 """
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """The bin folder of an environment with the wheel, its extras and their dependencies."""
-    folder = tmp_path_factory.mktemp("installed")
-    return create_environment(folder, f"{wheel}[postgresql,asyncio]").parent
-
-
-def create_environment(folder: Path, *packages: str) -> Path:
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", *packages)
-    return python
-
-
 def run(*command: object, path: Path | None = None, **options: object) -> str:
     environment = {
         k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "EXECUTION_CORE_URL")
@@ -79,39 +54,43 @@ def run(*command: object, path: Path | None = None, **options: object) -> str:
 
 
 @pytest.mark.exhaustive
-def test_wheel_unpacked_migrates_and_runs(
-    wheel: Path, request: pytest.FixtureRequest, tmp_path: Path
+def test_wheel_runs_unpacked_and_installed_with_and_without_extras(
+    request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
-    migrate = "import sys; from execution_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    """One test, because each process that runs tests would build and install a wheel of its own."""
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert_runs_unpacked(wheel, tmp_path / "unpacked", request)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile")
+    run(*pip, wheel)
+    assert_runs_without_extras(python, tmp_path)
+    run(*pip, f"{wheel}[postgresql,asyncio]")
     for kind in ("sqlite", "postgresql"):
         with open_database(kind, request) as database:
-            python = (sys.executable, "-W", "error", "-c")
-            migrated = run(
-                *python, migrate, "migrate", "--url", database.url, path=tmp_path, cwd=tmp_path
-            )
-            assert NEWEST in migrated
-            ran = run(*python, SCRIPT, database.url, ROOT, path=tmp_path, cwd=tmp_path)
-            assert ran == "done\n"
+            command = (python.with_name("execution-core"), "migrate", "--url", database.url)
+            assert NEWEST in run(*command, cwd=tmp_path)
+            script = (python, "-W", "error", "-c", SCRIPT, database.url, ROOT)
+            assert run(*script, cwd=tmp_path) == "done\n"
+    assert_contains_alembic_ini_and_py_typed(python, tmp_path)
 
 
-@pytest.mark.exhaustive
-def test_wheel_migrates_and_runs_sync_and_async(
-    installed: Path, database: Database, tmp_path: Path
-) -> None:
-    migrated = run(installed / "execution-core", "migrate", "--url", database.url, cwd=tmp_path)
-    assert NEWEST in migrated
-    ran = run(installed / "python", "-W", "error", "-c", SCRIPT, database.url, ROOT, cwd=tmp_path)
-    assert ran == "done\n"
+def assert_runs_unpacked(wheel: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    migrate = "import sys; from execution_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    python = (sys.executable, "-W", "error", "-c")
+    for kind in ("sqlite", "postgresql"):
+        with open_database(kind, request) as database:
+            command = (*python, migrate, "migrate", "--url", database.url)
+            assert NEWEST in run(*command, path=folder, cwd=folder)
+            script = (*python, SCRIPT, database.url, ROOT)
+            assert run(*script, path=folder, cwd=folder) == "done\n"
 
 
-@pytest.mark.exhaustive
-def test_wheel_without_extras_runs_on_sqlite_and_names_missing_extras(
-    tmp_path: Path, wheel: Path
-) -> None:
-    python = create_environment(tmp_path / "venv", str(wheel))
-    url = f"sqlite:///{tmp_path}/bare.db"
+def assert_runs_without_extras(python: Path, folder: Path) -> None:
+    url = f"sqlite:///{folder}/bare.db"
     assert "migrate" in run(python.with_name("execution-core"), "--help")
     run(python.with_name("execution-core"), "migrate", "--url", url)
     script = "import sys; from execution_core import connect; connect(sys.argv[1]).create('a')"
@@ -125,14 +104,10 @@ def test_wheel_without_extras_runs_on_sqlite_and_names_missing_extras(
         assert f"pip install 'execution-core[{extra}]'" in run(python, "-c", missing, bad)
 
 
-@pytest.mark.exhaustive
-def test_wheel_contains_alembic_ini_migrations_and_py_typed(
-    installed: Path, tmp_path: Path
-) -> None:
-    folder = run(
-        installed / "python", "-c", "import execution_core as e; print(e.__path__[0])"
-    ).strip()
-    run(installed / "alembic", "-c", f"{folder}/alembic.ini", "upgrade", "head", cwd=tmp_path)
-    run(installed / "alembic", "-c", f"{folder}/alembic.ini", "downgrade", "base", cwd=tmp_path)
-    assert (tmp_path / "executions.db").exists()
-    assert Path(folder, "py.typed").exists()
+def assert_contains_alembic_ini_and_py_typed(python: Path, folder: Path) -> None:
+    package = run(python, "-c", "import execution_core as e; print(e.__path__[0])").strip()
+    alembic = (python.with_name("alembic"), "-c", f"{package}/alembic.ini")
+    run(*alembic, "upgrade", "head", cwd=folder)
+    run(*alembic, "downgrade", "base", cwd=folder)
+    assert (folder / "executions.db").exists()
+    assert Path(package, "py.typed").exists()

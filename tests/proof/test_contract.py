@@ -246,22 +246,6 @@ def test_contract_broken_stores_fail_expected_scenarios(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", BROKEN)
-def test_contract_broken_store_fails_as_a_whole(tmp_path: Path, name: str) -> None:
-    found = {scenario for _, scenario in failed(tmp_path, IMPORTS + broken_suite(name))}
-    assert found >= BROKEN[name]
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("store", "contract"),
-    [("memory_store()", "StoreContract"), ("AsyncMemoryStore()", "AsyncStoreContract")],
-)
-def test_contract_memory_store_passes(tmp_path: Path, store: str, contract: str) -> None:
-    assert failed(tmp_path, IMPORTS + suite("Store", store, contract)) == set()
-
-
-@pytest.mark.exhaustive
 def test_contract_store_of_docs_passes(tmp_path: Path) -> None:
     assert failed(tmp_path, "\n".join(blocks("stores.md"))) == set()
 

@@ -81,7 +81,7 @@ def disk(request: pytest.FixtureRequest, runner: asyncio.Runner, tmp_path: Path)
         yield from sqlite_with_page_limit(tmp_path)
         return
     kind, mode = request.param.split()
-    with small_file_system(megabytes=18) as (folder, free_space), ExitStack() as stack:
+    with small_file_system(megabytes=12) as (folder, free_space), ExitStack() as stack:
         url = f"sqlite:///{folder}/executions.db"
         if kind == "postgresql":
             server = request.getfixturevalue("own_server")

@@ -21,7 +21,6 @@ from execution_core.sql.driver.engine import create_sync_engine
 from ..conftest import Clock, Database
 from ..support.history import assert_legal
 from ..support.processes import PROCESSES, race
-from ..support.sampling import in_whole
 
 HOUR = timedelta(hours=1)
 
@@ -190,7 +189,7 @@ def test_claim_skips_rows_locked_by_others(postgres_database: Database) -> None:
     impatient.dispose()
 
 
-CLAIMED = in_whole(2000, 200)
+CLAIMED = 200
 
 
 def claim_all(number: int, url: str, share: int) -> tuple[int, list[str], float]:

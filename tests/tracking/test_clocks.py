@@ -8,11 +8,11 @@ right. SQLite's clock is the host's: it is set back.
 import json
 import re
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime, timedelta, tzinfo
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ MILLISECOND, SECOND = timedelta(milliseconds=1), timedelta(seconds=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 SOON = 150 * MILLISECOND
 TIMEOUT = 60
-ROOT = Path(__file__).parents[2]
 
 both_ways = pytest.mark.parametrize("by", [DAY, -DAY], ids=["ahead", "behind"])
 """How far the first host's clock is off; the second one's is off the other way."""
@@ -277,28 +276,24 @@ def test_cli_list_with_skewed_clock_uses_database_clock(database: Database, by: 
         id=made[0],
     )
 
-    def listed(*filters: str) -> list[str]:
-        return sorted(each["id"] for each in command(by, "list", *filters, database.url))
+    expected = {
+        ("--newer-than", "1h"): made,
+        ("--older-than", "1ms"): made,
+        ("--older-than", "1h"): [],
+        ("--finished-within", "1h"): made[1:],
+        ("--finished-within", "2h"): made,
+    }
+    found = on_host(by, list_with_cli, [*expected], database.url)
+    assert dict(zip(expected, found, strict=True)) == expected
 
-    assert listed("--newer-than", "1h") == listed("--older-than", "1ms") == made
-    assert listed("--older-than", "1h") == []
-    assert listed("--finished-within", "1h") == made[1:]
-    assert listed("--finished-within", "2h") == made
 
-
-def command(by: timedelta, *arguments: str) -> list[dict[str, Any]]:
-    """Return what the command line lists on a host."""
-    *options, url = arguments
-    code = (
-        "import sys; from datetime import timedelta; from execution_core.cli import main;"
-        f"from tests.tracking.test_clocks import shift; shift(timedelta(days={by.days}));"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *options, "--json", "--url", url],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found: list[dict[str, Any]] = json.loads(done.stdout)["executions"]
+def list_with_cli(filters: list[tuple[str, str]], url: str) -> list[list[str]]:
+    """Return the ids that the command line lists with each filter."""
+    found = []
+    for each in filters:
+        with redirect_stdout(StringIO()) as output:
+            assert main(["list", *each, "--json", "--url", url]) == 0
+        found.append(sorted(row["id"] for row in json.loads(output.getvalue())["executions"]))
     return found
 
 
