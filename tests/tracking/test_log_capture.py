@@ -87,7 +87,7 @@ def lock(database: Database, id: str) -> str:
 def test_log_capture_full_buffer_counts_dropped_records(
     database: Database, mode: str, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("threads", "attempt_state"):
+    for module in ("threads", "attempt_log"):
         monkeypatch.setattr(f"execution_core.tracking.{module}.MAX_BUFFERED_ENTRIES", 100)
     waiting = 0
 

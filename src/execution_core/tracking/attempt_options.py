@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from ..core import transitions, validation
 from ..core.backoff import Backoff
 from ..core.errors import InvalidValue
-from ..core.models import Execution
+from ..core.models import Execution, ExecutionFailure
 from ..core.state_machine import RUNNING
 from ..core.transitions import Transition
+
+INTERRUPTED: Final = "interrupted"
+"""Error code for a block left by KeyboardInterrupt, SystemExit or CancelledError."""
 
 Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 """What an `except` takes."""
@@ -30,6 +34,22 @@ class AttemptOptions:
     background: bool
     """Whether the attempt may use the store in the background while its block runs."""
     max_bytes: int
+
+    def failure(self, error: BaseException, attempt: int) -> Transition:
+        """Return how an attempt fails whose block an error has left."""
+        if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit, CancelledError, …
+            failure = ExecutionFailure.from_exception(error, retryable=True)
+            failure = failure.model_copy(update={"code": INTERRUPTED})
+            return transitions.fail(failure, None, None, attempt)
+        retryable = self._retries(error)
+        delay = self.backoff.delay(attempt) if self.backoff and retryable else None
+        return transitions.fail(error, retryable, delay, attempt)
+
+    def _retries(self, error: BaseException) -> bool:
+        """Return whether `except retry_on` would catch an error; all of its parts for a group."""
+        if any(kind in self.retry_on for kind in type(error).__mro__):
+            return True
+        return isinstance(error, BaseExceptionGroup) and all(map(self._retries, error.exceptions))
 
 
 def check_options(

@@ -3,49 +3,37 @@
 A verb returns what `_run` makes of its steps: the result, or a coroutine that returns it.
 """
 
-import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from copy import copy
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 from weakref import ref
 
 from ..core import transitions
 from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
 from ..core.json_values import JsonMember
-from ..core.log_lines import NewLogEntry, new_log_entry
-from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel, replace_unstorable
+from ..core.models import Execution, ExecutionStatus, LogLevel
 from ..core.state_machine import RETRYING
 from ..core.steps import Steps
 from ..core.store import store_within
 from ..core.transitions import Transition
+from .attempt_log import AttemptLog
 from .attempt_options import AttemptOptions
 from .iteration import CheckpointedIteration
 from .log_capture import ACTIVE, ActiveAttempt, innermost_active
-
-INTERRUPTED: Final = "interrupted"
-"""Error code for a block left by KeyboardInterrupt, SystemExit or CancelledError."""
-
-MAX_BUFFERED_ENTRIES: Final = 10_000
-"""How many captured log records may wait to be written; further ones are dropped and counted."""
-
-logger: Final = logging.getLogger("execution_core")
 
 NoneT = TypeVar("NoneT")
 TransactionT = TypeVar("TransactionT")
 
 
-class AttemptState(Generic[NoneT, TransactionT]):
+class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
     """The state, the verbs and the steps of one attempt (see `core.steps`)."""
 
     # Defined by the sync and the async attempt, as functions or as coroutine functions.
     _run: Callable[[Steps[Any]], Any]
     _capture: Callable[[str, LogLevel, str], None]
     _start_heartbeat: Callable[[timedelta], Any]
-    _finish_log: Callable[[], Any]
-    """Wait until the background has written the captured records."""
 
     result: Any = None
     """The result that the execution is completed with: any JSON value."""
@@ -55,14 +43,11 @@ class AttemptState(Generic[NoneT, TransactionT]):
     _active: ActiveAttempt | None = None
 
     def __init__(self, store: Any, options: AttemptOptions) -> None:
-        self._store = store
-        self._options = options
+        super().__init__(store, options)
         self._entered = False
         self._execution: Execution | None = None
         self._checkpoints: dict[str, Any] = {}
         self._iterated: set[str] = set()
-        self._entries: deque[NewLogEntry] = deque()
-        self._dropped = 0
 
     def __repr__(self) -> str:
         which = f"{self.number} of" if self.started else "not started, of"
@@ -197,7 +182,7 @@ class AttemptState(Generic[NoneT, TransactionT]):
             lost = (error.execution_id, error.attempt) if type(error) is AttemptLost else None
             if lost == (self._options.id, self.number):  # there is nothing to record
                 return
-            transition = self._failure(error)
+            transition = self._options.failure(error, self.number)
             if (yield from self._update_steps(transition)) is RETRYING:
                 delay = transition.values["retry_after"]
                 self.retry_after = delay if isinstance(delay, timedelta) else timedelta(0)
@@ -259,56 +244,6 @@ class AttemptState(Generic[NoneT, TransactionT]):
             self._warn("A heartbeat of attempt %d of execution %s could not be recorded")
             return True
 
-    # --- the log ---
-
-    def _log_steps(self, new: NewLogEntry) -> Steps[None]:
-        if (yield lambda: self._store.log(new)) is None:
-            raise (yield from self._loss_steps(new.transition))
-
-    def _flush_steps(self) -> Steps[None]:
-        """Write the captured records that wait."""
-        if not self._entries:
-            return
-        active = ACTIVE.get()
-        ACTIVE.set(None)  # the write may itself be logged
-        try:
-            while self._entries and (yield from self._write_entry_steps(self._entries.popleft())):
-                pass
-        finally:
-            ACTIVE.set(active)
-
-    def _write_entry_steps(self, entry: NewLogEntry) -> Steps[bool]:
-        """Write a captured record; return whether that succeeded."""
-        try:
-            yield lambda: self._store.log(entry)
-        except Exception:  # noqa: BLE001 - a failure to log must not end the work
-            self._warn("Attempt %d of execution %s could not add to its log")
-            return False
-        return True
-
-    def _entry(self, message: str, level: LogLevel | str, data: object) -> NewLogEntry:
-        id, max_bytes = self._options.id, self._options.max_bytes
-        return new_log_entry(id, message, level, data, attempt=self.number, max_bytes=max_bytes)
-
-    def _captured(self, message: str, level: LogLevel, logger_name: str) -> NewLogEntry:
-        return self._entry(message, level, {"logger": replace_unstorable(logger_name)})
-
-    def _buffer(self, entry: NewLogEntry) -> None:
-        if len(self._entries) < MAX_BUFFERED_ENTRIES:
-            self._entries.append(entry)
-        else:
-            self._dropped += 1
-
-    def _report_dropped(self) -> None:
-        """Add how many records were dropped, as the last entry."""
-        if self._dropped:
-            limit = f"{MAX_BUFFERED_ENTRIES} were waiting to be written"
-            message = f"{self._dropped} records were dropped: {limit}"
-            self._entries.append(self._captured(message, LogLevel.WARNING, logger.name))
-
-    def _warn(self, message: str) -> None:
-        logger.warning(message, self.number, self._options.id, exc_info=True)
-
     # --- the transitions of the block ---
 
     def _progress(self, current: int, total: int, message: str | None) -> Transition:
@@ -329,21 +264,3 @@ class AttemptState(Generic[NoneT, TransactionT]):
             raise InvalidValue("checkpoint", f"{key!r} belongs to another loop of this attempt")
         self._iterated.add(key)
         return iteration
-
-    # --- failures ---
-
-    def _failure(self, error: BaseException) -> Transition:
-        if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit, CancelledError, …
-            failure = ExecutionFailure.from_exception(error, retryable=True)
-            failure = failure.model_copy(update={"code": INTERRUPTED})
-            return transitions.fail(failure, None, None, self.number)
-        retryable = self._retries(error)
-        backoff = self._options.backoff
-        delay = backoff.delay(self.number) if backoff and retryable else None
-        return transitions.fail(error, retryable, delay, self.number)
-
-    def _retries(self, error: BaseException) -> bool:
-        """Return whether `except retry_on` would catch an error; all of its parts for a group."""
-        if any(kind in self._options.retry_on for kind in type(error).__mro__):
-            return True
-        return isinstance(error, BaseExceptionGroup) and all(map(self._retries, error.exceptions))

@@ -14,7 +14,8 @@ from weakref import ref
 
 from ..core.log_lines import NewLogEntry
 from ..core.steps import run
-from .attempt_state import MAX_BUFFERED_ENTRIES, AttemptState
+from .attempt_log import MAX_BUFFERED_ENTRIES
+from .attempt_state import AttemptState
 from .log_capture import ACTIVE
 
 

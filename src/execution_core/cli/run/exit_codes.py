@@ -14,7 +14,7 @@ from typing import Final
 from ...core.errors import AttemptLost, ExecutionNotFound, InvalidStateTransition, StaleAttempt
 from ...core.models import Execution, ExecutionFailure, ExecutionStatus
 from ...core.state_machine import CANCELLED, COMPLETED, FAILED, RETRYING, TIMED_OUT
-from ...tracking.attempt_state import INTERRUPTED
+from ...tracking.attempt_options import INTERRUPTED
 from ...tracking.manager import ExecutionManager
 from .child_process import signal_name
 
