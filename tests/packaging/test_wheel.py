@@ -57,35 +57,37 @@ def run(*command: object, path: Path | None = None, **options: object) -> str:
 def test_wheel_runs_unpacked_and_installed_with_and_without_extras(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """One test, because each process that runs tests would build and install a wheel of its own."""
+    """One test: several could run in several processes, and each would build its own wheel."""
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")
-    assert_runs_unpacked(wheel, tmp_path / "unpacked", request)
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile")
-    run(*pip, wheel)
-    assert_runs_without_extras(python, tmp_path)
-    run(*pip, f"{wheel}[postgresql,asyncio]")
-    for kind in ("sqlite", "postgresql"):
-        with open_database(kind, request) as database:
-            command = (python.with_name("execution-core"), "migrate", "--url", database.url)
-            assert NEWEST in run(*command, cwd=tmp_path)
-            script = (python, "-W", "error", "-c", SCRIPT, database.url, ROOT)
-            assert run(*script, cwd=tmp_path) == "done\n"
-    assert_contains_alembic_ini_and_py_typed(python, tmp_path)
-
-
-def assert_runs_unpacked(wheel: Path, folder: Path, request: pytest.FixtureRequest) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
+        archive.extractall(tmp_path / "unpacked")
     migrate = "import sys; from execution_core.cli import main; sys.exit(main(sys.argv[1:]))"
-    python = (sys.executable, "-W", "error", "-c")
+    python = (sys.executable, "-W", "error")
+    assert_migrates_and_runs(request, python, (*python, "-c", migrate), tmp_path / "unpacked")
+    venv.create(tmp_path / "venv", with_pip=True)
+    installed = tmp_path / "venv" / "bin" / "python"
+    pip = (installed, "-m", "pip", "install", "--quiet", "--no-compile")
+    run(*pip, wheel)
+    assert_runs_without_extras(installed, tmp_path)
+    run(*pip, f"{wheel}[postgresql,asyncio]")
+    command = installed.with_name("execution-core")
+    assert_migrates_and_runs(request, (installed, "-W", "error"), (command,), tmp_path)
+    assert_contains_alembic_ini_and_py_typed(installed, tmp_path)
+
+
+def assert_migrates_and_runs(
+    request: pytest.FixtureRequest,
+    python: tuple[object, ...],
+    command: tuple[object, ...],
+    folder: Path,
+) -> None:
+    """Use both databases in a folder, which Python also searches for modules."""
     for kind in ("sqlite", "postgresql"):
         with open_database(kind, request) as database:
-            command = (*python, migrate, "migrate", "--url", database.url)
-            assert NEWEST in run(*command, path=folder, cwd=folder)
-            script = (*python, SCRIPT, database.url, ROOT)
+            migrated = run(*command, "migrate", "--url", database.url, path=folder, cwd=folder)
+            assert NEWEST in migrated
+            script = (*python, "-c", SCRIPT, database.url, ROOT)
             assert run(*script, path=folder, cwd=folder) == "done\n"
 
 

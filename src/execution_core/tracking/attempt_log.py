@@ -1,4 +1,4 @@
-"""The log of an attempt, as steps: what its block logs, and captured records that wait."""
+"""The log of an attempt, as steps: the entries of its block, and captured records."""
 
 import logging
 from collections import deque
@@ -22,9 +22,9 @@ logger: Final = logging.getLogger("execution_core")
 class AttemptLog:
     """The part of an attempt that writes its log."""
 
+    # Defined by the attempt.
     number: Any
     _loss_steps: Callable[[Transition], Steps[ExecutionProblem]]
-    _capture: Callable[[str, LogLevel, str], None]
     _finish_log: Callable[[], Any]
     """Wait until the background has written the captured records."""
 

@@ -1,4 +1,4 @@
-"""The options of an attempt, checked."""
+"""The options of an attempt, checked, and how they record a failure."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,7 +36,7 @@ class AttemptOptions:
     max_bytes: int
 
     def failure(self, error: BaseException, attempt: int) -> Transition:
-        """Return how an attempt fails whose block an error has left."""
+        """Return the transition that records the error of a block."""
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit, CancelledError, …
             failure = ExecutionFailure.from_exception(error, retryable=True)
             failure = failure.model_copy(update={"code": INTERRUPTED})
