@@ -83,6 +83,8 @@ class Journal:
             operation.outcome = NOT_DONE if lost else REFUSED
             operation.problem = {"code": problem.code, **vars(problem)}
         except SQLAlchemyError as error:
+            notes = " ".join(getattr(error, "__notes__", ()))
+            operation.outcome = UNKNOWN if "It is unknown" in notes else NOT_DONE
             operation.problem = {"error": f"{type(error).__name__}: {error}"[:300]}
         finally:
             self._current.reset(current)

@@ -8,13 +8,13 @@ from typing import Final
 
 from .checker import KINDS
 from .deterministic import FileResult
-from .journal import OUTCOMES, UNKNOWN
+from .journal import OUTCOMES
 from .targets import Fault
 from .trial import Trial
 
 BEGIN: Final = "<!-- figures: written by `make proof ARGS=--write` -->"
 END: Final = "<!-- end of figures -->"
-LABEL, FIGURE = 60, 12
+LABEL, FIGURE = 54, 11
 MAX_LISTED: Final = 10
 """How many violations of each trial are listed."""
 
@@ -39,9 +39,9 @@ def failures(proof: Proof) -> Iterator[str]:
             yield f"{trial.database}: and {len(more)} more violations"
         for fault, n in trial.missing.items():
             yield f"{trial.database}: {n} fewer than requested: {fault}"
-        if (unknown := trial.outcomes[UNKNOWN]) > trial.explained:
+        if trial.unanswered > trial.explained:
             explained = f"faults explain {trial.explained}"
-            yield f"{trial.database}: {unknown} unknown outcomes, but {explained}"
+            yield f"{trial.database}: {trial.unanswered} unanswered calls, but {explained}"
     for control in proof.controls:
         if not control.violations:
             yield f"{control.database}: the broken store was not detected"
@@ -83,9 +83,7 @@ def _faults(trials: list[Trial]) -> Iterator[list[str]]:
     for fault in Fault:
         counts = (trial.faults[fault] if fault in trial.possible else None for trial in trials)
         yield _row(f"  {fault}", counts)
-    yield _row(
-        "  unknown outcomes explained by these faults, at most", (each.explained for each in trials)
-    )
+    yield _row("  unanswered calls that these explain, at most", (t.explained for t in trials))
 
 
 def _violations(trials: list[Trial]) -> Iterator[list[str]]:

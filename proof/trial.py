@@ -8,8 +8,9 @@ from typing import Final
 from . import chaos, checker
 from .chaos import Plan
 from .checker import Violation
+from .journal import NOT_DONE, UNKNOWN
 from .stores import BROKEN
-from .targets import CRASHES, Fault, Target
+from .targets import OUTAGES, Fault, Target
 from .worker import PAUSE, TASKS
 
 FAULTS: Final = {
@@ -17,6 +18,8 @@ FAULTS: Final = {
     Fault.TERMINATE: 60,
     Fault.STOP: 4,
     Fault.CRASH: 4,
+    Fault.POOLER: 10,
+    Fault.FAILOVER: 3,
     Fault.BEFORE: 210,
     Fault.AFTER: 210,
     Fault.RACING: 210,
@@ -30,8 +33,8 @@ QUICK: Final = Plan(
 """A few seconds, to check that the proof runs."""
 CONTROL: Final = Plan(seconds=4, operations=1000, slots=20, kinds=(BROKEN,))
 """The same without faults and with a broken store, which must be detected."""
-UNKNOWN_PER_FAULT: Final = 3
-"""How many unknown outcomes one fault explains: a worker has at most two calls in progress."""
+UNANSWERED_PER_FAULT: Final = 3
+"""How many unanswered calls one fault explains: a worker has at most two calls in progress."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,12 @@ class Trial:
     history_rows: int
     violations: list[Violation]
     explained: int = 0
-    """How many unknown outcomes the faults explain."""
+    """How many unknown outcomes and errors the faults explain."""
+
+    @property
+    def unanswered(self) -> int:
+        """Count the calls whose outcome is unknown, or that failed and changed nothing."""
+        return self.outcomes[UNKNOWN] + self.outcomes[NOT_DONE]
 
     @property
     def kinds(self) -> Counter[str]:
@@ -75,10 +83,10 @@ def trial(target: Target, plan: Plan, seed: int, folder: Path) -> Trial:
 
 
 def explained(plan: Plan, faults: Counter[Fault], down: float) -> int:
-    """Return how many unknown outcomes the faults and the server's downtime explain.
+    """Return how many unanswered calls the faults and the server's downtime explain.
 
     While it is down, each task of each worker makes a call, pauses, and makes the next.
     """
-    crashes = sum(faults[crash] for crash in CRASHES)
-    calls = plan.workers * TASKS * (crashes + down / PAUSE)
-    return UNKNOWN_PER_FAULT * faults.total() + int(calls)
+    outages = sum(faults[outage] for outage in OUTAGES)
+    calls = plan.workers * TASKS * (outages + down / PAUSE)
+    return UNANSWERED_PER_FAULT * faults.total() + int(calls)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from .choices import Chooser
-from .journal import UNKNOWN, Journal, Json, Operation, as_json
+from .journal import NOT_DONE, UNKNOWN, Journal, Json, Operation, as_json
 from .stores import manager_of
 
 TASKS: Final = 2
@@ -64,7 +64,7 @@ class Worker:
         while not self.shared.stop.value:
             with self.operation() as (operation, call):
                 operation.answers = returned_executions(call())
-            if operation.outcome == UNKNOWN:
+            if operation.outcome in (UNKNOWN, NOT_DONE):
                 time.sleep(PAUSE)
         self.manager.close()
 
@@ -79,7 +79,7 @@ class Worker:
         while not self.shared.stop.value:
             with self.operation() as (operation, call):
                 operation.answers = returned_executions(await call())
-            if operation.outcome == UNKNOWN:
+            if operation.outcome in (UNKNOWN, NOT_DONE):
                 await asyncio.sleep(PAUSE)
 
     @contextmanager

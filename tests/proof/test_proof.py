@@ -14,7 +14,7 @@ import pytest
 from proof.chaos import Plan, fork_server
 from proof.checker import KINDS, Violation
 from proof.deterministic import ROOT, FileResult
-from proof.journal import DONE, REFUSED, UNKNOWN
+from proof.journal import DONE, NOT_DONE, REFUSED, UNKNOWN
 from proof.report import BEGIN, END, Proof, failures, update
 from proof.targets import Fault
 from proof.trial import CONTROL, FAULTS, OPERATIONS, QUICK, Trial, explained, trial
@@ -22,10 +22,17 @@ from proof.trial import CONTROL, FAULTS, OPERATIONS, QUICK, Trial, explained, tr
 from proof import targets
 
 from ..support import postgres, processes
+from ..support.pgbouncer import BINARY, MISSING
 
 fork_server.set_forkserver_preload(processes.PRELOAD)
 
-TARGETS: dict[str, Any] = {"postgresql": targets.postgresql, "sqlite": targets.sqlite}
+TARGETS: dict[str, Any] = {
+    "postgresql": targets.postgresql,
+    "sqlite": targets.sqlite,
+    "pgbouncer": targets.pgbouncer,
+    "failover": targets.failover,
+}
+NEEDS_PGBOUNCER = pytest.mark.skipif(BINARY is None, reason=MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def own_server() -> Iterator[postgres.Server]:
         yield server
 
 
-@pytest.fixture(params=TARGETS)
+@pytest.fixture
 def run_trial(
     request: pytest.FixtureRequest, own_server: postgres.Server, tmp_path: Path
 ) -> Callable[[Plan, int], Trial]:
@@ -47,6 +54,11 @@ def run_trial(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "run_trial",
+    ["postgresql", "sqlite", pytest.param("pgbouncer", marks=NEEDS_PGBOUNCER), "failover"],
+    indirect=True,
+)
 def test_proof_under_faults_finds_no_violation(
     run_trial: Callable[[Plan, int], Trial], tell: Callable[[str], None]
 ) -> None:
@@ -54,7 +66,7 @@ def test_proof_under_faults_finds_no_violation(
     found = run_trial(QUICK, seed)
     assert found.violations == [], f"seed {seed}"
     assert not found.missing
-    assert found.outcomes[UNKNOWN] <= found.explained
+    assert found.unanswered <= found.explained
     assert {*found.faults} == {*found.possible}
     assert min(found.outcomes[DONE], found.outcomes[REFUSED]) > 100
     tell(
@@ -64,6 +76,7 @@ def test_proof_under_faults_finds_no_violation(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("run_trial", ["postgresql", "sqlite"], indirect=True)
 def test_proof_control_read_then_write_is_detected(run_trial: Callable[[Plan, int], Trial]) -> None:
     kinds = run_trial(CONTROL, random.randrange(10**6)).kinds
     assert {"acknowledged transitions missing", "answers that are not linearizable"} <= {*kinds}
@@ -91,19 +104,19 @@ def test_proof_report_lists_failures() -> None:
         *(f"{KINDS[0]}: violation {n}" for n in range(10)),
         "and 2 more violations",
         f"2 fewer than requested: {Fault.CRASH}",
-        "1 unknown outcomes, but faults explain 0",
+        "1 unanswered calls, but faults explain 0",
         "the broken store was not detected",
         "there is no such file",
     ]
     assert list(failures(Proof(1, "a machine", [good], [bad], tests[:1]))) == []
 
 
-def test_proof_report_lists_unexplained_unknown_outcomes() -> None:
+def test_proof_report_lists_unexplained_unanswered_calls() -> None:
     unknown = Counter({DONE: 9, UNKNOWN: 5})
     trial = Trial("SQLite", (Fault.KILL,), Counter(), Counter(), unknown, 1, 1, [], explained=5)
-    more = replace(trial, outcomes=unknown + Counter({UNKNOWN: 1}))
+    more = replace(trial, outcomes=unknown + Counter({NOT_DONE: 1}))
     lines = failures(Proof(1, "a machine", [trial, more], [], []))
-    assert list(lines) == ["SQLite: 6 unknown outcomes, but faults explain 5"]
+    assert list(lines) == ["SQLite: 6 unanswered calls, but faults explain 5"]
 
 
 @pytest.mark.parametrize("plan", [Plan(30, OPERATIONS, FAULTS), QUICK])

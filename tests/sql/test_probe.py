@@ -14,6 +14,7 @@ from execution_core.sql.driver.engine import WAL_SIZE_LIMIT
 from ..conftest import Database
 from ..support import postgres
 from ..support.pgbouncer import BINARY, MISSING, pgbouncer
+from ..support.standby import synchronous_standby
 from .lost_connections import wait_for
 
 
@@ -79,7 +80,7 @@ def test_probe_database_of_other_encoding_is_problem(postgres_database: Database
 @pytest.mark.exhaustive
 def test_probe_standby_and_its_primary_are_described() -> None:
     with postgres.server(own=True) as primary:
-        with postgres.standby(primary) as standby:
+        with synchronous_standby(primary) as standby:
             wait_for(lambda: "waits for a synchronous" in messages(primary.url)["standby"])
             assert messages(standby.url)["node"] == ("problem: a standby, which refuses all writes")
             local = make_url(primary.url).update_query_dict(

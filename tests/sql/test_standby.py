@@ -13,6 +13,7 @@ from execution_core.sql.driver.engine import create_sync_engine
 from ..conftest import Database
 from ..support import postgres
 from ..support.proxy import Cut, Proxy, proxied
+from ..support.standby import synchronous_standby
 from .lost_connections import wait_for
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -23,7 +24,7 @@ def pair() -> Iterator[tuple[Database, postgres.Server]]:
     """A primary, and the server that is its synchronous standby."""
     with postgres.server(own=True) as primary:
         migrate.upgrade(primary.url)
-        with postgres.standby(primary) as standby:
+        with synchronous_standby(primary) as standby:
             engine = create_sync_engine(primary.url)
             yield Database("postgresql", primary.url, engine), standby
             engine.dispose()

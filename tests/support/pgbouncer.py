@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from sqlalchemy import make_url
@@ -31,11 +32,38 @@ pidfile = {folder}/pid
 """
 
 
+class Bouncer:
+    """A PgBouncer that can be killed and started again.
+
+    Args:
+        folder: where its configuration and its log are.
+        url: the URL of the database through it.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
+        self._configuration, self._log = folder / "ini", folder / "log"
+
+    def start(self) -> None:
+        assert BINARY is not None
+        with self._log.open("ab") as output:
+            self._process = spawn(unprivileged_account(), output, BINARY, str(self._configuration))
+        wait_until(lambda: _answers(self.url), self._process, self._log)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+
 @contextmanager
-def pgbouncer(
+def bouncer(
     url: str, mode: str, *, connections: int = 4, round_robin: bool = True, more: str = ""
-) -> Iterator[str]:
-    """Start a PgBouncer for one database; return the database's URL through it.
+) -> Iterator[Bouncer]:
+    """Start a PgBouncer for one database.
 
     Args:
         url: the URL of the database.
@@ -45,11 +73,10 @@ def pgbouncer(
         more: further lines of the configuration.
     """
     assert BINARY is not None, MISSING
-    target, account, port = make_url(url), unprivileged_account(), free_port()
+    target, port = make_url(url), free_port()
     with tempfile.TemporaryDirectory(prefix="execution-core-pgbouncer-") as folder:
         Path(folder).chmod(0o777)
-        configuration, log = Path(folder, "ini"), Path(folder, "log")
-        configuration.write_text(
+        Path(folder, "ini").write_text(
             CONFIGURATION.format(
                 database=target.database,
                 host=target.host,
@@ -63,15 +90,20 @@ def pgbouncer(
                 folder=folder,
             )
         )
-        with log.open("wb") as output:
-            process = spawn(account, output, BINARY, str(configuration))
         through = target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+        started = Bouncer(Path(folder), through)
         try:
-            wait_until(lambda: _answers(through), process, log)
-            yield through
+            started.start()
+            yield started
         finally:
-            process.terminate()
-            process.wait(20)
+            started.stop()
+
+
+@contextmanager
+def pgbouncer(url: str, mode: str, **options: Any) -> Iterator[str]:
+    """Start a PgBouncer as `bouncer` does; return the database's URL through it."""
+    with bouncer(url, mode, **options) as started:
+        yield started.url
 
 
 def _answers(url: str) -> bool:

@@ -252,28 +252,6 @@ def run_server(binaries: Path, source: str, durable: bool) -> Iterator[Server]:
             postmaster.stop()
 
 
-@contextmanager
-def standby(primary: Server) -> Iterator[Server]:
-    """Start a synchronous standby of a server that the tests started."""
-    assert primary.installation is not None
-    installation, source = primary.installation, make_url(primary.url)
-    with installation.folder() as folder, (folder / "log").open("w+b") as log:
-        data, port = folder / "data", free_port()
-        installation.run(
-            log, "pg_basebackup", "-D", str(data), "-R", "-X", "stream", "--checkpoint=fast",
-            "-h", str(source.host), "-p", str(source.port), "-U", str(source.username),
-        )  # fmt: skip
-        postmaster = installation.postmaster(log, data, port, "-c", "max_connections=200")
-        try:
-            postmaster.start()
-            with psycopg.connect(dsn(primary.url), autocommit=True) as connection:
-                connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-                connection.execute("SELECT pg_reload_conf()")
-            yield Server(address(port), "standby", postmaster, installation)
-        finally:
-            postmaster.stop()
-
-
 def address(port: int) -> str:
     return f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
 
