@@ -16,6 +16,7 @@ FILES: Final = (
     "tests/sql/test_lost_connections_interleaved.py",
     "tests/sql/test_poolers.py",
     "tests/sql/test_standby.py",
+    "tests/sql/test_failover.py",
     "tests/sql/test_bounds.py",
     "tests/sql/test_conflicts.py",
     "tests/proof/test_interleavings.py",

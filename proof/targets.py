@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from tests.support import postgres
 from tests.support.pgbouncer import BINARY, Bouncer, bouncer
 from tests.support.proxy import Cut, Proxy, proxied
-from tests.support.standby import fail_over, synchronous_standby
+from tests.support.standby import power_off, promote, synchronous_standby
 
 from execution_core import migrate
 
@@ -181,7 +181,8 @@ class Failover(Target):
     def inject(self, fault: Fault, random: Random) -> None:  # noqa: ARG002
         """Kill the primary and promote its standby."""
         begun, port = time.monotonic(), make_url(self._primary.url).port
-        fail_over(self._primary, self._standby)
+        power_off(self._primary)
+        promote(self._standby)
         self.down += time.monotonic() - begun
         self._count += 1
         self._primary = self._standby

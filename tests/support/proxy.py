@@ -46,6 +46,9 @@ class Proxy:
         self.bytes_seen = self.writes = 0
         self.leaves_open = False
         """Whether the server seems to leave a transaction open after each statement."""
+        self.admits = threading.Event()
+        """While it is not set, new connections wait for an answer."""
+        self.admits.set()
         self.cuts: Counter[Cut] = Counter()
         self._wanted: dict[bool, deque[Cut]] = {True: deque(), False: deque()}
         self._open: set[socket.socket] = set()
@@ -67,6 +70,7 @@ class Proxy:
 
     def close(self) -> None:
         """Cut all connections, and accept no more."""
+        self.admits.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()
@@ -83,6 +87,7 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client:
+            self.admits.wait()
             try:
                 server = socket.create_connection(self._server)
             except OSError:

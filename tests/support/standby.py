@@ -12,7 +12,7 @@ from . import waiting
 from .postgres import Server, address, dsn, free_port
 
 SYNCHRONOUS = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-PROCESSES = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+PROCESSES = "SELECT pid, backend_type FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
 
 
 @contextmanager
@@ -43,16 +43,21 @@ def synchronous_standby(primary: Server, port: int | None = None) -> Iterator[Se
             postmaster.stop()
 
 
-def fail_over(primary: Server, standby: Server) -> None:
-    """Kill all processes of a primary, as a power failure does, and promote its standby."""
+def power_off(primary: Server) -> list[int]:
+    """Kill all processes of a server, as a power failure does; return those of its clients."""
     assert primary.postmaster is not None
     with psycopg.connect(dsn(primary.url), autocommit=True) as connection:
         # Stopped, it starts no process and ends none.
         os.kill(primary.postmaster.pid, signal.SIGSTOP)
-        pids = [pid for (pid,) in connection.execute(PROCESSES).fetchall()]
-        for pid in (*pids, connection.info.backend_pid):
+        processes = connection.execute(PROCESSES).fetchall()
+        for pid in (*(pid for pid, _ in processes), connection.info.backend_pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         primary.postmaster.crash(signal.SIGKILL)
+    return [pid for pid, kind in processes if kind == "client backend"]
+
+
+def promote(standby: Server) -> None:
+    """Make a primary of a standby."""
     with psycopg.connect(dsn(standby.url), autocommit=True) as connection:
         assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
