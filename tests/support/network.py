@@ -7,12 +7,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
 NEW_NETWORK = 0x40000000
 """CLONE_NEWNET of unshare(2)."""
+RETRIES = Path("/proc/sys/net/ipv4/tcp_retries2")
+"""Of the network of the thread that writes to it."""
 
 
 def in_namespace(work: Callable[[], T]) -> T:
@@ -27,6 +30,8 @@ def in_namespace(work: Callable[[], T]) -> T:
         if libc.unshare(NEW_NETWORK):
             raise OSError(ctypes.get_errno(), "no network namespace can be created")
         _run("ip", "link", "set", "lo", "up")
+        # What this machine itself drops is sent again each half second: by default for 8 seconds.
+        RETRIES.write_text("200")
         return work()
 
     with ThreadPoolExecutor(1) as thread:
