@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -138,21 +138,21 @@ def test_call_waits_for_connection_within_call_timeout(
 
 
 def test_connection_wait_is_an_error_that_says_what_to_do(
-    empty: Database, mode: str, runner: asyncio.Runner
+    database: Database, mode: str, runner: asyncio.Runner
 ) -> None:
-    with open_bounded(empty.url, mode, runner, call_timeout=SHORT) as manager:
+    with open_bounded(database.url, mode, runner, call_timeout=SHORT) as manager:
         id = manager.create("work").id
         target: Any = manager if mode == "sync" else manager.target
         executor = target._store._bind
 
         async def hold_all() -> None:
-            for _ in range(OWN_POOL):
-                await executor._semaphore().acquire()
-            try:
-                await target.get(id)
-            finally:
+            async with AsyncExitStack() as stack:
                 for _ in range(OWN_POOL):
-                    executor._semaphore().release()
+                    if database.name == "sqlite":
+                        await stack.enter_async_context(executor._async_engine.connect())
+                    else:
+                        await stack.enter_async_context(executor._semaphore())
+                await target.get(id)
 
         expected = f"All {OWN_POOL} connections of this manager were in use for 0.3 seconds"
         with pytest.raises(TimeoutError, match=expected):

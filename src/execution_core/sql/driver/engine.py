@@ -44,7 +44,10 @@ NETWORK: Final = {
 
 
 class Bounds(NamedTuple):
-    """The timeouts of a session of PostgreSQL, in milliseconds."""
+    """The timeouts of a session of PostgreSQL, in milliseconds.
+
+    The second one also limits how long a call waits for a connection, on both databases.
+    """
 
     lock_timeout: int
     statement_timeout: int
@@ -79,7 +82,8 @@ def _create(
     create: Callable[..., AnyEngine], url: URL, options: dict[str, Any], *, exclusive: bool
 ) -> AnyEngine:
     postgresql = url.get_backend_name() == "postgresql"
-    settings: dict[str, Any] = {"hide_parameters": True}  # payloads are not for logs
+    # Payloads are not for logs.
+    settings: dict[str, Any] = {"hide_parameters": True, "execution_options": {}}
     lock_timeout = _timeout("lock_timeout", url, options, BUSY_TIMEOUT)
     call_timeout = _timeout("call_timeout", url, options, CALL_TIMEOUT)
     url = url.difference_update_query(["lock_timeout", "call_timeout"])
@@ -88,12 +92,14 @@ def _create(
         settings |= read
     if exclusive:
         settings["pool_reset_on_return"] = None  # single statements leave no transaction open
+        bounds = Bounds(lock_timeout // _MILLISECOND, call_timeout // _MILLISECOND)
+        settings["execution_options"] |= {BOUNDS: bounds}
         if postgresql:
             settings["isolation_level"] = "AUTOCOMMIT"
-            bounds = Bounds(lock_timeout // _MILLISECOND, call_timeout // _MILLISECOND)
-            settings["execution_options"] |= {BOUNDS: bounds}
         if postgresql or (create is create_engine and sqlite_file(url)):
             settings |= _UNBOUNDED
+        elif sqlite_file(url) and "poolclass" not in options:
+            settings["pool_timeout"] = call_timeout.total_seconds()
     for name in ("connect_args", "execution_options"):
         settings[name] = settings.get(name, {}) | options.pop(name, {})
     try:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     StaticPool,
 )
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ..statements.queries import Query, Rows
 from . import deadlines
@@ -32,6 +33,7 @@ from .connection_cache import (
     has_ended,
     is_idle,
     new_permits,
+    no_connection,
 )
 from .engine import (
     BEHIND_POOLER,
@@ -95,7 +97,7 @@ class Executor:
         self._time_limit = self._patience = None
         if self._bounds is not None:
             self._patience = self._bounds.statement_timeout / 1000
-            self._time_limit = self._patience + GRACE_SECONDS
+            self._time_limit = None if self._is_sqlite else self._patience + GRACE_SECONDS
         elif call_timeout is not None and not self._is_sqlite:
             self._time_limit = call_timeout.total_seconds()
         self._reset()
@@ -196,7 +198,12 @@ class Executor:
             self._drop(connection)
 
     def _checkout(self) -> PoolProxiedConnection:
-        return self.engine.raw_connection()
+        try:
+            return self.engine.raw_connection()
+        except PoolTimeout as error:
+            if self._patience is None:
+                raise
+            raise no_connection(self._patience) from error
 
     def _prepare_session(self, connection: PoolProxiedConnection, bounded: bool) -> Backend | None:
         """Learn and set what is to be known of a session before a statement is sent."""
