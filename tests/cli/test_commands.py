@@ -440,12 +440,7 @@ def test_watch_terminal_prints_bars_and_styles(database: Database, plain: Execut
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("database", "terminal"),
-    [
-        ("sqlite", True),
-        ("sqlite", False),
-        ("postgresql", False),
-        ("postgresql", True),
-    ],
+    [("sqlite", True), ("sqlite", False), ("postgresql", False)],
     indirect=["database"],
 )
 def test_main_stored_control_characters_are_escaped(

@@ -170,14 +170,14 @@ def test_run_successful_command_is_completed(shell: Shell) -> None:
     assert (execution.progress.current, execution.worker is not None) == (30, True)
 
 
-@pytest.mark.slow
-def test_run_third_attempt_succeeds_is_completed(shell: Shell) -> None:
+def test_run_third_attempt_succeeds_is_completed(embedded: Shell) -> None:
     script = 'echo "try $EXECUTION_ATTEMPT"; [ $EXECUTION_ATTEMPT = 3 ] || exit $EXECUTION_ATTEMPT'
-    code, out, err = shell.run("--max-attempts", "5", "--backoff", "10ms", "--", "sh", "-c", script)
+    options = ("--max-attempts", "5", "--backoff", "10ms")
+    code, out, err = embedded.run(*options, "--", "sh", "-c", script)
     assert (code, out) == (0, b"try 1\ntry 2\ntry 3\n")
     assert "Attempt 2 of 5" in err
-    assert shell.attempts() == [("failed", "exit_1"), ("failed", "exit_2"), ("completed", None)]
-    assert shell.execution.result == {"exit_status": 0, "output": "try 3\n"}
+    assert embedded.attempts() == [("failed", "exit_1"), ("failed", "exit_2"), ("completed", None)]
+    assert embedded.execution.result == {"exit_status": 0, "output": "try 3\n"}
 
 
 def test_run_all_attempts_used_refused(embedded: Shell) -> None:
@@ -195,16 +195,15 @@ def test_run_all_attempts_used_refused(embedded: Shell) -> None:
     assert len(embedded.attempts()) == 2
 
 
-@pytest.mark.slow
-def test_run_timeout_kills_group_and_times_out(shell: Shell) -> None:
-    code, out, _ = shell.run(
+def test_run_timeout_kills_group_and_times_out(embedded: Shell) -> None:
+    code, out, _ = embedded.run(
         *("--timeout", "500ms", "--kill-after", "100ms", "--max-attempts", "2"),
         *("--", "sh", "-c", FAMILY),
     )
     assert (code, out) == (124, b"begun 1\nbegun 2\n")
-    assert_group_ended(shell, 6)
-    assert shell.attempts() == [("timed_out", "timeout"), ("timed_out", "timeout")]
-    second, first = shell.manager.logs(shell.execution.id)
+    assert_group_ended(embedded, 6)
+    assert embedded.attempts() == [("timed_out", "timeout"), ("timed_out", "timeout")]
+    second, first = embedded.manager.logs(embedded.execution.id)
     assert (first.data, second.data) == ({"output": "begun 1\n"}, {"output": "begun 2\n"})
 
 
@@ -260,15 +259,14 @@ def terminal(shell: Shell, kind: str, *arguments: str) -> "Iterator[tuple[int, A
         os.close(slave)
 
 
-@pytest.mark.slow
-def test_run_terminal_closed_ends_group(shell: Shell) -> None:
-    with terminal(shell, "hup", "--kill-after", "100ms", "--", "sh", "-c", FAMILY) as (tty, run):
-        wait_for(lambda: len(shell.pids()) == 3)
+def test_run_terminal_closed_ends_group(embedded: Shell) -> None:
+    with terminal(embedded, "hup", "--kill-after", "100ms", "--", "sh", "-c", FAMILY) as (tty, run):
+        wait_for(lambda: len(embedded.pids()) == 3)
     os.close(tty)
     assert run.wait(PATIENCE) == 128 + signal.SIGHUP
-    assert_group_ended(shell, 3)
-    assert shell.attempts() == [("failed", "interrupted")]
-    error = shell.execution.error
+    assert_group_ended(embedded, 3)
+    assert embedded.attempts() == [("failed", "interrupted")]
+    error = embedded.execution.error
     assert error is not None
     assert (error.message, error.stack) == ("Interrupted by SIGHUP", "begun 1\n")
 
@@ -306,12 +304,11 @@ def test_run_concurrent_calls_of_one_key_run_once(shell: Shell) -> None:
     assert shell.attempts() == [("completed", None)]
 
 
-@pytest.mark.slow
-def test_run_missing_command_exits_127(shell: Shell) -> None:
-    code, _, err = shell.run("--max-attempts", "2", "--", "no-such-command")
+def test_run_missing_command_exits_127(embedded: Shell) -> None:
+    code, _, err = embedded.run("--max-attempts", "2", "--", "no-such-command")
     assert code == 127
     assert "'no-such-command' cannot be run: No such file or directory" in err
-    assert shell.attempts() == [("failed", "not_found")]
+    assert embedded.attempts() == [("failed", "not_found")]
 
 
 def test_run_file_without_interpreter_line_exits_126(embedded: Shell) -> None:
@@ -364,10 +361,9 @@ def test_run_binary_output_is_forwarded_and_stored(shell: Shell) -> None:
 # Signals
 
 
-@pytest.mark.slow
-def test_run_sigterm_is_forwarded_and_recorded(shell: Shell) -> None:
-    assert_forwarded(shell, signal.SIGTERM)
-    assert shell.attempts() == [("failed", "interrupted")]
+def test_run_sigterm_is_forwarded_and_recorded(embedded: Shell) -> None:
+    assert_forwarded(embedded, signal.SIGTERM)
+    assert embedded.attempts() == [("failed", "interrupted")]
 
 
 def test_run_after_sigint_next_call_retries(embedded: Shell) -> None:
@@ -702,13 +698,12 @@ def test_run_output_not_read_is_recorded(embedded: Shell) -> None:
     assert (code, out) == (0, b"\0" * 100_000 + b"done\n")
 
 
-@pytest.mark.slow
-def test_run_closed_standard_streams_are_safe(shell: Shell) -> None:
+def test_run_closed_standard_streams_are_safe(embedded: Shell) -> None:
     """Output must not go to the file or the socket of the database."""
     closed = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', str(PROGRAM)]
-    code, _, _ = shell.run("--", "sh", "-c", "echo a; echo b >&2", program=closed)
+    code, _, _ = embedded.run("--", "sh", "-c", "echo a; echo b >&2", program=closed)
     assert code == 0
-    assert shell.execution.result["output"] == "a\nb\n"
+    assert embedded.execution.result["output"] == "a\nb\n"
 
 
 # Arguments

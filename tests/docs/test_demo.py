@@ -15,13 +15,13 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 @pytest.mark.exhaustive
 def test_demo_worker_killed_parses_each_file_once(database: Database) -> None:
     ran = subprocess.run(
-        [sys.executable, DEMO, "--url", database.url, "--files", "600"],
+        [sys.executable, DEMO, "--url", database.url, "--files", "300"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     output = " ".join(ran.stdout.split())
     assert "ended by SIGKILL. The execution is still running, attempt 1" in output
-    assert "600 results for 600 files, each exactly once" in output
+    assert "300 results for 300 files, each exactly once" in output
     (row,) = database.rows("SELECT * FROM executions")
     assert (row["status"], row["attempts"]) == ("completed", 2)
     transitions = [to for _, to in database.history(str(row["id"]))]

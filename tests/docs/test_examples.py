@@ -33,6 +33,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 BIN = Path(sys.executable).parent
 PATIENCE = 60
 KINDS = ("sqlite", "postgresql")
+# A framework behaves the same on both databases: each of these examples runs on one.
+ON_SQLITE, ON_POSTGRESQL = (
+    pytest.mark.parametrize("host", [kind], indirect=True) for kind in KINDS
+)
 
 numbers = iter(range(10**9))
 
@@ -145,22 +149,14 @@ def is_up(url: str) -> bool:
 
 # --- FastAPI ----------------------------------------------------------------------------------
 
-FORBID = {
-    "sqlite": "CREATE TRIGGER forbid BEFORE INSERT ON orders WHEN NEW.item = 'forbidden'"
-    " BEGIN SELECT RAISE(ABORT, 'forbidden'); END",
-    "postgresql": "ALTER TABLE orders ADD CHECK (item <> 'forbidden')",
-}
-
 
 @pytest.mark.exhaustive
+@ON_POSTGRESQL
 def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None:
     """Two processes: the one that ships is killed, and the other ships the rest."""
-    url = host.database.url.replace("sqlite:", "sqlite+aiosqlite:")
     servers, ports = {}, [free_port(), free_port()]
     for port in ports:
-        process = host.start(
-            "uvicorn", "fastapi_service:app", "--port", port, EXECUTION_CORE_URL=url
-        )
+        process = host.start("uvicorn", "fastapi_service:app", "--port", port)
         servers[process.pid] = process
     bases = [f"http://127.0.0.1:{port}" for port in ports]
     for base in bases:
@@ -182,7 +178,7 @@ def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None
     assert (code, refused["code"]) == (409, "IDEMPOTENCY_CONFLICT")
     assert call("POST", f"{bases[0]}/orders", {"item": "lamp", "parcels": 1})[0] == 422
     assert call("GET", f"{bases[0]}/orders/7")[0] == 404
-    host.database.run(FORBID[host.database.name])
+    host.database.run("ALTER TABLE orders ADD CHECK (item <> 'forbidden')")
     assert place(0, "forbidden", "other")[0] == 500
     assert len(host.database.rows("SELECT * FROM executions")) == 1
 
@@ -215,6 +211,7 @@ def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None
 
 
 @pytest.mark.exhaustive
+@ON_SQLITE
 def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
     """Two workers: the working one gets SIGTERM, and the other makes the rest."""
     port = free_port()
@@ -257,6 +254,7 @@ def test_example_flask_stopped_worker_other_resumes(host: Host) -> None:
 
 
 @pytest.mark.exhaustive
+@ON_SQLITE
 def test_example_script_killed_next_run_imports_the_rest(host: Host) -> None:
     prices, total = host.folder / "prices.csv", 800
     prices.write_text("".join(f"article-{n},{n}.50\n" for n in range(total)))
@@ -307,6 +305,7 @@ for id in sys.argv[1:]:
 
 
 @pytest.mark.exhaustive
+@ON_POSTGRESQL
 def test_example_celery_duplicate_delivery_and_killed_worker_work_once(host: Host) -> None:
     """A task is delivered twice, and a worker process is killed during a task."""
     worker = "celery --app celery_tasks worker --beat --concurrency 2 --loglevel INFO"
@@ -337,6 +336,7 @@ def test_example_celery_duplicate_delivery_and_killed_worker_work_once(host: Hos
 
 
 @pytest.mark.exhaustive
+@ON_POSTGRESQL
 def test_example_apscheduler_killed_other_scheduler_completes_the_report(host: Host) -> None:
     """Two schedulers start each report, one makes it; if that one dies, the other completes it."""
     schedulers = {}

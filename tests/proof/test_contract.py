@@ -17,6 +17,7 @@ import pytest
 from examples.redis_store import AsyncRedisStore, RedisStore
 from redis import Redis
 from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as create_host_engine
 
 from execution_core import (
@@ -53,57 +54,70 @@ class TestAsyncMemory(AsyncStoreContract):
         return AsyncMemoryStore()
 
 
+class SharedStores:
+    """All tests of a class use the same two stores: connecting takes longer than most tests.
+
+    Each store has its own engine, as in two processes.
+    """
+
+    @pytest.fixture
+    def store(self, stores: list[Any], class_database: Database) -> Any:
+        class_database.empty()
+        return stores[0]
+
+    @pytest.fixture
+    def other_store(self, stores: list[Any]) -> Any:
+        return stores[1]
+
+
 @pytest.mark.slow
-class TestSql(StoreContract):
-    """Each store has its own engine, as in two processes."""
+class TestSql(SharedStores, StoreContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stores(cls, class_database: Database) -> Iterator[list[Any]]:
+        engines = [create_sync_engine(class_database.url, exclusive=True) for _ in range(2)]
+        yield [*map(SqlExecutionStore, engines)]
+        for engine in engines:
+            engine.dispose()
 
-    @pytest.fixture
-    def store(self, database: Database) -> Iterator[Any]:
-        engine = create_sync_engine(database.url, exclusive=True)
-        yield SqlExecutionStore(engine)
-        engine.dispose()
 
-    @pytest.fixture
-    def other_store(self, database: Database) -> Iterator[Any]:
-        engine = create_sync_engine(database.url, exclusive=True)
-        yield SqlExecutionStore(engine)
-        engine.dispose()
+class AsyncSharedStores(SharedStores):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def runner(cls) -> Iterator[asyncio.Runner]:
+        with asyncio.Runner() as runner:
+            yield runner
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stores(cls, class_database: Database, runner: asyncio.Runner) -> Iterator[list[Any]]:
+        engines = [cls.create_engine(class_database.url) for _ in range(2)]
+        yield [*map(AsyncSqlExecutionStore, engines)]
+        for engine in engines:
+            runner.run(engine.dispose())
+
+    @staticmethod
+    def create_engine(url: str) -> AsyncEngine:
+        return create_async_engine(url, exclusive=True)
 
 
 @pytest.mark.slow
-class TestAsyncSql(AsyncStoreContract):
-    @pytest.fixture
-    def store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:
-        engine = create_async_engine(database.url, exclusive=True)
-        yield AsyncSqlExecutionStore(engine)
-        runner.run(engine.dispose())
-
-    @pytest.fixture
-    def other_store(self, database: Database, runner: asyncio.Runner) -> Iterator[Any]:
-        engine = create_async_engine(database.url, exclusive=True)
-        yield AsyncSqlExecutionStore(engine)
-        runner.run(engine.dispose())
+class TestAsyncSql(AsyncSharedStores, AsyncStoreContract):
+    pass
 
 
 @pytest.mark.exhaustive
-class TestAsyncpg(AsyncStoreContract):
+class TestAsyncpg(AsyncSharedStores, AsyncStoreContract):
     """On the engines of a host; `test_within` runs every verb on such engines in `make test`."""
 
-    @pytest.fixture
-    def store(self, postgres_database: Database, runner: asyncio.Runner) -> Iterator[Any]:
-        postgres_database.empty()
-        yield from asyncpg_store(postgres_database, runner)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def class_database(cls, postgres_database: Database) -> Database:
+        return postgres_database
 
-    @pytest.fixture
-    def other_store(self, postgres_database: Database, runner: asyncio.Runner) -> Iterator[Any]:
-        yield from asyncpg_store(postgres_database, runner)
-
-
-def asyncpg_store(database: Database, runner: asyncio.Runner) -> Iterator[Any]:
-    url = make_url(database.url).set(drivername="postgresql+asyncpg")
-    engine = create_host_engine(url)
-    yield AsyncSqlExecutionStore(engine)
-    runner.run(engine.dispose())
+    @staticmethod
+    def create_engine(url: str) -> AsyncEngine:
+        return create_host_engine(make_url(url).set(drivername="postgresql+asyncpg"))
 
 
 @pytest.fixture(scope="session")
