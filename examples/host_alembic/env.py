@@ -5,7 +5,7 @@ from typing import Any
 
 from alembic import context
 from models import Base
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, NullPool, create_engine
 
 from execution_core import migrate
 
@@ -29,7 +29,6 @@ def run(connection: Connection) -> None:
 if (connection := context.config.attributes.get("connection")) is not None:
     run(connection)  # in the transaction of upgrade.py
 else:
-    engine = create_engine(os.environ.get("EXECUTION_CORE_URL", "sqlite:///host.db"))
-    with engine.begin() as connection:
+    url = os.environ.get("EXECUTION_CORE_URL", "sqlite:///host.db")
+    with create_engine(url, poolclass=NullPool).begin() as connection:
         run(connection)
-    engine.dispose()

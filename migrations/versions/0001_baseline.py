@@ -620,6 +620,13 @@ def upgrade() -> None:
         # 8 KB free, the next version of a row finds room on the page and the indexes stay as they
         # are when no indexed column changes, as in a heartbeat, a progress or a checkpoint.
         op.execute("ALTER TABLE executions SET (fillfactor = 70)")
+        # Finds a lost claim or sweep, whose executions are not known. SQLite loses no connections.
+        op.create_index(
+            "ix_execution_history_write_token",
+            "execution_history",
+            ["write_token"],
+            postgresql_where=sa.text("to_status IN ('running', 'timed_out')"),
+        )
         for function in (RECORD_POSTGRESQL, IN_USE_POSTGRESQL):
             op.execute(function.format(schema=schema()))
     for name, definition in triggers().items():

@@ -4,6 +4,8 @@ The migrations have their own version table, `execution_core_version`, and chang
 library's objects. So they do not interfere with migrations of the host.
 """
 
+import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, SingletonThreadPool, func
 
 from .core import validation
@@ -30,6 +33,8 @@ from .sql.schema.tables import metadata
 from .sql.schema.views import views_metadata
 
 VERSION_TABLE: Final = "execution_core_version"
+
+logger: Final = logging.getLogger("execution_core")
 
 _lock: Final = threading.Lock()
 _lock_owner: Final[list[int]] = []
@@ -46,8 +51,9 @@ def upgrade(
 ) -> None:
     """Create the schema, or upgrade it to the newest revision: `migrate.upgrade(engine)`.
 
-    Nothing is changed if the schema is up to date. Concurrent processes and threads wait for each
-    other. With asyncio: `await connection.run_sync(migrate.upgrade)`.
+    Nothing is changed if the schema is up to date, or if a later version has upgraded it: see
+    `is_newer`. Concurrent processes and threads wait for each other. With asyncio:
+    `await connection.run_sync(migrate.upgrade)`.
 
     Args:
         target: an Engine or a URL: the upgrade is one transaction. Or a Connection: the upgrade is
@@ -60,25 +66,37 @@ def upgrade(
 
     Raises:
         OperationalError: another session held a lock for longer. Nothing was changed.
-        InvalidValue: the target is none of these, or is a Connection in AUTOCOMMIT, or a newer
-            version of this library created the schema, or another application has tables of these
-            names there. Nothing was changed.
+        InvalidValue: the target is none of these, or is a Connection in AUTOCOMMIT, or its schema
+            is at a revision with which this version does not work, or another application has
+            tables of these names there. Nothing was changed.
         RuntimeError: another task of the same thread is upgrading.
     """
     with _exclusive(), _engine_or_connection(target) as bind, _transaction(bind) as connection:
+        check_schema(schema, connection.dialect.name)
         if isinstance(bind, Engine) and bind.dialect.name == "postgresql":
             timeout = validation.duration("lock_timeout", lock_timeout)
             milliseconds = str(timeout // timedelta(milliseconds=1))
             connection.execute(func.set_config("lock_timeout", milliseconds, True))  # noqa: FBT003
-        config, revision = _config(schema), current(connection, schema=schema)
-        if revision is not None and revision not in revisions():
-            raise InvalidValue(
-                "target",
-                f"is at revision {revision}, which a newer version of execution-core created:"
-                " install that version",
-            )
+        config = _config(schema)
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            # Asked only now, because another version may have upgraded while this one waited.
+            revision = current(connection, schema=schema)
+            if revision is None or revision in revisions():
+                raise
+            if not is_newer(revision):
+                raise InvalidValue(
+                    "target",
+                    f"is at revision {revision}, with which this version of execution-core does not"
+                    " work: install the version that created it",
+                ) from error
+            logger.warning(
+                "The schema is at %s, which a newer version of execution-core created. This version"
+                " works with it and has not changed it.",
+                revision,
+            )
 
 
 def current(target: Target, *, schema: str | None = None) -> str | None:
@@ -90,12 +108,27 @@ def current(target: Target, *, schema: str | None = None) -> str | None:
 
 
 def check(target: Target, *, schema: str | None = None) -> bool:
-    """Return whether the tables are those that this version needs: `migrate.check(engine)`.
+    """Return whether this version works with the schema: `migrate.check(engine)`.
 
     Returns:
-        False if `upgrade` is necessary, or if a newer version of this library created the schema.
+        True if the schema is up to date, or if a later version has upgraded it: see `is_newer`.
+        False if `upgrade` is necessary, or if this version does not work with the schema.
     """
-    return current(target, schema=schema) == revisions()[0]
+    revision = current(target, schema=schema)
+    return revision == revisions()[0] or is_newer(revision)
+
+
+def is_newer(revision: str | None) -> bool:
+    """Return whether a later version made a revision, and this one works with it.
+
+    During a rolling deployment, processes of two versions use one schema. A revision with which the
+    versions before it do not work has a name of another form.
+
+    Example: `migrate.is_newer(migrate.current(engine))`
+    """
+    if revision is None or not re.fullmatch(r"execution_core_\d{4}", revision):
+        return False
+    return revision > revisions()[0]
 
 
 def owns(name: str | None) -> bool:

@@ -97,17 +97,6 @@ def test_main_usage_error_exits_2(call: Call, arguments: tuple[str, ...]) -> Non
     assert call(*arguments)[0] == 2
 
 
-def test_migrate_newer_revision_refused(call: Call, tmp_path: Path) -> None:
-    call("migrate")
-    with sqlite3.connect(tmp_path / "executions.db") as raw:
-        raw.execute("UPDATE execution_core_version SET version_num = 'execution_core_9999'")
-    raw.close()
-    code, _, err = call("migrate")
-    assert code == 1
-    assert "execution_core_9999, which a newer version of" in err
-    assert not migrate.check(f"sqlite:///{tmp_path}/executions.db")
-
-
 def test_migrate_empty_environment_variable_is_ignored(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

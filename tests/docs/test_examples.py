@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import inspect
 
-from execution_core import connect, migrate
 from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database
@@ -371,57 +369,3 @@ def test_example_apscheduler_killed_other_scheduler_completes_the_report(host: H
         assert sum(times) <= 10 + len(earlier)
     both = {time.replace(" UTC", "+00:00").replace(" ", "T") for time in started_by_both()}
     assert both & {row["idempotency_key"].removeprefix("report-") for row in rows}
-
-
-# --- a host with its own migrations -----------------------------------------------------------
-
-
-@pytest.mark.exhaustive
-def test_example_host_alembic_upgrades_and_keeps_the_tables(host: Host) -> None:
-    project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
-    env, alembic = project / "env.py", ("alembic", "-c", project / "alembic.ini")
-    engine = host.database.engine
-
-    def output_of(*command: object) -> str:
-        ran = host.run(*command)
-        assert ran.returncode == 0, ran.stdout
-        return ran.stdout
-
-    output_of("python", project / "upgrade.py")
-    assert migrate.check(engine)
-    with connect(host.database.url) as manager:
-        id = manager.create("ship").id
-    host.database.run("INSERT INTO orders (item, execution_id) VALUES ('lamp', :id)", id=id)
-    joined = "SELECT e.status FROM orders AS o JOIN executions AS e ON e.id = o.execution_id"
-    assert host.database.rows(joined) == [{"status": "pending"}]
-
-    assert "No new upgrade operations detected" in output_of(*alembic, "check")
-    # The names of the host's own tables may begin like those of the library.
-    host.database.run("CREATE TABLE execution_plans (id INTEGER PRIMARY KEY)")
-    output = host.run(*alembic, "check").stdout
-    assert "('remove_table', Table('execution_plans'" in output
-    assert "Table('executions'" not in output
-
-    env.write_text(env.read_text().replace("        include_name=include_name,\n", ""))
-    output = host.run(*alembic, "check").stdout
-    for table in ("executions", "execution_history", "execution_core_version"):
-        assert (
-            f"('remove_table', Table('{table}'" in output
-        )  # without include_name they would be dropped
-
-    host.database.run("DROP TABLE execution_plans")
-    output_of(*alembic, "downgrade", "base")
-    assert not inspect(engine).has_table("orders")
-    assert migrate.check(engine)
-    assert host.status(id) == "pending"
-
-
-@pytest.mark.slow
-def test_example_host_alembic_failed_migration_changes_nothing(host: Host) -> None:
-    project = shutil.copytree(EXAMPLES / "host_alembic", host.folder / "project")
-    revision = project / "versions" / "0001_orders.py"
-    broken = "def upgrade() -> None:\n    op.execute('CREATE TABLE half (id INTEGER)')\n    1 / 0\n"
-    revision.write_text(revision.read_text() + broken)
-    ran = host.run("python", project / "upgrade.py")
-    assert "ZeroDivisionError" in ran.stdout
-    assert inspect(host.database.engine).get_table_names() == []

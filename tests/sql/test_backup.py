@@ -1,7 +1,10 @@
 """Backup, restore, and from SQLite to PostgreSQL, as docs/migrations.md describes them."""
 
+import os
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -52,57 +55,80 @@ SOUND = dict.fromkeys(("migrated", "history", "history_start"), "ok")
 
 
 @pytest.fixture
-def program(request: pytest.FixtureRequest) -> Callable[..., bytes]:
-    """A function that runs a program of the server's installation."""
+def run_block(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str, str], None]:
+    """A function that runs the shell commands of the page that contain a text."""
     installation = request.config.stash[SERVER].installation
     folder = installation.binaries if installation else Path("/usr/bin")
 
-    def run(name: str, *arguments: str, stdin: bytes = b"") -> bytes:
-        if not (folder / name).exists():
-            pytest.skip(f"NOT TESTED: {folder} has no {name}")
+    def run(part: str, old: str, new: str) -> None:
+        if not (folder / "pg_dump").exists():
+            pytest.skip(f"NOT TESTED: {folder} has no pg_dump")
+        (block,) = (each for each in blocks("migrations.md", "sh") if part in each)
+        urls = {"OLD": dsn(old), "NEW": dsn(new)}
         done = subprocess.run(
-            [folder / name, *arguments], input=stdin, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+            ["sh", "-ec", block],
+            cwd=tmp_path, env=os.environ | urls | {"PATH": f"{folder}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
 
     return run
 
 
+@pytest.fixture(scope="module")
+def source(empty_postgres: Callable[[str], str]) -> str:
+    """The URL of a filled database, which the tests only read."""
+    url = empty_postgres("source")
+    migrate.upgrade(url)
+    fill(url)
+    return url
+
+
 @pytest.fixture
-def urls(empty_postgres: Callable[[str], str], request: pytest.FixtureRequest) -> tuple[str, str]:
-    """The URLs of a filled and of an empty database."""
-    name = request.node.originalname.replace("test_backup_", "")[:20]
-    source, target = empty_postgres(f"{name}_a"), empty_postgres(f"{name}_b")
-    migrate.upgrade(source)
-    fill(source)
-    return source, target
+def target(empty_postgres: Callable[[str], str]) -> str:
+    """The URL of an empty database."""
+    return empty_postgres("target")
+
+
+@pytest.fixture(scope="module")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A filled database, which the tests only read."""
+    path = tmp_path_factory.mktemp("backup") / "jobs.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    fill(f"sqlite:///{path}")
+    return path
 
 
 def test_backup_full_restore_is_complete(
-    urls: tuple[str, str], program: Callable[..., bytes]
+    source: str, target: str, run_block: Callable[[str, str, str], None]
 ) -> None:
-    source, target = urls
-    dump = program("pg_dump", dsn(source))
-    program("psql", "-v", "ON_ERROR_STOP=1", "-q", dsn(target), stdin=dump)
+    run_block("pg_restore -d", source, target)
     assert content(target) == content(source)
     assert levels(target) == SOUND
 
 
 def test_backup_data_only_restore_is_complete(
-    urls: tuple[str, str], program: Callable[..., bytes]
+    source: str, target: str, run_block: Callable[[str, str, str], None]
 ) -> None:
-    source, target = urls
     migrate.upgrade(target)
-    tables = [f"--table=execution{name}" for name in ("s", "_history", "_logs")]
-    dump = program("pg_dump", "--data-only", "--disable-triggers", *tables, dsn(source))
-    program("psql", "-v", "ON_ERROR_STOP=1", "-q", dsn(target), stdin=dump)
+    run_block("--disable-triggers", source, target)
     assert content(target) == content(source)
     assert levels(target) == SOUND
 
 
-def test_backup_copy_that_fires_the_trigger_is_seen_by_doctor(urls: tuple[str, str]) -> None:
-    source, target = urls
+@pytest.mark.parametrize("way", [".backup", "VACUUM INTO"])
+def test_backup_of_sqlite_is_complete(sqlite_file: Path, tmp_path: Path, way: str) -> None:
+    copy = tmp_path / "copy.db"
+    with closing(sqlite3.connect(sqlite_file)) as old, closing(sqlite3.connect(copy)) as new:
+        if way == ".backup":  # the shell of SQLite calls the same function
+            old.backup(new)
+        else:
+            old.execute("VACUUM INTO ?", [str(copy)])
+    assert content(f"sqlite:///{copy}") == content(f"sqlite:///{sqlite_file}")
+    assert levels(f"sqlite:///{copy}") == SOUND
+
+
+def test_backup_copy_that_fires_the_trigger_is_seen_by_doctor(source: str, target: str) -> None:
     migrate.upgrade(target)
     engines = create_engine(source), create_engine(target)
     with engines[0].connect() as old, engines[1].begin() as new:
@@ -117,13 +143,9 @@ def test_backup_copy_that_fires_the_trigger_is_seen_by_doctor(urls: tuple[str, s
     assert levels(target) == SOUND | {"history_start": "warning"}
 
 
-def test_backup_move_from_sqlite_is_complete(
-    empty_postgres: Callable[[str], str], tmp_path: Path
-) -> None:
-    source, target = f"sqlite:///{tmp_path}/jobs.db", empty_postgres("moved")
-    migrate.upgrade(source)
+def test_backup_move_from_sqlite_is_complete(sqlite_file: Path, target: str) -> None:
+    source = f"sqlite:///{sqlite_file}"
     migrate.upgrade(target)
-    fill(source)
     (code,) = (each for each in blocks("migrations.md") if "def move" in each)
     names: dict[str, Any] = {}
     exec(code, names)

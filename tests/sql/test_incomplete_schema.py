@@ -30,7 +30,10 @@ MIGRATE = "Its schema is not up to date: run execution-core migrate\n"
 
 DOCTOR = "Part of its schema is missing: run execution-core doctor to see what\n"
 
-NEWER = "A newer version of execution-core created its schema: install that version here as well\n"
+INCOMPATIBLE = (
+    "Its schema is at other, with which this version does not work: install the version that"
+    " created it\n"
+)
 
 
 def rename(database: Database, table: str, name: str) -> None:
@@ -132,9 +135,10 @@ def downgrade(database: Database, revision: str) -> None:
         command.downgrade(config, revision)
 
 
-def test_newer_schema_cli_asks_for_the_newer_version(
+def test_schema_of_another_version_cli_says_what_to_do(
     own_database: Database, run_cli: RunCli
 ) -> None:
-    own_database.run("UPDATE execution_core_version SET version_num = 'execution_core_9999'")
     rename(own_database, "executions", "executions_of_tomorrow")
-    assert_one_line(run_cli(own_database.url, "sweep"), MISSING, NEWER)
+    for revision, advice in (("execution_core_9999", DOCTOR), ("other", INCOMPATIBLE)):
+        own_database.run("UPDATE execution_core_version SET version_num = :name", name=revision)
+        assert_one_line(run_cli(own_database.url, "sweep"), MISSING, advice)

@@ -36,8 +36,8 @@ def insert_rows(database: Database, status: str, count: int) -> None:
     )
 
 
-def explain(database: Database, query: queries.Query) -> tuple[str, int]:
-    """Return the steps that read executions, and how many rows they read."""
+def explain(database: Database, query: queries.Query, table: str = "executions") -> tuple[str, int]:
+    """Return the steps that read a table, and how many rows they read."""
     dialect = database.engine.dialect
     compiled: Any = query.statement.compile(dialect=dialect)
     given = {**compiled.params, **query.parameters}
@@ -63,7 +63,7 @@ def explain(database: Database, query: queries.Query) -> tuple[str, int]:
     while nodes:
         node = nodes.pop()
         nodes += node.get("Plans", [])
-        if node.get("Relation Name") == "executions" and "Scan" in node["Node Type"]:
+        if node.get("Relation Name") == table and "Scan" in node["Node Type"]:
             removed = node.get("Rows Removed by Filter", 0)
             read = (node["Actual Rows"] + removed) * node["Actual Loops"]
             lines.append(f"  {node['Node Type']} {node.get('Index Name', '')}: {read} rows")

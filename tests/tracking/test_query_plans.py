@@ -8,6 +8,7 @@ import pytest
 
 from execution_core.core import transitions, validation
 from execution_core.core.selections import check_batch, check_prune_request
+from execution_core.sql.recovery.queries import find_batch_write
 from execution_core.sql.statements import queries
 
 from ..conftest import Database
@@ -87,3 +88,15 @@ def test_prune_plan_reads_only_deleted_rows(
         assert not re.search(r"SCAN executions(?! USING)", plan), plan
         assert re.search(r"\bix_executions_completed_at\b", plan), plan
         assert rows <= 2 * found
+
+
+def test_lost_batch_lookup_plan_reads_only_its_rows(postgres_database: Database) -> None:
+    """By the index on the token. SQLite has none: it loses no connections."""
+    postgres_database.empty()
+    insert_rows(postgres_database, "running", 4_000)
+    postgres_database.run("UPDATE execution_history SET write_token = gen_random_uuid()")
+    postgres_database.run("ANALYZE execution_history")
+    for transition, *_ in BATCH_VERBS.values():
+        query = find_batch_write(validation.new_id(), transition.rule)
+        plan, rows = explain(postgres_database, query, "execution_history")
+        assert rows == 0, plan

@@ -108,10 +108,11 @@ def _schema_advice(url: str, schema: str | None) -> str:
         at, known = migrate.current(url, schema=schema), migrate.revisions()
     except (DBAPIError, ExecutionProblem):
         return ""  # the database has become unreachable
-    if at == known[0]:
+    if at == known[0] or migrate.is_newer(at):
         return "\nPart of its schema is missing: run execution-core doctor to see what"
     if at is None or at in known:
         return "\nIts schema is not up to date: run execution-core migrate"
     return (
-        "\nA newer version of execution-core created its schema: install that version here as well"
+        f"\nIts schema is at {at}, with which this version does not work: install the version that"
+        " created it"
     )

@@ -12,7 +12,7 @@ from .connection import open_reader, open_target, run_check
 from .executions import execution_checks
 from .finding import Checks, Finding, Level
 from .probe import probe
-from .schema import check_revision, schema_checks
+from .schema import KINDS, NEWER, STABLE_KINDS, check_revision, schema_checks
 from .settings import postgresql_activity, postgresql_settings, sqlite_settings
 
 __all__ = ["Finding", "Level", "examine", "probe"]
@@ -30,7 +30,8 @@ def examine(
     """Check a database and say what to do about each problem: `doctor.examine(engine)`.
 
     Each check returns one finding. A check that the role may not read is a warning. Checks that
-    need the schema are omitted while the schema is missing or at another revision.
+    need the schema are omitted while it is missing or not upgraded. A newer version may have
+    replaced constraints, indexes, triggers and functions: these are then not checked.
 
     Args:
         target: the application's Engine, whose settings are checked too; or a URL.
@@ -57,8 +58,9 @@ def examine(
             findings = [run("migrated", partial(check_revision, connection)), *settings]
             if findings[0].level == "problem":
                 return findings
+            kinds = STABLE_KINDS if findings[0].advice == NEWER else KINDS
             checks: Checks = {
-                **schema_checks(connection),
+                **schema_checks(connection, kinds),
                 **({} if sqlite else postgresql_activity(connection, patience)),
                 **execution_checks(connection, patience, whole=whole),
             }

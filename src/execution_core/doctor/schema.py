@@ -1,12 +1,13 @@
 """Check that each object of the schema exists and that the database enforces it.
 
 The expected names come from the metadata of the tables and from the SQL that the migrations print.
-Only columns are compared further: their type and NOT NULL. For the rest, the revision counts.
+Only columns are compared further: their type and NOT NULL. For the rest, the revision counts. A
+newer version may have replaced everything but the tables and views.
 """
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Final
 
@@ -18,13 +19,15 @@ from ..sql.schema.tables import executions
 from .finding import Checks, Finding, to_finding
 
 KINDS: Final = ("tables", "constraints", "indexes", "triggers", "views", "functions")
+STABLE_KINDS: Final = ("tables", "views")
+NEWER: Final = "Nothing while a deployment replaces this version; otherwise install the newer one"
 
 Objects = dict[tuple[str, str], tuple[str, str]]
 """By kind and name: the type of a column, and a state that needs repair; each may be empty."""
 
 
-def schema_checks(connection: Connection) -> Checks:
-    """Return one check for each kind of object."""
+def schema_checks(connection: Connection, kinds: Sequence[str] = KINDS) -> Checks:
+    """Return one check for each of these kinds of objects that the database has."""
     expected = expected_objects(connection.dialect)
 
     @cache
@@ -41,8 +44,8 @@ def schema_checks(connection: Connection) -> Checks:
         wrong = [problem for key, type in wanted.items() if (problem := _problem(key, type, found))]
         return to_finding(kind, wrong, f"all {len(wanted)} exist")
 
-    kinds = dict.fromkeys(kind for kind, _ in expected)
-    return {kind: partial(check, kind) for kind in KINDS if kind in kinds}
+    used = {kind for kind, _ in expected}
+    return {kind: partial(check, kind) for kind in kinds if kind in used}
 
 
 def _problem(key: tuple[str, str], type: str, found: Objects) -> str | None:
@@ -137,9 +140,12 @@ def check_revision(connection: Connection) -> Finding:
     if at in known:
         behind = [] if at == known[0] else [f"at {at}, before {known[0]}"]
         return to_finding("migrated", behind, f"at {at}")
+    if migrate.is_newer(at):
+        message = f"at {at}, newer than {known[0]} of this version, which works with it"
+        return Finding("migrated", "warning", message, NEWER)
     if at is not None:
-        message = f"at {at}, which a newer version of execution-core created"
-        return Finding("migrated", "problem", message, "Install that version here as well")
+        message = f"at {at}, with which this version does not work"
+        return Finding("migrated", "problem", message, "Install the version that created it")
     if not inspect(connection).has_table(executions.name):
         advice = (
             "Run execution-core migrate, or check --schema, search_path and USAGE on the schema"

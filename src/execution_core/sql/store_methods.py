@@ -89,7 +89,7 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         """Apply a transition to many executions in one conditional UPDATE."""
         token = self._token()
         query = queries.update_many(batch, token, self._now())
-        verify = partial(verify_commit.verify_batch, token)
+        verify = partial(verify_commit.verify_batch, token, batch.transition.rule)
         return cast("ManyT", self._ask(query, _by_id, verify))
 
     def delete(self, id: str) -> BoolT:

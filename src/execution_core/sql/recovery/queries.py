@@ -19,13 +19,14 @@ from sqlalchemy import (
 )
 
 from ...core.models import ExecutionStatus
-from ...core.state_machine import FINISHED
+from ...core.state_machine import FINISHED, Rule
 from ...core.transitions import Transition
 from ..driver.session import MICROSECONDS, Backend
 from ..schema.expressions import database_now
 from ..schema.tables import execution_history, execution_logs, executions
 from ..statements.queries import Query
 from ..statements.rows import FIELDS, LOG_ROW, ROW
+from ..statements.transition_sql import status_literal
 
 ENDED: Final = "ended"
 WAITS: Final = "waits for a standby"
@@ -107,9 +108,9 @@ def row_after_write(
     return current, True, now
 
 
-def find_batch_write(token: str) -> Query:
+def find_batch_write(token: str, rule: Rule) -> Query:
     """Select the executions that one batch changed, for `row_if_unchanged`."""
-    return Query(_find_batch_write(), {"token": token}, "get")
+    return Query(_find_batch_write(rule), {"token": token}, "get")
 
 
 def row_if_unchanged(row: Sequence[Any]) -> Sequence[Any] | None:
@@ -169,9 +170,14 @@ def _find_write() -> Select[Any]:
 
 
 @cache
-def _find_batch_write() -> Select[Any]:
-    found = select(*ROW, execution_history.c.to_status, execution_history.c.attempt)
-    return found.select_from(executions.join(execution_history, _wrote()))
+def _find_batch_write(rule: Rule) -> Select[Any]:
+    history = execution_history.c
+    found = select(*ROW, history.to_status, history.attempt)
+    # As in the condition of the index on the token.
+    targets = dict.fromkeys(move.target for move in rule.moves if move.target)
+    return found.join_from(executions, execution_history, _wrote()).where(
+        history.to_status.in_([status_literal(target) for target in targets])
+    )
 
 
 def _wrote() -> ColumnElement[bool]:

@@ -22,6 +22,7 @@ from ...core.errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
 from ...core.json_values import canonical
 from ...core.log_lines import NewLogEntry
 from ...core.models import Execution
+from ...core.state_machine import Rule
 from ...core.transitions import Transition
 from ..driver.session import Backend, ConnectionBroken, boot_clock
 from ..schema.tables import executions
@@ -199,9 +200,9 @@ def verify_update(
     return [row if whole else [row[FIELDS.index("status")]]]
 
 
-def verify_batch(token: str, _settled: bool) -> VerificationSteps[Rows | None]:
+def verify_batch(token: str, rule: Rule, _settled: bool) -> VerificationSteps[Rows | None]:
     """Return the rows unchanged since this batch wrote them; rows others changed are omitted."""
-    rows = yield queries.find_batch_write(token)
+    rows = yield queries.find_batch_write(token, rule)
     if not rows:
         return None
     return [unchanged for row in rows if (unchanged := queries.row_if_unchanged(row))]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Index
 
-from .tables import executions, metadata
+from .tables import execution_history, executions, metadata
 
 __all__ = ["metadata"]
 
@@ -32,3 +32,11 @@ Index("ix_executions_parent_id_status_id", c.parent_id, c.status, c.id, **_CHILD
 Index("ix_executions_replay_of", c.replay_of, **_partial(c.replay_of.is_not(None)))
 Index("ix_executions_completed_at", c.completed_at, **_partial(c.completed_at.is_not(None)))
 Index("ix_executions_deadline_at", c.deadline_at, **_partial(c.status == "running"))
+# Of claims and sweeps: the only writes that are looked up without the id of an execution.
+h = execution_history.c
+Index(
+    "ix_execution_history_write_token",
+    h.write_token,
+    postgresql_where=h.to_status.in_(["running", "timed_out"]),
+    info={"only": "postgresql"},
+)
