@@ -229,6 +229,7 @@ BROKEN = {
         "test_update_many_concurrent_with_checkpoint_keeps_both",
         "test_update_many_concurrent_with_delete_restores_nothing",
     },
+    "HeartbeatUnguarded": {"test_heartbeat_many_sends_those_of_running_attempts"},
     "PruneKeepsLog": {"test_removal_frees_key_and_log"},
 }
 """Each broken store, and the scenarios of the contract that must fail with it."""

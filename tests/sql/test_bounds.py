@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,6 @@ from execution_core import (
     InvalidValue,
     SqlExecutionStore,
     connect,
-    connect_async,
     migrate,
 )
 from execution_core.sql.driver.engine import GRACE_SECONDS, OWN_POOL
@@ -34,7 +32,7 @@ from ..conftest import Blocking, Database
 from ..support import postgres
 from ..support.pgbouncer import BINARY, MISSING, pgbouncer
 from ..support.states import bring_to
-from .lost_connections import blocked_pids, open_bound_manager, row_lock, wait_for
+from .lost_connections import open_bound_manager, row_lock, wait_for
 
 SHORT = timedelta(milliseconds=300)
 TIMEOUTS = "SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')"
@@ -288,66 +286,3 @@ def test_frozen_server_call_ends_in_time(mode: str, runner: asyncio.Runner) -> N
                 for pid in stopped:
                     os.kill(pid, signal.SIGCONT)
             wait_for(lambda: manager.get(id).status == "running")
-
-
-@pytest.mark.slow
-def test_heartbeats_continue_while_all_connections_wait_for_locks(
-    empty: Database, mode: str
-) -> None:
-    """Nor does the lock on the row of one attempt stop the heartbeats of the others."""
-    beat, attempts, callers = timedelta(milliseconds=100), 20, OWN_POOL + 5
-
-    async def run(locked: str, ids: list[str], started: Callable[[], None]) -> None:
-        async with connect_async(empty.url, call_timeout=timedelta(seconds=20)) as manager:
-
-            async def work(id: str) -> None:
-                async with manager.attempt(id, heartbeat=beat):
-                    while not done.is_set():
-                        await asyncio.sleep(0.05)
-
-            blocks = [asyncio.create_task(work(id)) for id in [locked, *ids]]
-            while len(await manager.list(type="sound", status="running")) <= len(ids):
-                await asyncio.sleep(0.02)
-            started()
-            await asyncio.to_thread(lock_is_held.wait, 20)
-            calls = [asyncio.create_task(manager.heartbeat(locked)) for _ in range(callers)]
-            await asyncio.gather(*calls)
-            done.set()
-            await asyncio.gather(*blocks)
-
-    def run_threads(locked: str, ids: list[str], started: Callable[[], None]) -> None:
-        with (
-            connect(empty.url, call_timeout=timedelta(seconds=20)) as manager,
-            ThreadPoolExecutor(attempts + callers + 1) as pool,
-        ):
-
-            def work(id: str) -> None:
-                with manager.attempt(id, heartbeat=beat):
-                    done.wait(20)
-
-            blocks = [pool.submit(work, id) for id in [locked, *ids]]
-            wait_for(lambda: len(manager.list(type="sound", status="running")) > len(ids))
-            started()
-            assert lock_is_held.wait(20)
-            calls = [pool.submit(manager.heartbeat, locked) for _ in range(callers)]
-            for call in calls:
-                call.result(30)
-            done.set()
-            for block in blocks:
-                block.result(30)
-
-    done, locking, lock_is_held = (threading.Event() for _ in range(3))
-    with connect(empty.url) as other, ThreadPoolExecutor(1) as pool:
-        locked, *ids = [other.create("sound").id for _ in range(attempts + 1)]
-        target = run_threads if mode == "sync" else lambda *args: asyncio.run(run(*args))
-        running = pool.submit(target, locked, ids, locking.set)
-        assert locking.wait(20)
-        with row_lock(empty, locked):
-            lock_is_held.set()
-            wait_for(lambda: len(blocked_pids(empty)) >= OWN_POOL)
-            for _ in range(15):
-                time.sleep(0.1)
-                assert other.sweep(type="sound", stalled_after=timedelta(seconds=1)) == []
-            assert len(blocked_pids(empty)) >= OWN_POOL
-        running.result(30)
-        assert {other.get(id).status for id in (locked, *ids)} == {"completed"}

@@ -38,6 +38,14 @@ from ..support.postgres import free_port
 from ..support.sampling import in_whole
 
 
+def heartbeat_many(manager: Any, attempts: list[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Call `heartbeat_many` of the store of a manager, sync or async."""
+    store = getattr(manager, "target", manager)._store
+    store = Blocking(store, manager.runner) if isinstance(manager, Blocking) else store
+    sent: set[tuple[str, int]] = store.heartbeat_many(attempts)
+    return sent
+
+
 def call_every_verb(manager: ExecutionManager) -> None:
     parent = manager.create("a").id
     id = manager.create("a", {"p": [1, None]}, max_attempts=2, parent_id=parent).id
@@ -46,6 +54,7 @@ def call_every_verb(manager: ExecutionManager) -> None:
     manager.checkpoint(id, "k", {"v": 1})
     manager.advance(id, 2, 2, key="l", value=2, attempt=1)
     manager.heartbeat(id)
+    assert heartbeat_many(manager, [(id, 1), (id, 2)]) == {(id, 1)}
     assert manager.sweep(stalled_after=timedelta(hours=1)) == []
     waiting = manager.fail(id, "no", retryable=True, retry_after=timedelta(0))
     assert waiting.status == "retrying"
@@ -123,7 +132,7 @@ def test_listener_every_verb_sees_each_statement(host: Callable[..., Host], name
     seen = []
     event.listen(watched.engine, name, lambda *_: seen.append(name))
     call_every_verb(watched.manager)
-    assert len(seen) == 21
+    assert len(seen) == 22
 
 
 def test_listener_changes_the_statement_changed_text_is_sent(host: Callable[..., Host]) -> None:

@@ -21,7 +21,7 @@ import psycopg.waiting
 import pytest
 from sqlalchemy.orm import Session
 
-from execution_core import Execution, ExecutionProblem
+from execution_core import Execution, ExecutionProblem, connect
 from execution_core.core.steps import run
 from execution_core.sql.driver import async_executor, connection_cache, executor
 from execution_core.sql.driver.executor import CachingExecutor, Executor
@@ -189,7 +189,7 @@ def block(manager: Any, job: Execution) -> None:
 
 def attempt_threads() -> list[str]:
     names = [each.name for each in threading.enumerate()]
-    return [name for name in names if name.startswith(("heartbeat-", "log-"))]
+    return [name for name in names if name.startswith(("heartbeats", "log-"))]
 
 
 def block_calls() -> SignalAtCall:
@@ -225,6 +225,38 @@ def test_signal_attempt_block_at_every_call_end_is_recorded(
                     or calls.stack[:2] == [run.__code__, enter]
                 ), calls.stack
     tell(f"{database.name}, own, signals: a block that was {state}, {summary(figures)}")
+
+
+@pytest.mark.slow
+def test_signal_attempt_block_at_every_call_heartbeats_of_others_continue(
+    database: Database,
+) -> None:
+    """And those of the interrupted block end."""
+    with connect(database.url) as manager:
+        sent, store = list[set[str]](), manager._store
+        heartbeat_many = store.heartbeat_many
+
+        def recorded(attempts: list[tuple[str, int]]) -> Any:
+            sent.append({id for id, _ in attempts})
+            return heartbeat_many(attempts)
+
+        store.heartbeat_many = recorded
+        other, moments = manager.create("other").id, 1
+        with manager.attempt(other, heartbeat=HEARTBEAT):
+            while True:
+                job = manager.create("a", max_attempts=2)
+                calls = block_calls()
+                calls.at, calls.number = moments, signal.SIGUSR1
+                with suppress(Interruption), time_limit(20), calls:
+                    block(manager, job)
+                if not calls.stack:
+                    break
+                begun = len(sent)
+                wait_until(lambda: len(sent) > begun + 1, lambda: calls.stack)  # noqa: B023
+                wait_until(lambda: sent[-1] == {other}, lambda: calls.stack)  # noqa: B023
+                moments += choose_step(7, 41)
+        assert manager.get(other).status == "completed"
+        assert moments > 200
 
 
 @pytest.mark.slow

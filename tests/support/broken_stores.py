@@ -66,6 +66,14 @@ class BatchUnguarded(MemoryStore):
         return moved
 
 
+class HeartbeatUnguarded(MemoryStore):
+    def heartbeat_many(self, attempts: list[tuple[str, int]]) -> set[tuple[str, int]]:
+        now = {"heartbeat_at": datetime.now(UTC), "updated_at": datetime.now(UTC)}
+        found = [self.rows[id] for id, _ in attempts if id in self.rows]
+        self.rows.update((each.id, each.model_copy(update=now)) for each in found)
+        return {(each.id, each.attempts) for each in found}
+
+
 class PruneKeepsLog(MemoryStore):
     def prune(self, pruning: PruneRequest) -> int:
         kept = self.entries

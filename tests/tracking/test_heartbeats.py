@@ -1,10 +1,10 @@
-"""Heartbeats: which writes set one, and the thread or task that sends them."""
+"""Heartbeats: which writes set one, and what sends them in the background."""
 
 import asyncio
-import threading
+import gc
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ from execution_core import (
 
 from ..conftest import Database
 from ..support.attempts import Outage, UnreachableStore
+from ..support.heartbeats import EVERY, heartbeat_threads, record_calls
 from ..support.waiting import wait_until
 
 
@@ -54,18 +55,18 @@ def test_heartbeat_thread_writes_and_stops(
 ) -> None:
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=9)
-        every = timedelta(milliseconds=5)
-        for error in (Outage(), None):
+        for error in (Outage(), None):  # the second attempt starts a thread again
             with (
                 pytest.raises(Outage) if error else nullcontext(),
-                manager.attempt(job.id, heartbeat=every, retry_on=Outage) as attempt,
+                manager.attempt(job.id, heartbeat=EVERY, retry_on=Outage) as attempt,
             ):
+                assert len(heartbeat_threads()) == 1
                 first = attempt.execution.heartbeat_at
                 second = wait_until(lambda: (b := manager.get(job.id).heartbeat_at) != first and b)  # noqa: B023
                 wait_until(lambda: manager.get(job.id).heartbeat_at not in (first, second))  # noqa: B023
                 if error:
                     raise error
-            assert not [t for t in threading.enumerate() if t.name.startswith("heartbeat-")]
+            wait_until(lambda: not heartbeat_threads())
         assert manager.get(job.id).status == "completed"
     assert caplog.text == ""
 
@@ -84,56 +85,109 @@ def test_heartbeat_long_interval_does_not_delay_exit(
     assert time.monotonic() < begun + 30
 
 
-def test_heartbeat_thread_stops_when_attempt_is_lost(database: Database) -> None:
-    with connect(database.url) as manager:
-        job = manager.create("a", max_attempts=9)
-        every = timedelta(milliseconds=5)
-        with pytest.raises(AttemptLost), manager.attempt(job.id, heartbeat=every):
-            names = [t for t in threading.enumerate() if t.name == f"heartbeat-{job.id}"]
-            assert len(names) == 1
-            cancelled = manager.cancel(job.id)
-            wait_until(lambda: not names[0].is_alive())
-            assert manager.get(job.id) == cancelled
-
-
 def test_heartbeat_continues_after_outage(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect(database.url) as manager:
         manager._store = unreachable = UnreachableStore(manager._store)
-        job = manager.create("a")
-        with manager.attempt(job.id, heartbeat=timedelta(milliseconds=5)):
+        jobs = [manager.create("a") for _ in range(3)]
+        with ExitStack() as blocks:
+            for job in jobs:
+                blocks.enter_context(manager.attempt(job.id, heartbeat=EVERY))
             unreachable.down = True
             wait_until(lambda: "A heartbeat of attempt 1" in caplog.text)
             unreachable.down = False
-            before = manager.get(job.id)
-            wait_until(lambda: manager.get(job.id) != before)
+            for before in [manager.get(job.id) for job in jobs]:
+                wait_until(lambda: manager.get(before.id) != before)  # noqa: B023
 
 
-def heartbeat_tasks() -> list[Any]:
-    return [task for task in asyncio.all_tasks() if task.get_name().startswith("heartbeat-")]
+def heartbeat_calls() -> list[Any]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == "heartbeats"]
 
 
 def test_heartbeat_task_writes_and_stops(database: Database) -> None:
     async def run() -> None:
         async with connect_async(database.url) as manager:
+            calls = record_calls(manager)
             job = await manager.create("a", max_attempts=9)
-            every = timedelta(milliseconds=5)
             with pytest.raises(Outage):
-                async with manager.attempt(job.id, heartbeat=every, retry_on=Outage) as attempt:
+                async with manager.attempt(job.id, heartbeat=EVERY, retry_on=Outage) as attempt:
                     first = attempt.execution.heartbeat_at
                     while (await manager.get(job.id)).heartbeat_at == first:
                         await asyncio.sleep(0.01)
                     raise Outage
-            assert not heartbeat_tasks()
+            assert not heartbeat_calls()
             with pytest.raises(AttemptLost):
-                async with manager.attempt(job.id, heartbeat=every):
+                async with manager.attempt(job.id, heartbeat=EVERY):
                     cancelled = await manager.cancel(job.id)
-                    while heartbeat_tasks():
-                        await asyncio.sleep(0.01)
+                    begun = -1
+                    while begun < len(calls):
+                        begun = len(calls)
+                        await asyncio.sleep(0.1)
             assert await manager.get(job.id) == cancelled
 
     asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_heartbeat_task_cancelled_by_host_is_repeated(database: Database) -> None:
+    async def run() -> None:
+        async with connect_async(database.url) as manager:
+            calls, job = record_calls(manager), await manager.create("a")
+            async with manager.attempt(job.id, heartbeat=EVERY):
+                while not (tasks := heartbeat_calls()):
+                    await asyncio.sleep(0)
+                tasks[0].cancel()
+                begun = len(calls)
+                while len(calls) < begun + 3:
+                    await asyncio.sleep(0.005)
+            assert (await manager.get(job.id)).status == "completed"
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_heartbeats_in_one_event_loop_after_another_are_sent(database: Database) -> None:
+    """Although the first one has ended inside a block."""
+    manager = connect_async(database.url)
+    calls, attempts = record_calls(manager), []
+
+    async def enter(interval: timedelta, wanted: int) -> None:
+        job = await manager.create("a")
+        attempts.append(manager.attempt(job.id, heartbeat=interval))
+        await attempts[-1].__aenter__()
+        while len(calls) < wanted:
+            await asyncio.sleep(0.005)
+        if wanted:
+            await attempts[-1].__aexit__(None, None, None)
+        await manager.close()
+
+    asyncio.run(enter(timedelta(hours=1), 0))
+    asyncio.run(asyncio.wait_for(enter(EVERY, 3), 30))
+    assert calls[-1] == {(attempts[-1].execution.id, 1)}
+
+
+def test_heartbeats_when_event_loop_ends_leave_nothing_pending(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(id: str) -> None:
+        async with manager.attempt(id, heartbeat=EVERY):
+            await asyncio.sleep(60)
+
+    async def run() -> None:
+        jobs = [await manager.create("a", max_attempts=2) for _ in range(5)]
+        tasks.extend(asyncio.create_task(work(job.id)) for job in jobs)
+        while not calls or len(calls[-1]) < 5:
+            await asyncio.sleep(0)
+
+    manager, tasks = connect_async(database.url), list[Any]()
+    calls = record_calls(manager)
+    with asyncio.Runner() as runner:
+        runner.run(run())
+        asyncio.runners._cancel_all_tasks(runner.get_loop())  # type: ignore[attr-defined]
+        runner.run(manager.close())
+    gc.collect()
+    assert caplog.text == ""
+    with connect(database.url) as other:
+        assert {each.status for each in other.list()} == {"retrying"}
 
 
 def test_heartbeat_on_shared_connection_is_refused() -> None:

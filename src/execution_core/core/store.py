@@ -43,10 +43,13 @@ def store_within(store: Any, transaction: Any) -> Any:
 class ExecutionStore(Protocol):
     """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. Three members are optional. `within(transaction)` returns a
+    Each method is atomic by itself. Four members are optional. `within(transaction)` returns a
     store that runs in the caller's transaction. `close()` releases resources.
     `shares_connection = True` says that all calls share one connection, so that no other thread or
-    task can use the store during a call.
+    task can use the store during a call. `heartbeat_many(attempts)` sends the heartbeats of many
+    attempts in one call: for each `(id, attempt)`, if that attempt is running, it sets
+    `heartbeat_at` and `updated_at` to now; it returns those that are running, as a set. It waits
+    for no lock: it leaves out a locked execution, and returns it if its attempt is running.
     """
 
     def create(self, new: NewExecution) -> Execution | None:

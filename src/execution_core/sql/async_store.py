@@ -69,6 +69,7 @@ class AsyncSqlExecutionStore(
         if not isinstance(engine, AsyncEngine):
             raise InvalidValue("engine", f"must be an AsyncEngine, not {type(engine).__name__}")
         self._schema = check_schema(schema, engine.dialect.name)
+        self._locks_rows = engine.dialect.name == "postgresql"
         timeout = validation.duration("call_timeout", call_timeout)
         self._bind = AsyncExecutor(engine, timeout, self._schema)
         self._clock = clock

@@ -58,6 +58,7 @@ class SqlExecutionStore(
         if not isinstance(engine, Engine):
             raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
         self._schema = check_schema(schema, engine.dialect.name)
+        self._locks_rows = engine.dialect.name == "postgresql"
         timeout = validation.duration("call_timeout", call_timeout)
         self._bind = Executor(engine, timeout, self._schema)
         self._clock = clock

@@ -5,7 +5,7 @@ type parameters say which.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from datetime import datetime
 from functools import partial
@@ -48,6 +48,7 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
     """An executor, or the caller's connection or session."""
     _clock: Clock | None
     _schema: str | None
+    _locks_rows: bool
 
     @property
     def shares_connection(self) -> bool:
@@ -91,6 +92,12 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         query = queries.update_many(batch, token, self._now())
         verify = partial(verify_commit.verify_batch, token, batch.transition.rule)
         return cast("ManyT", self._ask(query, _by_id, verify))
+
+    def heartbeat_many(self, attempts: Sequence[tuple[str, int]]) -> Any:  # set[tuple[str, int]]
+        """Send the heartbeats of attempts in one UPDATE; return those that are running."""
+        token, now = self._token(), self._now()
+        query = queries.heartbeat_many(attempts, token, now, locks_rows=self._locks_rows)
+        return self._ask(query, _attempts)  # does no harm if it is executed again
 
     def delete(self, id: str) -> BoolT:
         """Delete an execution; return whether it existed."""
@@ -158,6 +165,10 @@ def _status(rows: Rows) -> ExecutionStatus | None:
 
 def _many(rows: Rows) -> list[Execution]:
     return [to_execution(row) for row in rows]
+
+
+def _attempts(rows: Rows) -> set[tuple[str, int]]:
+    return {(id, attempt) for id, attempt in rows}
 
 
 def _by_id(rows: Rows) -> list[Execution]:

@@ -29,6 +29,7 @@ from .batches import BatchContract  # noqa: E402 - after the registration
 from .creation import CreationContract  # noqa: E402
 from .deletion import DeletionContract  # noqa: E402
 from .harness import StoreHarness  # noqa: E402
+from .heartbeats import HeartbeatContract  # noqa: E402
 from .log_lines import LogContract  # noqa: E402
 from .pages import PageContract  # noqa: E402
 from .round_trips import RoundTripContract  # noqa: E402
@@ -43,6 +44,7 @@ class StoreContract(
     RoundTripContract,
     PageContract,
     BatchContract,
+    HeartbeatContract,
     LogContract,
     DeletionContract,
 ):

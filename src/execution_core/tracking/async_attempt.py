@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
-from contextlib import suppress
 from contextvars import Context
 from datetime import timedelta
 from types import TracebackType
@@ -15,6 +14,7 @@ from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .attempt_options import AttemptOptions
 from .attempt_state import AttemptState
 from .iteration import CheckpointedIteration
+from .timers import TimerHeartbeat, start_heartbeats
 
 T = TypeVar("T")
 
@@ -28,15 +28,14 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
     noticed. No write sends or returns the payload.
 
     Its verbs are awaited: `await attempt.heartbeat()`. A cancelled block first records its
-    failure. Heartbeats are sent by a task: code that blocks the event loop also blocks them.
+    failure. Code that blocks the event loop also blocks the heartbeats.
     """
 
     _run = staticmethod(run_async)
+    _heartbeat: TimerHeartbeat | None
 
     def __init__(self, store: AsyncExecutionStore, options: AttemptOptions) -> None:
         super().__init__(store, options)
-        self._heartbeat_task: asyncio.Task[None] | None = None
-        self._heartbeat_stopped = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log_task: asyncio.Task[None] | None = None
         self._log_scheduled = False
@@ -103,10 +102,9 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
         try:
             await run_async(self._exit_steps(error))
         finally:  # last: no sweep must take the execution while its log is being written
-            if self._heartbeat_task is not None:
-                # Not cancelled: that would cost the connection of its statement.
-                self._heartbeat_stopped.set()
-                await asyncio.wait([self._heartbeat_task])
+            if self._heartbeat is not None:
+                await self._heartbeat.end()
+                self._heartbeat = None
 
     async def _shield(self, work: Coroutine[Any, Any, None]) -> None:
         # Not in the caller's transaction: its session may be for one task alone, and the caller
@@ -114,18 +112,7 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
         await (work if self._options.joined else finish_despite_cancellation(work))
 
     async def _start_heartbeat(self, interval: timedelta) -> None:
-        heartbeats = self._send_heartbeats(interval.total_seconds())
-        self._heartbeat_task = asyncio.create_task(
-            heartbeats, name=f"heartbeat-{self.execution.id}"
-        )
-
-    async def _send_heartbeats(self, seconds: float) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._heartbeat_stopped.wait()
-            if self._heartbeat_stopped.is_set() or not await run_async(self._heartbeat_steps()):
-                return
+        self._heartbeat = start_heartbeats(self._store, self.execution, interval)
 
     async def _finish_log(self) -> None:
         await asyncio.sleep(0)  # let a scheduled write begin

@@ -13,7 +13,7 @@ from ..core.store import ExecutionStore, Transaction
 from .attempt_options import AttemptOptions
 from .attempt_state import AttemptState
 from .iteration import CheckpointedIteration
-from .threads import HeartbeatThread, LogThread
+from .threads import LogThread, ThreadHeartbeat, start_heartbeats
 
 T = TypeVar("T")
 
@@ -27,10 +27,10 @@ class Attempt(AttemptState[None, Transaction]):
     """
 
     _run = staticmethod(run)
+    _heartbeat: ThreadHeartbeat | None
 
     def __init__(self, store: ExecutionStore, options: AttemptOptions) -> None:
         super().__init__(store, options)
-        self._heartbeats: HeartbeatThread | None = None
         self._log_thread: LogThread | None = None
         self._log_lock = threading.Lock()
 
@@ -59,8 +59,9 @@ class Attempt(AttemptState[None, Transaction]):
             run(self._record_steps(interruption))  # changes nothing if a record was made
             raise
         finally:  # last: no sweep must take the execution while its log is being written
-            if self._heartbeats is not None:
-                self._heartbeats.stop()
+            if self._heartbeat is not None:
+                self._heartbeat.end()
+                self._heartbeat = None
 
     def each(
         self, items: Iterable[T], *, checkpoint: str = "last_index", every: int = 1
@@ -91,7 +92,7 @@ class Attempt(AttemptState[None, Transaction]):
         run(self._advance_steps(iteration.exhausted()))
 
     def _start_heartbeat(self, interval: timedelta) -> None:
-        self._heartbeats = HeartbeatThread(self, interval)
+        self._heartbeat = start_heartbeats(self._store, self.execution, interval)
 
     def _finish_log(self) -> None:
         if self._log_thread is not None:

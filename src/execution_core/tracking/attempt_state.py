@@ -41,6 +41,7 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
     """The delay before the next attempt, once this one has failed and another may follow."""
     _left = False
     _active: ActiveAttempt | None = None
+    _heartbeat: Any = None
 
     def __init__(self, store: Any, options: AttemptOptions) -> None:
         super().__init__(store, options)
@@ -138,7 +139,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         """
         inside = copy(self)
         own = {"_store": store_within(self._store, transaction), "_entered": True}
-        vars(inside).update(own, _checkpoints=dict(self._checkpoints))
+        # What holds a heartbeat keeps it alive: that is the attempt of the block alone.
+        vars(inside).update(own, _checkpoints=dict(self._checkpoints), _heartbeat=None)
         return inside
 
     # --- the block ---
@@ -231,18 +233,6 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
     def _advance_steps(self, position: dict[str, Any] | None) -> Steps[None]:
         if position is not None:
             yield from self._write_steps(self._advance(**position))
-
-    def _heartbeat_steps(self) -> Steps[bool]:
-        """Send a heartbeat from the background; return whether to send another one."""
-        try:
-            heartbeat = transitions.heartbeat(self.number, skip_locked=True)
-            if (yield from self._update_steps(heartbeat)) is not None:
-                return True
-            # Of a locked row the next heartbeat is in time: a sweep skips it as well.
-            return isinstance((yield from self._loss_steps(heartbeat)), ConcurrentUpdate)
-        except Exception:  # noqa: BLE001 - the next heartbeat may succeed
-            self._warn("A heartbeat of attempt %d of execution %s could not be recorded")
-            return True
 
     # --- the transitions of the block ---
 

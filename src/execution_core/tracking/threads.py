@@ -1,52 +1,130 @@
-"""Threads of a sync attempt: one sends heartbeats, one writes captured log records.
+"""Threads of sync attempts: one sends the heartbeats of a store, others write captured log records.
 
-They have only a weak reference to their attempt. A signal handler may raise while a block is being
-left, and then nothing stops them. They end when nothing refers to the attempt any more, so that a
-sweep can take the execution.
+They have only weak references to attempts. A signal handler may raise while a block is being left,
+and then nothing stops them. They end when nothing refers to the attempts any more, so that a sweep
+can take the executions.
 """
 
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from typing import Any
-from weakref import ref
+from typing import Any, Final
+from weakref import WeakValueDictionary, ref
 
 from ..core.log_lines import NewLogEntry
+from ..core.models import Execution
 from ..core.steps import run
 from .attempt_log import MAX_BUFFERED_ENTRIES
 from .attempt_state import AttemptState
+from .heartbeats import Heartbeat, HeartbeatSchedule
 from .log_capture import ACTIVE
 
+_senders: Final = WeakValueDictionary[int, "HeartbeatSender"]()
+"""The senders of the stores, by the id of the store."""
 
-class HeartbeatThread:
-    """Sends heartbeats until it is stopped or the attempt is lost."""
 
-    def __init__(self, attempt: AttemptState[Any, Any], interval: timedelta) -> None:
-        self._seconds = min(interval.total_seconds(), threading.TIMEOUT_MAX)
-        # Not an Event, which an interrupted `set` may leave locked.
-        self._stop: SimpleQueue[None] = SimpleQueue()
-        self._attempt = _weak(attempt, self._stop)
-        name = f"heartbeat-{attempt.execution.id}"
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+def start_heartbeats(store: Any, execution: Execution, interval: timedelta) -> "ThreadHeartbeat":
+    """Send the heartbeats of a running attempt, as long as something refers to the result."""
+    # Without a lock, which a signal handler might find locked: two threads at once may start two.
+    sender = _senders.get(id(store))
+    if not hasattr(store, "heartbeat_many"):
+        sender = HeartbeatSender(store, alone=True)
+    elif sender is None or not sender.thread.is_alive():  # it is not in a forked process
+        sender = _senders[id(store)] = HeartbeatSender(store)
+    heartbeat = ThreadHeartbeat(execution, interval)
+    sender.add(heartbeat)
+    return heartbeat
 
-    def stop(self) -> None:
-        """Stop after the heartbeat that is under way."""
-        self._stop.put(None)
-        self._thread.join()
 
-    def _run(self) -> None:
-        while True:
-            with suppress(Empty):
-                self._stop.get(timeout=self._seconds)
-                return
-            if not self._beat():
-                return
+class ThreadHeartbeat(Heartbeat):
+    """The heartbeats of a sync attempt."""
 
-    def _beat(self) -> bool:
-        attempt = self._attempt()
-        return attempt is not None and run(attempt._heartbeat_steps())  # noqa: SLF001
+    sender: "HeartbeatSender"
+
+    def __init__(self, execution: Execution, interval: timedelta) -> None:
+        super().__init__(execution, interval)
+        self._lock = threading.Lock()
+
+    def end(self) -> None:
+        """Send no further heartbeat; wait for a call under way that sends one."""
+        thread = self.sender.thread
+        # In a forked process, and in a finalizer that the thread itself runs, nobody would release.
+        can_wait = thread.is_alive() and thread is not threading.current_thread()
+        self._lock.acquire(blocking=can_wait)  # and never released
+
+    def begin_call(self) -> bool:
+        """Let `end` wait for a call; return False if it has been called."""
+        return self._lock.acquire(blocking=False)
+
+    def end_call(self) -> None:
+        """Let `end` return."""
+        self._lock.release()
+
+
+class HeartbeatSender:
+    """A thread that sends heartbeats, as long as something refers to this."""
+
+    def __init__(self, store: Any, *, alone: bool = False) -> None:
+        self._added = SimpleQueue[ThreadHeartbeat | None]()
+        schedule = HeartbeatSchedule[ThreadHeartbeat](store, time.monotonic, alone=alone)
+        args = (store, schedule, self._added)
+        self.thread = threading.Thread(
+            target=_send_heartbeats, args=args, name="heartbeats", daemon=True
+        )
+        self.thread.start()
+
+    def add(self, heartbeat: ThreadHeartbeat) -> None:
+        """Send the heartbeats of another attempt."""
+        heartbeat.sender = self
+        self._added.put(heartbeat)
+
+    def __del__(self) -> None:
+        self._added.put(None)
+
+
+def _send_heartbeats(
+    store: Any,
+    schedule: HeartbeatSchedule[ThreadHeartbeat],
+    added: SimpleQueue[ThreadHeartbeat | None],
+) -> None:
+    ACTIVE.set(None)  # a thread may inherit the context of the thread that starts it
+    while _wait(schedule, added):
+        _send_due(store, schedule)
+
+
+def _wait(
+    schedule: HeartbeatSchedule[ThreadHeartbeat], added: SimpleQueue[ThreadHeartbeat | None]
+) -> bool:
+    """Wait until a heartbeat is due or an attempt is added; return False at the end."""
+    due = schedule.next_due()
+    seconds = None if due is None else min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
+    with suppress(Empty):
+        if (heartbeat := added.get(timeout=seconds)) is None:
+            return False
+        schedule.add(heartbeat)
+    return True
+
+
+def _send_due(store: Any, schedule: HeartbeatSchedule[ThreadHeartbeat]) -> None:
+    batch = []
+    for each in schedule.take_due():
+        if each.begin_call():
+            batch.append(each)
+        else:
+            schedule.discard(each)
+    if not batch:
+        return
+    try:
+        failed = run(schedule.send_steps(batch))
+    finally:
+        for each in batch:
+            each.end_call()
+    with suppress(RuntimeError):  # no more threads can be started
+        for each in failed:
+            HeartbeatSender(store, alone=True).add(each)
+            schedule.discard(each)
 
 
 class LogThread:

@@ -105,7 +105,7 @@ class AsyncCachingExecutor(AsyncExecutor):
 
     async def rows_async(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
-        semaphore = self._semaphore(query.skip_locked)
+        semaphore = self._semaphore(query.reserved)
         try:
             async with asyncio.timeout(self._patience) if semaphore.locked() else nullcontext():
                 await semaphore.acquire()
@@ -121,11 +121,11 @@ class AsyncCachingExecutor(AsyncExecutor):
         finally:
             semaphore.release()
 
-    def _semaphore(self, skip_locked: bool = False) -> asyncio.Semaphore:
+    def _semaphore(self, reserved: bool = False) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()  # tests, and some hosts, use one loop after another
         if loop not in self._semaphores:
             self._semaphores[loop] = asyncio.Semaphore(OWN_POOL), asyncio.Semaphore(1)
-        return self._semaphores[loop][skip_locked]
+        return self._semaphores[loop][reserved]
 
     async def _execute_async(self, query: Query, text: str, values: Sequence[Any]) -> Rows:
         connection, call = self._idle.pop(), None

@@ -287,7 +287,7 @@ class CachingExecutor(Executor):
     def rows(self, query: Query) -> Rows:
         """Execute a query and return all its rows; wait while all connections are in use."""
         # Heartbeats must not wait for calls that wait for locks.
-        permits = self._reserved if query.skip_locked else self._permits
+        permits = self._reserved if query.reserved else self._permits
         permit = acquire(permits, self._patience)
         try:
             return super().rows(query)

@@ -20,6 +20,28 @@ class in_array(Expression):  # noqa: N801
     sqlite = "{0} IN {1}"
 
 
+class in_pairs(Expression):  # noqa: N801
+    """`in_pairs(id, number, pairs, condition)`: a JSON array has this pair, and a condition holds.
+
+    The ids are looked up one by one, as by `in_array`: because of the CASE, no planner looks up the
+    condition in an index instead.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+    postgresql = (
+        "{0} = ANY (ARRAY (SELECT CAST(pair ->> 0 AS uuid)"
+        " FROM jsonb_array_elements(CAST({2} AS jsonb)) AS pair)) AND CASE WHEN {3} THEN ({0}, {1})"
+        " IN (SELECT CAST(pair ->> 0 AS uuid), CAST(pair ->> 1 AS integer)"
+        " FROM jsonb_array_elements(CAST({2} AS jsonb)) AS pair) ELSE false END"
+    )
+    sqlite = (
+        "{0} IN (SELECT json_extract(value, '$[0]') FROM json_each({2})) AND CASE WHEN {3} THEN"
+        " ({0}, {1}) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]')"
+        " FROM json_each({2})) ELSE false END"
+    )
+
+
 class unindexed(Expression):  # noqa: N801
     """A column for which SQLite must not use an index: written with a `+` before it."""
 

@@ -25,8 +25,15 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ...core.models import ExecutionStatus
-from ...core.state_machine import Condition, Rule
-from ..schema.expressions import database_now, has_live_links, in_array, later, unindexed
+from ...core.state_machine import HEARTBEAT, Condition, Rule
+from ..schema.expressions import (
+    database_now,
+    has_live_links,
+    in_array,
+    in_pairs,
+    later,
+    unindexed,
+)
 from ..schema.tables import execution_logs, executions
 from .rows import LOG_ROW, ROW
 from .transition_sql import (
@@ -95,6 +102,26 @@ def update_statement(
     changes = assignments(rule.moves, now, not_before)
     answer = ROW if whole else [columns.status]
     return update(executions).where(*guard).values(changes).returning(*answer)
+
+
+@cache
+def heartbeat_many_statement(*, clocked: bool, locks_rows: bool) -> Any:
+    """Return the UPDATE that sends heartbeats of attempts; its rows are those that are running."""
+    now, not_before = time_expressions(clocked=clocked)
+    rule = HEARTBEAT.for_attempt
+    attempts = bindparam("old_attempts", type_=Text)
+    attempt = columns.id, columns.attempts
+    running = in_pairs(*attempt, attempts, rule_sql(rule, now))
+    unlocked = select(columns.id).where(running).correlate(None)
+    unlocked = unlocked.with_for_update(key_share=True, skip_locked=True)
+    sent = (
+        update(executions)
+        .where(in_array(columns.id, unlocked.scalar_subquery()))
+        .values(assignments(rule.moves, now, not_before))
+        .returning(*attempt)
+    )
+    # A locked row is skipped, but its attempt runs: a sweep skips it as well.
+    return select(*attempt).where(running).add_cte(sent.cte("sent")) if locks_rows else sent
 
 
 @cache

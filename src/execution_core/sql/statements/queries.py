@@ -1,5 +1,6 @@
 """The queries of a store: a statement and its parameters, one function for each request."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
@@ -12,10 +13,12 @@ from ...core.json_values import JsonMember
 from ...core.log_lines import NewLogEntry
 from ...core.models import ExecutionStatus, ProgressInfo
 from ...core.selections import BatchTransition, Page, PruneRequest
+from ...core.state_machine import HEARTBEAT
 from ...core.transitions import Transition
 from .builders import (
     columns,
     delete_statement,
+    heartbeat_many_statement,
     insert_statement,
     log_statement,
     logs_statement,
@@ -41,8 +44,8 @@ class Query(NamedTuple):
     parameters: dict[str, Any]
     verb: str
     execution_id: str | None = None
-    skip_locked: bool = False
-    """Whether it waits for no lock: such statements have a connection of their own."""
+    reserved: bool = False
+    """Whether it uses the connection that is reserved for heartbeats, as it waits for no lock."""
 
     @property
     def bounded(self) -> bool:
@@ -88,7 +91,19 @@ def update(
     )
     parameters = {"old_id": id, "old_attempt": attempt, "new_write_token": token, "now": now}
     parameters |= _parameters(transition)
-    return Query(statement, parameters, rule.verb, id, transition.skip_locked)
+    return Query(statement, parameters, rule.verb, id)
+
+
+def heartbeat_many(
+    attempts: Sequence[tuple[str, int]], token: str, now: datetime | None, *, locks_rows: bool
+) -> Query:
+    """Return the statement that sends the heartbeats of attempts: a row for each that is running.
+
+    With `locks_rows`, as PostgreSQL does, locked rows are skipped.
+    """
+    statement = heartbeat_many_statement(clocked=now is not None, locks_rows=locks_rows)
+    parameters = {"old_attempts": json.dumps(attempts), "new_write_token": token, "now": now}
+    return Query(statement, parameters, HEARTBEAT.verb, reserved=True)
 
 
 def update_many(batch: BatchTransition, token: str, now: datetime | None) -> Query:
