@@ -30,10 +30,9 @@ T = TypeVar("T")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BIN = Path(sys.executable).parent
 PATIENCE = 60
-KINDS = ("sqlite", "postgresql")
 # A framework behaves the same on both databases: each of these examples runs on one.
 ON_SQLITE, ON_POSTGRESQL = (
-    pytest.mark.parametrize("host", [kind], indirect=True) for kind in KINDS
+    pytest.mark.parametrize("host", [kind], indirect=True) for kind in ("sqlite", "postgresql")
 )
 
 numbers = iter(range(10**9))
@@ -108,7 +107,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/host.db"
