@@ -155,14 +155,15 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def open_database(kind: str, request: pytest.FixtureRequest) -> Iterator[Database]:
+def open_database(
+    kind: str, request: pytest.FixtureRequest, folder: Path | None = None
+) -> Iterator[Database]:
     if kind == "postgresql":
         postgres_database: Database = request.getfixturevalue("postgres_database")
         postgres_database.empty()
         yield postgres_database
         return
-    folders: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
-    path = folders.mktemp("database") / "executions.db"
+    path = (folder or request.getfixturevalue("tmp_path")) / "executions.db"
     shutil.copy(request.getfixturevalue("sqlite_template"), path)
     engine = create_sync_engine(f"sqlite:///{path}")
     yield Database("sqlite", f"sqlite:///{path}", engine)
@@ -176,9 +177,12 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="class", params=["sqlite", "postgresql"])
-def class_database(request: pytest.FixtureRequest) -> Iterator[Database]:
+def class_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
     """A database for all tests of a class; each test empties it."""
-    with open_database(request.param, request) as database:
+    folder = tmp_path_factory.mktemp("database")
+    with open_database(request.param, request, folder) as database:
         yield database
 
 
