@@ -5,6 +5,7 @@ verb at some; `make proof` tries every verb at every moment.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -82,6 +83,13 @@ ROWS = {
     "own": partial(SignalAtCall, CachingExecutor.rows.__code__),
     "host": partial(SignalAtCall, Executor.rows.__code__),
 }
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect what a test abandons within it: a warning would fail a later test."""
+    yield
+    gc.collect()
 
 
 @pytest.mark.slow

@@ -2,16 +2,19 @@
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from execution_core import AttemptLost, ExecutionManager, connect
+from execution_core.tracking import threads
 
 from ..conftest import Database
 from ..support.heartbeats import EVERY, Key, heartbeat_threads, record_calls
@@ -125,6 +128,27 @@ def test_heartbeat_of_abandoned_attempt_ends(
     until(lambda: True)
     assert len(calls) == begun
     assert manager.get(id).status == "running"
+
+
+def test_heartbeat_thread_of_abandoned_attempt_is_ended_without_python_code(
+    database: Database,
+) -> None:
+    """A signal handler that raises in such code would leave the thread running for ever."""
+    called: list[str] = []
+    with connect(database.url) as manager:
+        calls = record_calls(manager)
+        attempt = manager.attempt(manager.create("a").id, heartbeat=timedelta(seconds=0.5))
+        attempt.__enter__()
+        wait_until(lambda: calls)
+        time.sleep(0.1)  # until the thread waits again
+        sys.setprofile(lambda frame, *_: called.append(frame.f_code.co_filename))
+        try:
+            del attempt
+            gc.collect()
+        finally:
+            sys.setprofile(None)
+        wait_until(lambda: not heartbeat_threads())
+    assert threads.__file__ not in called
 
 
 def test_exit_waits_for_the_call_that_sends_its_heartbeat_alone(database: Database) -> None:

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary, ref
 
 from ..core.log_lines import NewLogEntry
@@ -20,6 +20,8 @@ from .attempt_log import MAX_BUFFERED_ENTRIES
 from .attempt_state import AttemptState
 from .heartbeats import Heartbeat, HeartbeatSchedule
 from .log_capture import ACTIVE
+
+T = TypeVar("T")
 
 _senders: Final = WeakValueDictionary[int, "HeartbeatSender"]()
 """The senders of the stores, by the id of the store."""
@@ -45,14 +47,12 @@ class ThreadHeartbeat(Heartbeat):
 
     def __init__(self, execution: Execution, interval: timedelta) -> None:
         super().__init__(execution, interval)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def end(self) -> None:
         """Send no further heartbeat; wait for a call under way that sends one."""
-        thread = self.sender.thread
-        # In a forked process, and in a finalizer that the thread itself runs, nobody would release.
-        can_wait = thread.is_alive() and thread is not threading.current_thread()
-        self._lock.acquire(blocking=can_wait)  # and never released
+        # Never released. In a forked process, which has no such thread, nobody would release it.
+        self._lock.acquire(blocking=self.sender.thread.is_alive())
 
     def begin_call(self) -> bool:
         """Let `end` wait for a call; return False if it has been called."""
@@ -67,9 +67,9 @@ class HeartbeatSender:
     """A thread that sends heartbeats, as long as something refers to this."""
 
     def __init__(self, store: Any, *, alone: bool = False) -> None:
-        self._added = SimpleQueue[ThreadHeartbeat | None]()
+        self._added = SimpleQueue[Any]()
         schedule = HeartbeatSchedule[ThreadHeartbeat](store, time.monotonic, alone=alone)
-        args = (store, schedule, self._added)
+        args = (store, schedule, self._added, _end_with(self, self._added))
         self.thread = threading.Thread(
             target=_send_heartbeats, args=args, name="heartbeats", daemon=True
         )
@@ -80,28 +80,25 @@ class HeartbeatSender:
         heartbeat.sender = self
         self._added.put(heartbeat)
 
-    def __del__(self) -> None:
-        self._added.put(None)
-
 
 def _send_heartbeats(
     store: Any,
     schedule: HeartbeatSchedule[ThreadHeartbeat],
-    added: SimpleQueue[ThreadHeartbeat | None],
+    added: SimpleQueue[Any],
+    _sender: "ref[HeartbeatSender]",
 ) -> None:
     ACTIVE.set(None)  # a thread may inherit the context of the thread that starts it
     while _wait(schedule, added):
         _send_due(store, schedule)
 
 
-def _wait(
-    schedule: HeartbeatSchedule[ThreadHeartbeat], added: SimpleQueue[ThreadHeartbeat | None]
-) -> bool:
+def _wait(schedule: HeartbeatSchedule[ThreadHeartbeat], added: SimpleQueue[Any]) -> bool:
     """Wait until a heartbeat is due or an attempt is added; return False at the end."""
     due = schedule.next_due()
     seconds = None if due is None else min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
     with suppress(Empty):
-        if (heartbeat := added.get(timeout=seconds)) is None:
+        heartbeat = added.get(timeout=seconds)
+        if isinstance(heartbeat, ref):
             return False
         schedule.add(heartbeat)
     return True
@@ -131,8 +128,8 @@ class LogThread:
     """Writes captured log records, so that no caller of `logging` waits for the database."""
 
     def __init__(self, attempt: AttemptState[Any, Any]) -> None:
-        self._entries: SimpleQueue[NewLogEntry | None] = SimpleQueue()
-        self._attempt = _weak(attempt, self._entries)
+        self._entries = SimpleQueue[Any]()
+        self._attempt = _end_with(attempt, self._entries)
         self._finishing = False
         name = f"log-{attempt.execution.id}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -153,7 +150,7 @@ class LogThread:
 
     def _run(self) -> None:
         ACTIVE.set(None)  # a thread may inherit the context of the thread that starts it
-        while (entry := self._entries.get()) is not None:
+        while isinstance(entry := self._entries.get(), NewLogEntry):
             if not self._write(entry) and self._finishing:
                 return
 
@@ -162,8 +159,9 @@ class LogThread:
         return attempt is not None and run(attempt._write_entry_steps(entry))  # noqa: SLF001
 
 
-def _weak(
-    attempt: AttemptState[Any, Any], queue: SimpleQueue[Any]
-) -> "ref[AttemptState[Any, Any]]":
-    """Return a weak reference that puts None into a queue when nothing refers to the attempt."""
-    return ref(attempt, lambda _: queue.put(None))
+def _end_with(owner: T, queue: SimpleQueue[Any]) -> "ref[T]":
+    """Return a weak reference that puts itself into a queue when nothing refers to its object.
+
+    It calls no code in Python, in which a signal handler might raise: the thread would never end.
+    """
+    return ref(owner, queue.put)
