@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The tests start hundreds of processes. Without compiled files each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all proof lint bench docs
+.PHONY: demo test test-all test-versions proof lint bench docs
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,10 @@ test: .venv/installed
 # Runs all cases of all tests. `make test` runs a selection of them (see CONTRIBUTING.md).
 test-all: .venv/installed
 	EXECUTION_CORE_TESTS=whole $(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+
+# Runs a part of the tests with the lowest and the newest versions that pyproject.toml allows.
+test-versions: .venv/installed
+	$(BIN)/python tools/test_versions.py $(ARGS)
 
 # Chaos runs, their checker and its controls, then tests; takes over 20 minutes. ARGS="--seed 7" repeats a seed;
 # ARGS=--quick only checks that everything runs, without the tests; ARGS=--write writes the figures

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,17 @@ LONG_AGO = "2026-01-01 00:00:00.000000"
 ID = "0198a000-0000-7000-8000-000000000001"
 OTHER = "0198a000-0000-7000-8000-000000000002"
 
+ALEMBIC = tuple(int(part) for part in version("alembic").split("."))
+COMPARES = ALEMBIC >= (1, 19, 2)
+"""Whether `alembic check` compares CHECK constraints, and no comments that the models lack."""
+
 counter = iter(range(10**9))
+
+
+def check_models(config: Config) -> None:
+    """Assert that the models equal the tables, where Alembic can tell."""
+    if COMPARES:
+        command.check(config)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -166,7 +177,7 @@ def test_upgrade_by_alembic_and_downgrade(empty_url: str) -> None:
     alembic, engine = config(empty_url), create_engine(empty_url)
     command.upgrade(alembic, "head")
     assert contents(engine) == RELATIONS
-    command.check(alembic)
+    check_models(alembic)
     with connect(empty_url) as manager:
         child = manager.create("b", parent_id=bring_to(manager, "completed").id)
         manager.cancel(child.id)
@@ -231,7 +242,7 @@ def test_upgrade_filled_database_keeps_rows(empty_url: str, revision: str) -> No
     command.downgrade(alembic, revision)
     assert contents() == before
     command.upgrade(alembic, "head")
-    command.check(alembic)
+    check_models(alembic)
     with connect(empty_url) as manager:
         (stalled,) = manager.sweep(stalled_after=timedelta(days=1))
         assert stalled.id == ids["running"]
@@ -271,6 +282,7 @@ TABLES = ("executions", "execution_history", "execution_attempts", "execution_ti
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not COMPARES, reason="needs Alembic 1.19.2")
 @pytest.mark.parametrize("what", ["check constraint", "column", "index", "unique constraint"])
 def test_alembic_check_detects_drift(empty_url: str, what: str) -> None:
     """Control: `command.check` compares what the tables declare."""
@@ -317,7 +329,7 @@ def test_upgrade_sql_creates_same_schema(empty_url: str) -> None:
         with psycopg.connect(dsn(empty_url), autocommit=True) as plain:
             plain.execute(printed.encode())
     assert migrate.check(empty_url)
-    command.check(config(empty_url))
+    check_models(config(empty_url))
     with connect(empty_url) as manager:
         assert bring_to(manager, "timed_out-last").attempts == 2
 
@@ -421,7 +433,7 @@ def test_upgrade_beside_hosts_alembic_leaves_its_tables(empty_url: str, tmp_path
         connection.execute(text("INSERT INTO alembic_version VALUES ('host_1')"))
         connection.execute(text("CREATE TABLE orders (id integer)"))
     migrate.upgrade(engine)
-    command.check(config(empty_url))
+    check_models(config(empty_url))
     command.downgrade(config(empty_url), "base")
     assert contents(engine) == {"alembic_version", "orders", "execution_core_version"}
     engine.dispose()

@@ -76,7 +76,7 @@ def test_tables_read_typed_values(database: Database, name: str) -> None:
                 assert value.tzinfo is UTC, column
             elif column.name.endswith("_seconds"):
                 assert isinstance(value, float), column
-            elif column.type.python_type is int:
+            elif isinstance(column.type, Integer):
                 assert type(value) is int, column
 
 

@@ -103,9 +103,13 @@ def server(*, durable: bool = False, own: bool = False) -> Iterator[Server]:
         Unavailable: no source has one; the message lists what was tried.
     """
     tried = []
-    elsewhere = () if own else (from_environment, from_container)
+    sources = [from_local_binaries, from_wheel]
+    if os.environ.get("TEST_POSTGRES") == "wheel":  # the newest version
+        sources = [from_wheel]
+    elif not own:
+        sources = [from_environment, from_container, *sources]
     with ExitStack() as stack:
-        for source in (*elsewhere, from_local_binaries, from_wheel):
+        for source in sources:
             try:
                 yield stack.enter_context(contextmanager(source)(durable))
             except Unavailable as reason:
