@@ -46,8 +46,9 @@ def run() -> list[FileResult]:
     existing = [file for file in FILES if (ROOT / file).exists()]
     with TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
+        pytest = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "worksteal"]
         ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", *existing],
+            [*pytest, f"--junitxml={report}", *existing],
             cwd=ROOT,
             env=os.environ | {"EXECUTION_CORE_PROOF": "1", "EXECUTION_CORE_TESTS": "whole"},
             check=False,
