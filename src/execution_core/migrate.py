@@ -24,6 +24,7 @@ from sqlalchemy import URL, Connection, Engine, SingletonThreadPool, func
 from .core import validation
 from .core.errors import InvalidValue
 from .sql.driver.engine import (
+    MAX_TIMEOUT,
     MIGRATION_LOCK_TIMEOUT,
     create_sync_engine,
     for_single_statements,
@@ -75,7 +76,7 @@ def upgrade(
         check_schema(schema, connection.dialect.name)
         if isinstance(bind, Engine) and bind.dialect.name == "postgresql":
             timeout = validation.duration("lock_timeout", lock_timeout)
-            milliseconds = str(timeout // timedelta(milliseconds=1))
+            milliseconds = str(min(timeout, MAX_TIMEOUT) // timedelta(milliseconds=1))
             connection.execute(func.set_config("lock_timeout", milliseconds, True))  # noqa: FBT003
         config = _config(schema)
         config.attributes["connection"] = connection

@@ -6,13 +6,13 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -20,17 +20,21 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from execution_core import (
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
+    ConnectionLost,
     ExecutionManager,
     InvalidValue,
     SqlExecutionStore,
     connect,
+    connect_async,
     migrate,
 )
+from execution_core.cli import main
 from execution_core.sql.driver.engine import GRACE_SECONDS, OWN_POOL
 
 from ..conftest import Blocking, Database
 from ..support import postgres
 from ..support.pgbouncer import BINARY, MISSING, pgbouncer
+from ..support.proxy import Cut, Proxy
 from ..support.states import bring_to
 from .lost_connections import open_bound_manager, row_lock, wait_for
 
@@ -253,6 +257,122 @@ def test_url_with_invalid_timeout_refused(empty: Database) -> None:
             connect(f"{empty.url}?{query}")
     with pytest.raises(InvalidValue, match="call_timeout must be a timedelta, not an int"):
         connect(empty.url, call_timeout=1)
+
+
+def test_timeout_above_the_limit_of_postgresql_is_cut(empty: Database) -> None:
+    with connect(f"{empty.url}?lock_timeout=1e9&call_timeout=1e9") as manager:
+        manager.create("work")
+    migrate.upgrade(empty.url, lock_timeout=timedelta(days=400))
+
+
+@pytest.mark.parametrize("call", ["connect", "connect_async"])
+def test_engine_options_work_or_are_refused(
+    database: Database, call: str, runner: asyncio.Runner
+) -> None:
+    """A pool that takes no size works; single statements have no isolation level."""
+    mode = "sync" if call == "connect" else "async"
+    with open_bound_manager(database.url, mode, "own", runner, poolclass=NullPool) as manager:
+        assert manager.create("work").status == "pending"
+    opens: Any = connect if mode == "sync" else connect_async
+    with pytest.raises(InvalidValue, match="isolation_level cannot be set: each call is one"):
+        opens(database.url, isolation_level="SERIALIZABLE")
+
+
+def test_sync_store_on_async_driver_refused(database: Database) -> None:
+    url = make_url(database.url)
+    driver = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}[database.name]
+    with pytest.raises(InvalidValue, match="has a driver for asyncio"):
+        SqlExecutionStore(create_engine(url.set(drivername=driver)))
+
+
+def test_command_waits_for_row_lock_within_lock_timeout_of_url(
+    empty: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with connect(empty.url) as manager:
+        id = manager.create("work").id
+    with row_lock(empty, id):
+        began = time.monotonic()
+        assert main(["cancel", id, "--url", f"{empty.url}?lock_timeout=0.3"]) == 1
+        assert 0.3 <= time.monotonic() - began < 4
+    assert "due to lock timeout" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_write_whose_outcome_no_connection_can_look_up_is_unknown(
+    empty: Database, runner: asyncio.Runner
+) -> None:
+    """All connections wait for a lock when the answer of a write is lost."""
+    empty.run(
+        """CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF new.type = 'slow' THEN PERFORM pg_sleep(1); END IF; RETURN new; END $$"""
+    )
+    empty.run(
+        "CREATE TRIGGER slowly BEFORE INSERT ON executions FOR EACH ROW EXECUTE FUNCTION slowly()"
+    )
+    proxy = Proxy(empty.url)
+    limits: dict[str, Any] = {
+        "call_timeout": timedelta(seconds=2),
+        "lock_timeout": timedelta(seconds=1.9),
+    }
+
+    async def lose() -> pytest.ExceptionInfo[OperationalError]:
+        async with connect_async(proxy.url, **limits) as manager:
+            id = (await manager.start((await manager.create("held")).id)).id
+
+            async def wait_for_lock() -> None:
+                with suppress(OperationalError, TimeoutError):
+                    await manager.update_progress(id, 1, 10)
+
+            with row_lock(empty, id):
+                proxy.cut(Cut.AFTER)
+                lost = asyncio.create_task(manager.create("slow"))
+                waiting = []
+                while not lost.done():
+                    waiting += [asyncio.create_task(wait_for_lock()) for _ in range(3)]
+                    await asyncio.sleep(0.05)
+                with pytest.raises(OperationalError) as caught:
+                    await lost
+            await asyncio.gather(*waiting)
+            return caught
+
+    try:
+        assert "It is unknown whether create was" in runner.run(lose()).value.__notes__[0]
+    finally:
+        proxy.close()
+        empty.run("DROP FUNCTION slowly CASCADE")
+    assert len(empty.rows("SELECT id FROM executions WHERE type = 'slow'")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BINARY is None, reason=MISSING)
+def test_first_call_behind_pooler_of_frozen_server_ends_in_time(
+    mode: str, runner: asyncio.Runner
+) -> None:
+    """The pooler itself answers the login."""
+    with postgres.server(own=True) as server, pgbouncer(server.url, "transaction") as url:
+        migrate.upgrade(server.url)
+        limited = make_url(url).update_query_dict({"connect_timeout": "1"})
+        own: Any = limited.render_as_string(hide_password=False)
+        assert server.postmaster is not None
+        with connect(url) as known:
+            known.list()
+        with psycopg.connect(postgres.dsn(server.url)) as connection:
+            query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+            pids = [pid for (pid,) in connection.execute(query)]
+        stopped = [server.postmaster.pid, *pids[:-1]]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with open_bounded(own, mode, runner) as manager:
+
+                def fails() -> None:
+                    with pytest.raises((OperationalError, ConnectionLost)):
+                        manager.list()
+
+                assert seconds_of(fails) < 15
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.slow

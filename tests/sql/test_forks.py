@@ -11,11 +11,27 @@ from ..support.history import assert_legal
 
 SCRIPT = """
 import asyncio, os, sys
-from execution_core import connect, connect_async
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from execution_core import (
+    AsyncExecutionManager, AsyncSqlExecutionStore, ExecutionManager, SqlExecutionStore,
+    configure_sqlite, connect, connect_async,
+)
 
-mode, url = sys.argv[1:]
+owner, mode, url = sys.argv[1:]
 runner = asyncio.Runner()
-manager = connect(url) if mode == "sync" else connect_async(url)
+if owner == "own":
+    manager = connect(url) if mode == "sync" else connect_async(url)
+else:
+    engine = create_engine(url) if mode == "sync" else create_async_engine(
+        url.replace("sqlite:", "sqlite+aiosqlite:")
+    )
+    if engine.dialect.name == "sqlite":
+        configure_sqlite(engine)
+    manager = (
+        ExecutionManager(SqlExecutionStore(engine))
+        if mode == "sync" else AsyncExecutionManager(AsyncSqlExecutionStore(engine))
+    )
 
 def call(answer):
     return answer if mode == "sync" else runner.run(await_(answer))
@@ -34,7 +50,7 @@ work("before")
 children = []
 for number in range(3):
     if not (child := os.fork()):
-        runner = asyncio.Runner()
+        inherited, runner = runner, asyncio.Runner()  # kept: it belongs to the parent
         try:
             work(f"child {number}")
         except BaseException as error:
@@ -45,15 +61,23 @@ for number in range(3):
 work("parent")
 assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 work("after")
-call(manager.close())
+if owner == "own":
+    call(manager.close())
+elif mode == "sync":
+    engine.dispose()
+else:
+    runner.run(engine.dispose())
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_fork_children_use_connections_of_their_own(database: Database, mode: str) -> None:
+@pytest.mark.parametrize("owner", ["own", "host"])
+def test_fork_children_use_connections_of_their_own(
+    database: Database, mode: str, owner: str
+) -> None:
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT, mode, database.url],
+        [sys.executable, "-W", "error", "-c", SCRIPT, owner, mode, database.url],
         capture_output=True,
         text=True,
         timeout=120,

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, make_url
 
-from execution_core import cli, connect, doctor, migrate
+from execution_core import InvalidValue, cli, connect, doctor, migrate
 from execution_core.sql.driver.engine import WAL_SIZE_LIMIT
 
 from ..conftest import Database
@@ -72,9 +73,20 @@ def test_probe_database_of_other_encoding_is_problem(postgres_database: Database
     admin = postgres_database.engine.execution_options(isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         connection.exec_driver_sql(create)
-        found = messages(make_url(postgres_database.url).set(database=name))
+        latin1 = make_url(postgres_database.url).set(database=name)
+        found = messages(latin1)
+        with pytest.raises(InvalidValue, match="ENCODING LATIN1, which cannot store every text"):
+            migrate.upgrade(latin1)
+        settings = {each.check: each.level for each in doctor.examine(latin1)}
         connection.exec_driver_sql(f"DROP DATABASE {name}")
     assert found["server_encoding"] == "problem: LATIN1"
+    assert settings["server_encoding"] == "problem"
+
+
+def set_names(primary: postgres.Server, names: str) -> None:
+    with psycopg.connect(postgres.dsn(primary.url), autocommit=True) as connection:
+        connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+        connection.execute("SELECT pg_reload_conf()")
 
 
 @pytest.mark.exhaustive
@@ -87,6 +99,9 @@ def test_probe_standby_and_its_primary_are_described() -> None:
                 {"options": "-csynchronous_commit=local"}
             )
             assert messages(local)["standby"].startswith("warning: synchronous_commit is local")
+            set_names(primary, "nobody")
+            wait_for(lambda: "none is connected" in messages(primary.url)["standby"])
+            set_names(primary, "*")
         wait_for(lambda: "none is connected" in messages(primary.url)["standby"])
         assert messages(primary.url)["standby"].startswith("warning: none is connected")
 

@@ -26,7 +26,11 @@ _PROBE: Final = text("""
            current_setting('synchronous_standby_names') AS synchronous_standbys,
            current_setting('lock_timeout') AS lock_timeout,
            current_setting('statement_timeout') AS statement_timeout,
-           (SELECT count(*) FROM pg_stat_get_wal_senders()) AS standbys
+           count(*) AS standbys,
+           -- Only a role with pg_monitor sees the state.
+           count(*) FILTER (WHERE coalesce(sync_state, '') NOT IN ('async', 'potential'))
+               AS waited_for
+      FROM pg_stat_get_wal_senders()
 """)
 
 
@@ -108,7 +112,7 @@ def _describe_standby(found: Any) -> Finding:
     wrong = []
     if commit in ("off", "local"):
         wrong = [f"synchronous_commit is {commit}, so a failover can lose answered transitions"]
-    elif not found.standbys:
+    elif not found.waited_for:
         wrong = [f"none is connected, so every commit waits: synchronous_standby_names is {names}"]
     return to_finding("standby", wrong, f"a commit waits for a synchronous standby ({names})")
 

@@ -54,6 +54,7 @@ def sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
 
 _SETTINGS: Final = {
     # The accepted values, and the effect of any other value.
+    "server_encoding": (("UTF8",), "it cannot store every text"),
     "transaction_isolation": (
         ("read committed",),
         "concurrent calls raise serialization failures instead of waiting",

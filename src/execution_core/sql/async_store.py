@@ -13,7 +13,6 @@ from ..core.models import Execution, LogEntry
 from ..core.steps import run_async, with_coroutines
 from .driver.async_executor import AsyncCachingExecutor, AsyncExecutor
 from .driver.engine import CALL_TIMEOUT
-from .driver.forks import reset_in_children
 from .driver.session import ConnectionBroken
 from .driver.url import check_schema
 from .recovery import verify_commit
@@ -109,8 +108,6 @@ class AsyncOwningStore(AsyncSqlExecutionStore):
         super().__init__(engine, schema=schema)
         if engine.dialect.name == "postgresql":
             self._bind = AsyncCachingExecutor(engine, schema=self._schema)
-        if not self.shares_connection:
-            reset_in_children(self._bind)
 
     async def close(self) -> None:
         """Close all connections."""

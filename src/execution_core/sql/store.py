@@ -12,7 +12,6 @@ from ..core.models import Execution, LogEntry
 from ..core.steps import run
 from .driver.engine import CALL_TIMEOUT
 from .driver.executor import CachingExecutor, Executor
-from .driver.forks import reset_in_children
 from .driver.session import ConnectionBroken
 from .driver.url import check_schema
 from .driver.via_sqlalchemy import execute_via_sqlalchemy
@@ -44,7 +43,8 @@ class SqlExecutionStore(
             `search_path` that has them.
 
     Raises:
-        InvalidValue: the engine is not an Engine, or is for another database.
+        InvalidValue: the engine is not an Engine, has a driver for asyncio, or is for another
+            database.
     """
 
     def __init__(
@@ -57,6 +57,12 @@ class SqlExecutionStore(
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
+        if engine.dialect.is_async:
+            raise InvalidValue(
+                "engine",
+                f"has a driver for asyncio, {engine.dialect.driver}: use"
+                " AsyncSqlExecutionStore(create_async_engine(url))",
+            )
         self._schema = check_schema(schema, engine.dialect.name)
         self._locks_rows = engine.dialect.name == "postgresql"
         timeout = validation.duration("call_timeout", call_timeout)
@@ -97,7 +103,6 @@ class OwningStore(SqlExecutionStore):
         super().__init__(engine, schema=schema)
         if not self.shares_connection:
             self._bind = CachingExecutor(engine, schema=self._schema)
-            reset_in_children(self._bind)
 
     def close(self) -> None:
         """Close all connections."""

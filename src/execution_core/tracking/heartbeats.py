@@ -101,7 +101,7 @@ class HeartbeatSchedule(Generic[HeartbeatT]):
         heartbeat = transitions.heartbeat(number, skip_locked=True)
         if (yield lambda: self._store.update(id, heartbeat, returning="status")) is None:
             found = yield lambda: self._store.find_by_id(id)
-            # Of a locked row the next heartbeat is in time: a sweep skips it as well.
+            # While the row is locked, a sweep skips it as well.
             if not isinstance(transitions.refusal(heartbeat, id, found), ConcurrentUpdate):
                 return []
         return keys

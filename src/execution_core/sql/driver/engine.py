@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from ...core import validation
 from ...core.errors import InvalidValue
+from . import deadlines
 from .url import ASYNCPG, PSYCOPG, parse_url, sqlite_file
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ BUSY_TIMEOUT: Final = timedelta(seconds=30)
 CALL_TIMEOUT: Final = timedelta(seconds=60)
 MIGRATION_LOCK_TIMEOUT: Final = timedelta(seconds=10)
 _MILLISECOND: Final = timedelta(milliseconds=1)
+MAX_TIMEOUT: Final = validation.MAX_INTEGER * _MILLISECOND
+"""The longest one that PostgreSQL and SQLite accept: 24 days."""
+_FIRST_USE: Final = "execution_core.first_use"
 GRACE_SECONDS: Final = 5
 """How long the server may take to answer after its own timeout."""
 NETWORK: Final = {
@@ -51,6 +55,23 @@ class Bounds(NamedTuple):
 
     lock_timeout: int
     statement_timeout: int
+
+    @classmethod
+    def of(cls, lock_timeout: timedelta, call_timeout: timedelta) -> "Bounds":
+        """Convert timeouts to milliseconds."""
+        return cls(lock_timeout // _MILLISECOND, call_timeout // _MILLISECOND)
+
+
+def bounds_in(url: URL) -> Bounds:
+    """Return the timeouts of a URL, or the defaults.
+
+    Raises:
+        InvalidValue: one of them is not a number of seconds.
+    """
+    return Bounds.of(
+        _timeout("lock_timeout", url, {}, BUSY_TIMEOUT),
+        _timeout("call_timeout", url, {}, CALL_TIMEOUT),
+    )
 
 
 def create_sync_engine(url: str | URL, *, exclusive: bool = False, **options: Any) -> Engine:
@@ -91,15 +112,9 @@ def _create(
         url, read = _read_parameters(url)
         settings |= read
     if exclusive:
-        settings["pool_reset_on_return"] = None  # single statements leave no transaction open
-        bounds = Bounds(lock_timeout // _MILLISECOND, call_timeout // _MILLISECOND)
+        bounds = Bounds.of(lock_timeout, call_timeout)
         settings["execution_options"] |= {BOUNDS: bounds}
-        if postgresql:
-            settings["isolation_level"] = "AUTOCOMMIT"
-        if postgresql or (create is create_engine and sqlite_file(url)):
-            settings |= _UNBOUNDED
-        elif sqlite_file(url) and "poolclass" not in options:
-            settings["pool_timeout"] = call_timeout.total_seconds()
+        settings |= _exclusive_settings(url, options, bounds, sync=create is create_engine)
     for name in ("connect_args", "execution_options"):
         settings[name] = settings.get(name, {}) | options.pop(name, {})
     try:
@@ -111,8 +126,46 @@ def _create(
         ) from error
     if not postgresql:
         return configure_sqlite(engine, busy_timeout=lock_timeout)
-    event.listen(getattr(engine, "sync_engine", engine), "connect", _set_date_style)
+    sync_engine: Any = getattr(engine, "sync_engine", engine)
+    event.listen(sync_engine, "connect", _set_date_style)
+    _limit_first_use(sync_engine, {**NETWORK, **url.query}["connect_timeout"])
     return engine
+
+
+def _exclusive_settings(
+    url: URL, options: dict[str, Any], bounds: Bounds, *, sync: bool
+) -> dict[str, Any]:
+    """Return the settings of an engine that only this library uses, for single statements."""
+    if "isolation_level" in options:
+        raise InvalidValue(
+            "isolation_level", "cannot be set: each call is one statement, which commits itself"
+        )
+    settings: dict[str, Any] = {"pool_reset_on_return": None}  # no transaction is left open
+    postgresql = url.get_backend_name() == "postgresql"
+    if postgresql:
+        settings["isolation_level"] = "AUTOCOMMIT"
+    if "poolclass" in options:
+        return settings  # it may take no other arguments
+    if postgresql or (sync and sqlite_file(url)):
+        return settings | _UNBOUNDED
+    if sqlite_file(url):
+        settings["pool_timeout"] = bounds.statement_timeout / 1000
+    return settings
+
+
+def _limit_first_use(engine: Engine, connect_timeout: Any) -> None:
+    """Limit what SQLAlchemy asks a new connection: a pooler accepts it for a frozen server."""
+    if not (seconds := float(connect_timeout)) > 0:
+        return  # libpq has no limit then
+
+    @event.listens_for(engine, "connect", insert=True)
+    def begin(connection: Any, record: Any) -> None:
+        driver = getattr(connection, "driver_connection", connection)
+        record.info[_FIRST_USE] = deadlines.begin(driver, seconds)
+
+    @event.listens_for(engine, "connect")
+    def end(_: Any, record: Any) -> None:
+        deadlines.end(record.info.pop(_FIRST_USE))
 
 
 def _read_parameters(url: URL) -> tuple[URL, dict[str, Any]]:
@@ -141,13 +194,13 @@ def _read_parameters(url: URL) -> tuple[URL, dict[str, Any]]:
 
 
 def _timeout(name: str, url: URL, options: dict[str, Any], default: timedelta) -> timedelta:
-    """Return a timeout of the caller: a timedelta, or seconds in the URL."""
+    """Return a timeout of the caller: a timedelta, or seconds in the URL; databases count in ms."""
     if name in options:
-        return validation.duration(name, options.pop(name))
+        return min(validation.duration(name, options.pop(name)), MAX_TIMEOUT)
     given = url.query.get(name)
     try:
         seconds = default if given is None else timedelta(seconds=float(str(given)))
-        return validation.duration(name, seconds)
+        return min(validation.duration(name, seconds), MAX_TIMEOUT)
     except (ValueError, OverflowError):
         raise InvalidValue("url", f"has {name}={given}: use a number of seconds") from None
 

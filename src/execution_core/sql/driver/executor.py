@@ -43,7 +43,7 @@ from .engine import (
     Bounds,
     for_single_statements,
 )
-from .forks import keep
+from .forks import keep, reset_in_children
 from .session import (
     BACKEND,
     SELECT_BACKEND,
@@ -101,6 +101,8 @@ class Executor:
         elif call_timeout is not None and not self._is_sqlite:
             self._time_limit = call_timeout.total_seconds()
         self._reset()
+        if not self.shares_connection:
+            reset_in_children(self)
 
     def _reset(self) -> None:
         """Begin without any connection."""

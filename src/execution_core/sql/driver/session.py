@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import PoolProxiedConnection
@@ -120,20 +122,27 @@ def query_backend(connection: PoolProxiedConnection, behind_pooler: bool) -> Bac
     """Ask a connection for its server process; a broken one can no longer say it."""
     driver: Any = connection.driver_connection
     check_encoding(driver)
+    with _cursor(connection) as cursor:
+        cursor.execute(SELECT_BACKEND)
+        number, started, server_started = cursor.fetchone()
+    # A pooler cannot know at the login which server process will execute the statements.
+    pooled = behind_pooler or number != driver.info.backend_pid
+    return Backend(number, started, server_started, pooled)
+
+
+@contextmanager
+def _cursor(connection: PoolProxiedConnection) -> Iterator[Any]:
+    """Yield a cursor whose statements begin no transaction."""
     adapted: Any = connection.dbapi_connection  # waits for a driver for asyncio
     was_autocommit = adapted.autocommit
     adapted.autocommit = True
     try:
         cursor = adapted.cursor()
-        cursor.execute(SELECT_BACKEND)
-        number, started, server_started = cursor.fetchone()
+        yield cursor
         cursor.close()
     finally:
-        if not was_autocommit and is_idle(driver):
+        if not was_autocommit and is_idle(connection.driver_connection):
             adapted.autocommit = False
-    # A pooler cannot know at the login which server process will execute the statements.
-    pooled = behind_pooler or number != driver.info.backend_pid
-    return Backend(number, started, server_started, pooled)
 
 
 def backend_of(connection: PoolProxiedConnection) -> Backend | None:
@@ -163,12 +172,12 @@ def set_bounds(connection: PoolProxiedConnection, bounds: Bounds | None, bounded
     if has_bounds(connection, bounded):
         return
     if bounds is not None and not info[BACKEND].pooled:
-        cursor: Any = connection.cursor()
-        if _BOUNDED not in info:
-            cursor.execute(SET_BOUNDS, bounds)
-            info[_OWN_TIMEOUT] = cursor.fetchone()[1] is not None
-            info[_BOUNDED] = True
-        if info[_OWN_TIMEOUT] and info[_BOUNDED] is not bounded:
-            cursor.execute(f"SET statement_timeout = {bounds.statement_timeout if bounded else 0}")
-        cursor.close()
+        with _cursor(connection) as cursor:
+            if _BOUNDED not in info:
+                cursor.execute(SET_BOUNDS, bounds)
+                info[_OWN_TIMEOUT] = cursor.fetchone()[1] is not None
+                info[_BOUNDED] = True
+            if info[_OWN_TIMEOUT] and info[_BOUNDED] is not bounded:
+                timeout = bounds.statement_timeout if bounded else 0
+                cursor.execute(f"SET statement_timeout = {timeout}")
     info[_BOUNDED] = bounded

@@ -10,6 +10,7 @@ Each verification is a generator of queries, as in `core.steps`. It returns the 
 would have returned, or None if the write left nothing: then the write is executed again.
 """
 
+import builtins
 import sqlite3
 from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
@@ -61,6 +62,15 @@ class OutcomeUnknown(Exception):  # noqa: N818 - an answer rather than an error
     """It cannot be found out whether the write committed."""
 
 
+CANNOT_ASK: Final = (
+    OutcomeUnknown,
+    ConnectionBroken,
+    SQLAlchemyError,
+    builtins.TimeoutError,  # all connections are in use
+    ExecutionProblem,  # a setting of the connection is refused
+)
+
+
 def resolve_outcome(
     error: ConnectionBroken | SQLAlchemyError, query: Query, verify: Verifier | None
 ) -> VerificationSteps[Rows]:
@@ -79,7 +89,7 @@ def resolve_outcome(
             try:
                 if verify and (rows := (yield from _find_outcome(error, verify))) is not None:
                     return rows
-            except (OutcomeUnknown, ConnectionBroken, SQLAlchemyError):
+            except CANNOT_ASK:
                 error.error.add_note(
                     f"It is unknown whether {query.verb} was committed before the connection was"
                     " lost: read the execution before you try again."
