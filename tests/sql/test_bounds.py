@@ -1,6 +1,7 @@
 """Every call of `connect`'s manager ends in time: locks, connections, frozen servers."""
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, MissingGreenlet, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -278,11 +279,18 @@ def test_engine_options_work_or_are_refused(
         opens(database.url, isolation_level="SERIALIZABLE")
 
 
-def test_sync_store_on_async_driver_refused(database: Database) -> None:
+# The driver's attempt to connect is never awaited.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_sync_store_on_async_driver_says_what_to_use(database: Database) -> None:
     url = make_url(database.url)
-    driver = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}[database.name]
-    with pytest.raises(InvalidValue, match="has a driver for asyncio"):
-        SqlExecutionStore(create_engine(url.set(drivername=driver)))
+    driver = {"postgresql": "postgresql+psycopg_async", "sqlite": "sqlite+aiosqlite"}
+    engine = create_engine(url.set(drivername=driver[database.name]))
+    with pytest.raises(MissingGreenlet) as caught:
+        ExecutionManager(SqlExecutionStore(engine)).create("work")
+    assert "use AsyncSqlExecutionStore" in caught.value.__notes__[0]
+    del caught
+    gc.collect()
 
 
 def test_command_waits_for_row_lock_within_lock_timeout_of_url(

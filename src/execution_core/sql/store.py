@@ -43,8 +43,7 @@ class SqlExecutionStore(
             `search_path` that has them.
 
     Raises:
-        InvalidValue: the engine is not an Engine, has a driver for asyncio, or is for another
-            database.
+        InvalidValue: the engine is not an Engine, or is for another database.
     """
 
     def __init__(
@@ -57,12 +56,6 @@ class SqlExecutionStore(
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidValue("engine", f"must be an Engine, not {type(engine).__name__}")
-        if engine.dialect.is_async:
-            raise InvalidValue(
-                "engine",
-                f"has a driver for asyncio, {engine.dialect.driver}: use"
-                " AsyncSqlExecutionStore(create_async_engine(url))",
-            )
         self._schema = check_schema(schema, engine.dialect.name)
         self._locks_rows = engine.dialect.name == "postgresql"
         timeout = validation.duration("call_timeout", call_timeout)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError, TimeoutError  # noqa: A004
+from sqlalchemy.exc import MissingGreenlet, SQLAlchemyError, TimeoutError  # noqa: A004
 
 from ...core.creation import MAX_TRIES, NewExecution
 from ...core.errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
@@ -54,6 +54,10 @@ TOO_LATE: Final = (
 POOL_EXHAUSTED: Final = (
     "All connections of the engine's pool were in use. Nothing was changed: return connections"
     " earlier, or make the pool larger: create_engine(url, pool_size=...)."
+)
+ASYNC_DRIVER: Final = (
+    "The engine has a driver for asyncio: use AsyncSqlExecutionStore(create_async_engine(url)), or"
+    " call this store in run_sync."
 )
 UNDEFINED: Final = ("42P01", "42703", "42883")  # table, column, function
 
@@ -140,6 +144,8 @@ def with_advice(error: SQLAlchemyError) -> SQLAlchemyError:
             " upgrade it with migrate.upgrade(engine) or execution-core migrate; if the store has"
             " schema=, give it there too."
         )
+    elif isinstance(error, MissingGreenlet):
+        error.add_note(ASYNC_DRIVER)
     elif isinstance(error, TimeoutError):
         error.add_note(POOL_EXHAUSTED)
     elif advice := ADVICE.get(getattr(getattr(error, "orig", None), "sqlstate", None)):
