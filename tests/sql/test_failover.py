@@ -34,7 +34,7 @@ TRIES = 200
 
 @dataclass
 class Answers:
-    """What a worker was told."""
+    """The answers that a worker got."""
 
     moves: list[tuple[str, str]] = field(default_factory=list)
     """Acknowledged transitions: the execution and its new status."""

@@ -11,13 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    PoolProxiedConnection,
-    SingletonThreadPool,
-    StaticPool,
-)
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, SingletonThreadPool, StaticPool
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
