@@ -506,9 +506,15 @@ def refuse_foreign_tables() -> None:
     """Refuse a database in which another application uses the names."""
     if op.get_context().as_sql:
         return
-    inspector = sa.inspect(op.get_bind())
+    # Indexes and sequences too have names that a table cannot have.
+    relations = by_dialect(
+        "SELECT relname FROM pg_class AS relation JOIN pg_namespace AS schema"
+        " ON schema.oid = relnamespace WHERE nspname = current_schema()",
+        "SELECT lower(name) FROM sqlite_master",
+    )
+    taken = {*op.get_bind().scalars(sa.text(relations))}
     for name in RELATIONS:
-        if inspector.has_table(name):
+        if name in taken:
             advice = by_dialect(
                 "use a schema of its own for this library, as in migrate.upgrade(engine,"
                 ' schema="jobs") and execution-core migrate --schema jobs',
@@ -516,7 +522,7 @@ def refuse_foreign_tables() -> None:
             )
             raise InvalidValue(
                 "target",
-                f"already has a table or view {name} that this migration did not create: {advice}",
+                f"already has a relation {name} that this migration did not create: {advice}",
             )
 
 

@@ -602,7 +602,7 @@ def test_upgrade_beside_foreign_table_refused_and_changes_nothing(
     engine = create_engine(foreign_url)
     with engine.begin() as connection:
         connection.execute(text(FOREIGN[name]))
-    message = f"already has a table or view {name} that this migration did not create"
+    message = f"already has a relation {name} that this migration did not create"
     for target in (engine, foreign_url):
         with pytest.raises(InvalidValue, match=message) as caught:
             migrate.upgrade(target)
@@ -615,6 +615,18 @@ def test_upgrade_beside_foreign_table_refused_and_changes_nothing(
     assert ADVICE[engine.dialect.name] in capsys.readouterr().err
     inspector = inspect(engine)
     assert {*inspector.get_table_names(), *inspector.get_view_names()} == {name, "other"}
+    engine.dispose()
+
+
+def test_upgrade_beside_foreign_index_refused(foreign_url: str) -> None:
+    engine = create_engine(foreign_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE plans (id integer)"))
+        connection.execute(text("CREATE INDEX executions ON plans (id)"))
+    with pytest.raises(InvalidValue, match="already has a relation executions") as caught:
+        migrate.upgrade(engine)
+    assert ADVICE[engine.dialect.name] in str(caught.value)
+    assert inspect(engine).get_table_names() == ["plans"]
     engine.dispose()
 
 
@@ -636,7 +648,7 @@ def test_upgrade_foreign_table_in_a_new_schema_refused(empty_url: str) -> None:
         connection.execute("CREATE SCHEMA jobs; CREATE TABLE jobs.executions (id integer)")
     engine = create_engine(empty_url)
     with engine.begin() as transaction:
-        with pytest.raises(InvalidValue, match="table or view executions"):
+        with pytest.raises(InvalidValue, match="relation executions"):
             migrate.upgrade(transaction, schema="jobs")
         assert transaction.scalar(text("SHOW search_path")) == '"$user", public'
     assert relations(empty_url, "jobs") == {"executions"}
