@@ -17,7 +17,7 @@ from execution_core import (
 )
 from execution_core.core.json_values import to_json
 
-INVALID = [
+INVALID: list[tuple[str, Any]] = [
     ("type", lambda m, id: m.create("")),
     ("type", lambda m, id: m.create("x" * 256)),
     ("type", lambda m, id: m.create("a\0")),
@@ -85,15 +85,13 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("argument", "call"), INVALID)
-def test_arguments_invalid_are_refused(
-    any_manager: ExecutionManager, argument: str, call: Any
-) -> None:
+def test_arguments_invalid_are_refused(any_manager: ExecutionManager) -> None:
     before = any_manager.start(any_manager.create("a", {"kept": 1}).id)
-    with pytest.raises(InvalidValue) as caught:
-        call(any_manager, before.id)
-    assert caught.value.argument == argument
-    assert len(str(caught.value)) < 200
+    for argument, call in INVALID:
+        with pytest.raises(InvalidValue) as caught:
+            call(any_manager, before.id)
+        assert caught.value.argument == argument
+        assert len(str(caught.value)) < 200
     assert any_manager.list() == [before]
 
 

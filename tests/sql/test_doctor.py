@@ -49,8 +49,8 @@ UNSAFE_FOR_SPEED = [
     "full_page_writes",
 ]  # off in the test server, which need not be durable
 POSTGRESQL_SETTINGS = [
-    *("server_version", "transaction_isolation", "synchronous_commit", "transaction_read_only"),
-    *("session_replication_role", *UNSAFE_FOR_SPEED),
+    *("server_version", "server_encoding", "transaction_isolation", "synchronous_commit"),
+    *("transaction_read_only", "session_replication_role", *UNSAFE_FOR_SPEED),
 ]
 ACTIVITY = ["functions", "idle_transactions", "statistics"]
 
