@@ -9,7 +9,6 @@ from alembic import context
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.schema import CreateSchema
 
-from execution_core.core.errors import InvalidValue
 from execution_core.migrate import VERSION_TABLE
 from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.sql.driver.url import DEFAULT_URL, check_schema, parse_url
@@ -58,24 +57,12 @@ def run(connection: Connection) -> None:
         connection.execute(set_timeout, {"timeout": "0"})
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         connection.execute(set_timeout, {"timeout": timeout})
-        refuse_encoding(connection)
     elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         # Python's driver begins no transaction for DDL: a rollback would leave tables behind.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     with connection.begin_nested(), first_in_search_path(connection):
         context.configure(connection=connection, **settings(connection.dialect.name))
         context.run_migrations()
-
-
-def refuse_encoding(connection: Connection) -> None:
-    """Refuse a database that cannot store every text."""
-    encoding = connection.scalar(select(func.current_setting("server_encoding")))
-    if encoding != "UTF8":
-        raise InvalidValue(
-            "target",
-            f"is a database with ENCODING {encoding}, which cannot store every text:"
-            " create one with ENCODING 'UTF8'",
-        )
 
 
 @contextmanager

@@ -506,10 +506,10 @@ def refuse_foreign_tables() -> None:
     """Refuse a database in which another application uses the names."""
     if op.get_context().as_sql:
         return
-    # Indexes and sequences too have names that a table cannot have.
+    # A table cannot have the name of an index or of a sequence either.
     relations = by_dialect(
-        "SELECT relname FROM pg_class AS relation JOIN pg_namespace AS schema"
-        " ON schema.oid = relnamespace WHERE nspname = current_schema()",
+        "SELECT relname FROM pg_class JOIN pg_namespace AS namespace"
+        " ON namespace.oid = relnamespace WHERE nspname = current_schema()",
         "SELECT lower(name) FROM sqlite_master",
     )
     taken = {*op.get_bind().scalars(sa.text(relations))}
@@ -526,7 +526,21 @@ def refuse_foreign_tables() -> None:
             )
 
 
+def refuse_encoding() -> None:
+    """Refuse a database that cannot store every text."""
+    if op.get_context().as_sql or not is_postgresql():
+        return
+    encoding = op.get_bind().scalar(sa.text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise InvalidValue(
+            "target",
+            f"is a database with ENCODING {encoding}, which cannot store every text: create one"
+            " with ENCODING 'UTF8'",
+        )
+
+
 def upgrade() -> None:
+    refuse_encoding()
     refuse_foreign_tables()
     clock, empty = sa.text(f"({now()})"), sa.text("'{}'")
     columns: list[sa.Column[Any]] = [

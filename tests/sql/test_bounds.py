@@ -5,9 +5,9 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -59,6 +59,25 @@ def seconds_of(call: Callable[[], Any]) -> float:
     began = time.monotonic()
     call()
     return time.monotonic() - began
+
+
+@contextmanager
+def frozen(server: postgres.Server) -> Iterator[None]:
+    """Stop all processes of a server that answer clients."""
+    assert server.postmaster is not None
+    with psycopg.connect(postgres.dsn(server.url)) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).fetchall()
+    stopped = [server.postmaster.pid, *(pid for (pid,) in rows)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_call_waits_for_row_lock_within_lock_timeout(
@@ -361,26 +380,15 @@ def test_first_call_behind_pooler_of_frozen_server_ends_in_time(
         migrate.upgrade(server.url)
         limited = make_url(url).update_query_dict({"connect_timeout": "1"})
         own: Any = limited.render_as_string(hide_password=False)
-        assert server.postmaster is not None
         with connect(url) as known:
-            known.list()
-        with psycopg.connect(postgres.dsn(server.url)) as connection:
-            query = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
-            pids = [pid for (pid,) in connection.execute(query)]
-        stopped = [server.postmaster.pid, *pids[:-1]]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            with open_bounded(own, mode, runner) as manager:
+            known.list()  # now the pooler has a connection to the server
+        with frozen(server), open_bounded(own, mode, runner) as manager:
 
-                def fails() -> None:
-                    with pytest.raises((OperationalError, ConnectionLost)):
-                        manager.list()
+            def fails() -> None:
+                with pytest.raises((OperationalError, ConnectionLost)):
+                    manager.list()
 
-                assert seconds_of(fails) < 15
-        finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
+            assert seconds_of(fails) < 15
 
 
 @pytest.mark.slow
@@ -391,18 +399,9 @@ def test_frozen_server_call_ends_in_time(mode: str, runner: asyncio.Runner) -> N
         migrate.upgrade(server.url)
         url = make_url(server.url).update_query_dict({"connect_timeout": "2"})
         own: Any = url.render_as_string(hide_password=False)
-        with open_bounded(own, mode, runner, call_timeout=limit) as manager, connect(own) as other:
+        with open_bounded(own, mode, runner, call_timeout=limit) as manager:
             id = manager.create("work").id
-            store: Any = other._store
-            with store._bind.engine.connect() as connection:
-                pids = connection.exec_driver_sql(
-                    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
-                ).all()
-            assert server.postmaster is not None
-            stopped = [server.postmaster.pid, *(pid for (pid,) in pids)]
-            for pid in stopped:
-                os.kill(pid, signal.SIGSTOP)
-            try:
+            with frozen(server):
 
                 def unknown() -> None:
                     with pytest.raises(OperationalError) as caught:
@@ -410,7 +409,4 @@ def test_frozen_server_call_ends_in_time(mode: str, runner: asyncio.Runner) -> N
                     assert "It is unknown whether start was" in caught.value.__notes__[0]
 
                 assert seconds_of(unknown) < 1 + GRACE_SECONDS + 2 + 4
-            finally:
-                for pid in stopped:
-                    os.kill(pid, signal.SIGCONT)
             wait_for(lambda: manager.get(id).status == "running")

@@ -15,7 +15,7 @@ from execution_core.sql.driver.engine import WAL_SIZE_LIMIT
 from ..conftest import Database
 from ..support import postgres
 from ..support.pgbouncer import BINARY, MISSING, pgbouncer
-from ..support.standby import synchronous_standby
+from ..support.standby import set_standby_names, synchronous_standby
 from .lost_connections import wait_for
 
 
@@ -83,12 +83,6 @@ def test_probe_database_of_other_encoding_is_problem(postgres_database: Database
     assert settings["server_encoding"] == "problem"
 
 
-def set_names(primary: postgres.Server, names: str) -> None:
-    with psycopg.connect(postgres.dsn(primary.url), autocommit=True) as connection:
-        connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
-        connection.execute("SELECT pg_reload_conf()")
-
-
 @pytest.mark.exhaustive
 def test_probe_standby_and_its_primary_are_described() -> None:
     with postgres.server(own=True) as primary:
@@ -99,9 +93,10 @@ def test_probe_standby_and_its_primary_are_described() -> None:
                 {"options": "-csynchronous_commit=local"}
             )
             assert messages(local)["standby"].startswith("warning: synchronous_commit is local")
-            set_names(primary, "nobody")
-            wait_for(lambda: "none is connected" in messages(primary.url)["standby"])
-            set_names(primary, "*")
+            with psycopg.connect(postgres.dsn(primary.url), autocommit=True) as connection:
+                set_standby_names(connection, "nobody")
+                wait_for(lambda: "none is connected" in messages(primary.url)["standby"])
+                set_standby_names(connection, "*")
         wait_for(lambda: "none is connected" in messages(primary.url)["standby"])
         assert messages(primary.url)["standby"].startswith("warning: none is connected")
 

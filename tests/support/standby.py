@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import psycopg
+from psycopg.sql import SQL
 from sqlalchemy import make_url
 
 from . import waiting
@@ -35,12 +36,17 @@ def synchronous_standby(primary: Server, port: int | None = None) -> Iterator[Se
         try:
             postmaster.start()
             with psycopg.connect(dsn(primary.url), autocommit=True) as connection:
-                connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-                connection.execute("SELECT pg_reload_conf()")
+                set_standby_names(connection, "*")
                 waiting.wait_until(lambda: connection.execute(SYNCHRONOUS).fetchone())
             yield Server(address(port), "standby", postmaster, installation)
         finally:
             postmaster.stop()
+
+
+def set_standby_names(connection: psycopg.Connection, names: str) -> None:
+    """Let commits of a server wait for these standbys."""
+    connection.execute(SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(names))
+    connection.execute("SELECT pg_reload_conf()")
 
 
 def power_off(primary: Server) -> list[int]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..core.errors import ExecutionProblem, InvalidValue
-from ..sql.driver.engine import BOUNDS, bounds_in, create_sync_engine
+from ..sql.driver.engine import create_sync_engine
 from ..sql.driver.url import check_schema, parse_url, sqlite_file
 from ..sql.recovery.verify_commit import is_schema_error
 from ..sql.store import SqlExecutionStore
@@ -67,10 +67,8 @@ def open_database(url: str, schema: str | None) -> Iterator[Database]:
                 f"names a file that does not exist, {mask_password(url)}: name another with --url"
                 " or EXECUTION_CORE_URL, or create it with execution-core migrate",
             )
-    options: dict[str, Any] = {"schema_translate_map": {None: schema}} if schema else {}
-    if parsed.get_backend_name() == "postgresql":
-        options[BOUNDS] = bounds_in(parsed)
-    engine = create_sync_engine(url, execution_options=options)
+    options = {"schema_translate_map": {None: schema}} if schema else {}
+    engine = create_sync_engine(url, bounded=True, execution_options=options)
     try:
         yield Database(engine, ExecutionManager(SqlExecutionStore(engine)))
     finally:

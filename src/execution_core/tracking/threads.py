@@ -67,7 +67,7 @@ class HeartbeatSender:
     """A thread that sends heartbeats, as long as something refers to this."""
 
     def __init__(self, store: Any, *, alone: bool = False) -> None:
-        self._added = SimpleQueue[Any]()
+        self._added: Added = SimpleQueue()
         schedule = HeartbeatSchedule[ThreadHeartbeat](store, time.monotonic, alone=alone)
         args = (store, schedule, self._added, _end_with(self, self._added))
         self.thread = threading.Thread(
@@ -81,18 +81,22 @@ class HeartbeatSender:
         self._added.put(heartbeat)
 
 
+Added = SimpleQueue[ThreadHeartbeat | ref[HeartbeatSender]]
+"""Attempts that have been added, and at the end the reference to the sender."""
+
+
 def _send_heartbeats(
     store: Any,
     schedule: HeartbeatSchedule[ThreadHeartbeat],
-    added: SimpleQueue[Any],
-    _sender: "ref[HeartbeatSender]",
+    added: "Added",
+    _sender: "ref[HeartbeatSender]",  # only what is referred to puts itself into the queue
 ) -> None:
     ACTIVE.set(None)  # a thread may inherit the context of the thread that starts it
     while _wait(schedule, added):
         _send_due(store, schedule)
 
 
-def _wait(schedule: HeartbeatSchedule[ThreadHeartbeat], added: SimpleQueue[Any]) -> bool:
+def _wait(schedule: HeartbeatSchedule[ThreadHeartbeat], added: "Added") -> bool:
     """Wait until a heartbeat is due or an attempt is added; return False at the end."""
     due = schedule.next_due()
     seconds = None if due is None else min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)

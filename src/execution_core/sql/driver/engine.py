@@ -56,29 +56,15 @@ class Bounds(NamedTuple):
     lock_timeout: int
     statement_timeout: int
 
-    @classmethod
-    def of(cls, lock_timeout: timedelta, call_timeout: timedelta) -> "Bounds":
-        """Convert timeouts to milliseconds."""
-        return cls(lock_timeout // _MILLISECOND, call_timeout // _MILLISECOND)
 
-
-def bounds_in(url: URL) -> Bounds:
-    """Return the timeouts of a URL, or the defaults.
-
-    Raises:
-        InvalidValue: one of them is not a number of seconds.
-    """
-    return Bounds.of(
-        _timeout("lock_timeout", url, {}, BUSY_TIMEOUT),
-        _timeout("call_timeout", url, {}, CALL_TIMEOUT),
-    )
-
-
-def create_sync_engine(url: str | URL, *, exclusive: bool = False, **options: Any) -> Engine:
+def create_sync_engine(
+    url: str | URL, *, exclusive: bool = False, bounded: bool = False, **options: Any
+) -> Engine:
     """Return an engine for a PostgreSQL (psycopg) or SQLite URL.
 
-    With `exclusive`, only this library uses the engine, and only for single statements. `options`
-    are those of SQLAlchemy's `create_engine`.
+    With `exclusive`, only this library uses the engine, and only for single statements. With
+    `bounded`, a store on it has time limits, as with `exclusive`. `options` are those of
+    SQLAlchemy's `create_engine`.
 
     Raises:
         InvalidValue: the URL is not one of these, or its driver is not installed.
@@ -86,7 +72,7 @@ def create_sync_engine(url: str | URL, *, exclusive: bool = False, **options: An
     parsed = parse_url(url)
     if parsed.drivername == "postgresql+psycopg_async":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    return _create(create_engine, parsed, options, exclusive=exclusive)
+    return _create(create_engine, parsed, options, exclusive=exclusive, bounded=bounded)
 
 
 def create_async_engine(
@@ -100,7 +86,12 @@ def create_async_engine(
 
 
 def _create(
-    create: Callable[..., AnyEngine], url: URL, options: dict[str, Any], *, exclusive: bool
+    create: Callable[..., AnyEngine],
+    url: URL,
+    options: dict[str, Any],
+    *,
+    exclusive: bool,
+    bounded: bool = False,
 ) -> AnyEngine:
     postgresql = url.get_backend_name() == "postgresql"
     # Payloads are not for logs.
@@ -111,9 +102,10 @@ def _create(
     if postgresql:
         url, read = _read_parameters(url)
         settings |= read
-    if exclusive:
-        bounds = Bounds.of(lock_timeout, call_timeout)
+    bounds = Bounds(lock_timeout // _MILLISECOND, call_timeout // _MILLISECOND)
+    if exclusive or bounded:
         settings["execution_options"] |= {BOUNDS: bounds}
+    if exclusive:
         settings |= _exclusive_settings(url, options, bounds, sync=create is create_engine)
     for name in ("connect_args", "execution_options"):
         settings[name] = settings.get(name, {}) | options.pop(name, {})
@@ -128,7 +120,7 @@ def _create(
         return configure_sqlite(engine, busy_timeout=lock_timeout)
     sync_engine: Any = getattr(engine, "sync_engine", engine)
     event.listen(sync_engine, "connect", _set_date_style)
-    _limit_first_use(sync_engine, {**NETWORK, **url.query}["connect_timeout"])
+    _limit_first_use(sync_engine)
     return engine
 
 
@@ -153,15 +145,15 @@ def _exclusive_settings(
     return settings
 
 
-def _limit_first_use(engine: Engine, connect_timeout: Any) -> None:
+def _limit_first_use(engine: Engine) -> None:
     """Limit what SQLAlchemy asks a new connection: a pooler accepts it for a frozen server."""
-    if not (seconds := float(connect_timeout)) > 0:
-        return  # libpq has no limit then
 
     @event.listens_for(engine, "connect", insert=True)
     def begin(connection: Any, record: Any) -> None:
         driver = getattr(connection, "driver_connection", connection)
-        record.info[_FIRST_USE] = deadlines.begin(driver, seconds)
+        # Without it, or with 0, libpq has no limit either.
+        seconds = int(driver.info.get_parameters().get("connect_timeout", 0))
+        record.info[_FIRST_USE] = deadlines.begin(driver, seconds) if seconds > 0 else None
 
     @event.listens_for(engine, "connect")
     def end(_: Any, record: Any) -> None:
@@ -194,15 +186,18 @@ def _read_parameters(url: URL) -> tuple[URL, dict[str, Any]]:
 
 
 def _timeout(name: str, url: URL, options: dict[str, Any], default: timedelta) -> timedelta:
-    """Return a timeout of the caller: a timedelta, or seconds in the URL; databases count in ms."""
-    if name in options:
-        return min(validation.duration(name, options.pop(name)), MAX_TIMEOUT)
+    """Return a timeout of the caller: a timedelta, or seconds in the URL."""
     given = url.query.get(name)
-    try:
-        seconds = default if given is None else timedelta(seconds=float(str(given)))
-        return min(validation.duration(name, seconds), MAX_TIMEOUT)
-    except (ValueError, OverflowError):
-        raise InvalidValue("url", f"has {name}={given}: use a number of seconds") from None
+    if name in options:
+        timeout = validation.duration(name, options.pop(name))
+    elif given is None:
+        timeout = default
+    else:
+        try:
+            timeout = validation.duration(name, timedelta(seconds=float(str(given))))
+        except (ValueError, OverflowError):
+            raise InvalidValue("url", f"has {name}={given}: use a number of seconds") from None
+    return min(timeout, MAX_TIMEOUT)
 
 
 def has_iso_dates(driver: Any) -> bool:
@@ -241,7 +236,7 @@ def configure_sqlite(engine: AnyEngine, *, busy_timeout: timedelta = BUSY_TIMEOU
     if engine.dialect.name != "sqlite":
         raise InvalidValue("engine", f"must be over SQLite, not {engine.dialect.name}")
     timeout = validation.duration("busy_timeout", busy_timeout)
-    milliseconds = min(timeout // timedelta(milliseconds=1), validation.MAX_INTEGER)
+    milliseconds = min(timeout, MAX_TIMEOUT) // _MILLISECOND
     if event.contains(sync_engine, "begin", begin_sqlite):
         return engine
     event.listen(sync_engine, "begin", begin_sqlite)

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from sqlalchemy.exc import MissingGreenlet, SQLAlchemyError, TimeoutError  # noqa: A004
 
 from ...core.creation import MAX_TRIES, NewExecution
-from ...core.errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
+from ...core.errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem, InvalidValue
 from ...core.json_values import canonical
 from ...core.log_lines import NewLogEntry
 from ...core.models import Execution
@@ -71,7 +71,7 @@ CANNOT_ASK: Final = (
     ConnectionBroken,
     SQLAlchemyError,
     builtins.TimeoutError,  # all connections are in use
-    ExecutionProblem,  # a setting of the connection is refused
+    InvalidValue,  # a setting of the connection is refused
 )
 
 
