@@ -18,6 +18,7 @@ from execution_core.cli.commands import stats, watch
 from execution_core.sql.schema import views
 
 from ..conftest import Database
+from ..support.sampling import sampled
 from ..support.states import STATES, bring_to
 from .terminal import PROGRAM, remove_control_sequences, run_in_terminal
 
@@ -458,13 +459,14 @@ def test_main_stored_control_characters_are_escaped(
     plain.update_progress(running.id, 1, 2, message=NASTY)
     url = ("--url", shell.database.url)
     every = ("payload", "metadata", "checkpoints", "stack")
-    for arguments in (
+    commands: list[tuple[str, ...]] = [
         ("list", *(part for name in every for part in ("--with", name))),
-        ("show", job.id),
         ("show", cancelled.id),
+        ("show", job.id),
         ("stats",),
         ("watch", job.id),
-    ):
+    ]
+    for arguments in sampled(commands, 2):
         if terminal:
             _, shown = run_in_terminal(arguments[0], *url, *arguments[1:])
             shown = remove_control_sequences(shown)

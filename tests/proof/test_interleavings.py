@@ -122,7 +122,7 @@ def test_interleaving_of_two_callers_is_linearizable(
         for pair in initial.competing()
         for way in [*main, *(next(turn) for _ in range(OTHERS))]
     ]
-    runs = sampled(every_run, len(main))  # each pair at least once, in a different way
+    runs = sampled(every_run, 2 * len(main))  # half of the pairs, each in a different way
     counts: Counter[str] = Counter(runs=len(runs))
     for target, (pair, way) in zip(initial.targets(len(runs)), runs, strict=True):
         a, b, when = callers.caller("a", way[0]), callers.caller("b", way[1]), way[2]

@@ -89,6 +89,7 @@ def test_dropped_packets_call_ends_within_call_timeout(mode: str) -> None:
     network.in_namespace(run)
 
 
+@pytest.mark.slow
 def test_dropped_packets_connecting_ends_within_connect_timeout(mode: str) -> None:
     def run() -> None:
         with own_server(mode) as (manager, new_manager):
