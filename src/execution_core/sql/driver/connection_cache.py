@@ -23,6 +23,7 @@ from ..statements.queries import Rows
 from .engine import OWN_POOL
 
 CURSOR: Final = "execution_core.cursor"
+_POLL: Final = "execution_core.poll"
 POLL_SECONDS: Final = 0.2
 """Longest single wait for a permit: Python runs signal handlers between two waits."""
 MAX_CACHED_CHARACTERS: Final = 2**16
@@ -137,13 +138,15 @@ def has_ended(connection: PoolProxiedConnection) -> bool:
 
     A statement that is sent on such a connection would have an unknown outcome.
     """
-    if not hasattr(select, "poll"):  # Windows
-        return False
     driver: Any = connection.driver_connection
     if driver.closed:
         return True
-    poll = select.poll()
-    poll.register(driver.pgconn.socket, getattr(select, "POLLRDHUP", 0))
+    poll = connection.info.get(_POLL)
+    if poll is None:
+        if not hasattr(select, "poll"):  # Windows
+            return False
+        poll = connection.info[_POLL] = select.poll()
+        poll.register(driver.pgconn.socket, getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
 
 
@@ -152,9 +155,11 @@ def cached_cursor(connection: PoolProxiedConnection) -> Any:
 
     A new cursor looks up the loader of each column again, and leaves garbage to collect.
     """
+    if (cursor := connection.info.pop(CURSOR, None)) is not None:
+        return cursor
     driver: Any = connection.driver_connection
     # Binary results: psycopg reads times as text only with the DateStyle ISO.
-    return connection.info.pop(CURSOR, None) or driver.cursor(binary=True)
+    return driver.cursor(binary=True)
 
 
 def cache_cursor(
