@@ -120,7 +120,7 @@ def _create(
         return configure_sqlite(engine, busy_timeout=lock_timeout)
     sync_engine: Any = getattr(engine, "sync_engine", engine)
     event.listen(sync_engine, "connect", _set_date_style)
-    _limit_first_use(sync_engine)
+    _limit_first_use(sync_engine, call_timeout.total_seconds() + GRACE_SECONDS)
     return engine
 
 
@@ -145,15 +145,16 @@ def _exclusive_settings(
     return settings
 
 
-def _limit_first_use(engine: Engine) -> None:
-    """Limit what SQLAlchemy asks a new connection: a pooler accepts it for a frozen server."""
+def _limit_first_use(engine: Engine, seconds: float) -> None:
+    """Limit what SQLAlchemy asks a new connection.
+
+    A pooler accepts it for a frozen server, and while all of its own connections are in use.
+    """
 
     @event.listens_for(engine, "connect", insert=True)
     def begin(connection: Any, record: Any) -> None:
         driver = getattr(connection, "driver_connection", connection)
-        # Without it, or with 0, libpq has no limit either.
-        seconds = int(driver.info.get_parameters().get("connect_timeout", 0))
-        record.info[_FIRST_USE] = deadlines.begin(driver, seconds) if seconds > 0 else None
+        record.info[_FIRST_USE] = deadlines.begin(driver, seconds)
 
     @event.listens_for(engine, "connect")
     def end(_: Any, record: Any) -> None:

@@ -9,7 +9,7 @@ errors are still SQLAlchemy's. Only this module and `async_executor` call a driv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, SingletonThreadPool, StaticPool
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -52,6 +52,11 @@ from .session import (
 )
 from .url import ASYNCPG
 from .via_sqlalchemy import execute_via_sqlalchemy, must_use_sqlalchemy
+
+NOT_CONNECTED: Final = (
+    "No connection could be opened, so nothing was changed: the server is unreachable, or it or a"
+    " pooler in front of it is too busy to answer within call_timeout."
+)
 
 
 class Executor:
@@ -200,6 +205,9 @@ class Executor:
             if self._patience is None:
                 raise
             raise no_connection(self._patience) from error
+        except DBAPIError as error:  # of SQLAlchemy's own queries on a new connection
+            error.add_note(NOT_CONNECTED)
+            raise
 
     def _prepare_session(self, connection: PoolProxiedConnection, bounded: bool) -> Backend | None:
         """Learn and set what is to be known of a session before a statement is sent."""
@@ -266,6 +274,8 @@ class Executor:
             connection_invalidated=broken,
             dialect=dialect,
         )
+        if connection is None and not self._is_sqlite:
+            wrapped.add_note(NOT_CONNECTED)
         late = deadlines.has_expired(call)
         return ConnectionBroken(wrapped, backend, is_late=late) if broken else wrapped
 
