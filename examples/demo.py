@@ -127,10 +127,10 @@ def run(engine: Engine, manager: ExecutionManager, url: str, limit: int) -> int:
         f" with a checkpoint after {killed.checkpoints['files_done']} files."
     )
 
-    swept = sweep(engine, manager, created.id)
+    swept = sweep(manager, created.id)
     reason = swept.error.message if swept.error else ""
-    console.print(f"[bold]4.[/] A sweep found it: [yellow]{swept.status}[/], “{reason}”.")
-    console.print(f"   After a retry: [yellow]{manager.get(swept.id).status}[/]. A second worker:")
+    console.print(f"[bold]4.[/] A sweep found it: “{reason}”.")
+    console.print(f"   It is [yellow]{swept.status}[/] now. A second worker:")
     worker = spawn(url, created.id)
     follow(manager, created.id, worker)
     if worker.wait() != 0:
@@ -184,17 +184,13 @@ def follow(
             time.sleep(0.05)
 
 
-def sweep(engine: Engine, manager: ExecutionManager, id: str) -> Execution:
+def sweep(manager: ExecutionManager, id: str) -> Execution:
     """Sweep and retry, as a service does every few seconds, until the execution is found."""
     found = {}
     while id not in found:
         time.sleep(0.1)
-        with engine.begin() as connection:  # the sweep and the retry commit together
-            inside = manager.within(connection)
-            for swept in inside.sweep(stalled_after=STALLED_AFTER, type="parse-sources"):
-                found[swept.id] = swept
-                if swept.attempts < swept.max_attempts:
-                    inside.retry(swept.id)
+        for swept in manager.sweep(stalled_after=STALLED_AFTER, type="parse-sources", retry=True):
+            found[swept.id] = swept
     return found[id]
 
 

@@ -26,7 +26,6 @@ from pydantic import BaseModel, Field
 from sqlalchemy import ForeignKey, String, select
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
     AsyncSession,
     async_sessionmaker,
     create_async_engine,
@@ -97,7 +96,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.executions = executions = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
     tasks = [
         asyncio.create_task(repeat(partial(work, executions, sessions), timedelta(seconds=1))),
-        asyncio.create_task(repeat(partial(sweep, executions, engine), STALLED_AFTER / 3)),
+        asyncio.create_task(repeat(partial(sweep, executions), STALLED_AFTER / 3)),
     ]
     yield
     for task in tasks:
@@ -147,14 +146,8 @@ async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
     return {"shipped": order.parcels}
 
 
-async def sweep(executions: AsyncExecutionManager, engine: AsyncEngine) -> bool:
-    async with engine.begin() as connection:  # the sweep and the retry commit together
-        inside = executions.within(connection)
-        swept = await inside.sweep(stalled_after=STALLED_AFTER, type="ship")
-        for execution in swept:
-            if execution.attempts < execution.max_attempts:
-                await inside.retry(execution.id)
-    return bool(swept)
+async def sweep(executions: AsyncExecutionManager) -> bool:
+    return bool(await executions.sweep(stalled_after=STALLED_AFTER, type="ship", retry=True))
 
 
 # --- requests ---------------------------------------------------------------------------------

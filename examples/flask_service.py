@@ -162,8 +162,4 @@ def make(attempt: Attempt) -> dict[str, int]:
 
 
 def sweep() -> None:
-    with sessions.begin():  # the sweep and the retry commit together
-        inside = executions.within(sessions)
-        for swept in inside.sweep(stalled_after=STALLED_AFTER, type="report"):
-            if swept.attempts < swept.max_attempts:
-                inside.retry(swept.id)
+    executions.sweep(stalled_after=STALLED_AFTER, type="report", retry=True)

@@ -122,14 +122,15 @@ class Plans:
             moved = transition.apply(rows[0].execution, now) if rows else None
             if not moved:
                 return None
-            if (yield from self._replace(rows[0], moved)):
+            deleted = [("DEL", self._at("log", id))] if transition.rule.deletes_log else []
+            if (yield from self._replace(rows[0], moved, *deleted)):
                 return moved if returning == "execution" else moved.status
 
     def update_many(self, batch: BatchTransition) -> Plan[builtins.list[Execution]]:
         moved: builtins.list[Execution] = []
         now, _ = yield from self._rows([])
         rule = batch.transition.rule
-        until = now if any(move.when is Condition.DUE for move in rule.moves) else None
+        until = now if any(Condition.DUE in move.when for move in rule.moves) else None
         for group in sorted({_group_of(status) for status in rule.sources}):
             stay = 0
             while len(moved) < batch.limit:
@@ -256,8 +257,9 @@ class Plans:
             ]
         return (yield from self._set(conditions, commands))
 
-    def _replace(self, row: Row, execution: Execution) -> Plan[bool]:
-        return (yield from self._set([self._unchanged(row)], self._store(execution)))
+    def _replace(self, row: Row, execution: Execution, *more: Command) -> Plan[bool]:
+        commands = [*self._store(execution), *more]
+        return (yield from self._set([self._unchanged(row)], commands))
 
     def _unchanged(self, row: Row) -> Command:
         """Return the condition that an execution has not changed since it was read."""

@@ -27,6 +27,7 @@ VERBS: Final = {
     "timeout": 5,
     "cancel": 1,
     "retry": 10,
+    "release": 3,
     "sweep": 3,
 }
 """How often each is chosen."""
@@ -34,7 +35,7 @@ REPEATED_VALUE, REPEATED_SHARE = "again", 0.2
 """A value that several operations write, and how often: it may already be stored."""
 FENCED: Final = (
     *("heartbeat", "update_progress", "checkpoint", "advance"),
-    *("complete", "fail", "timeout"),
+    *("complete", "fail", "timeout", "release"),
 )
 
 
@@ -79,7 +80,8 @@ class Chooser:
             at, generation = row["payload"]["slot"], row["payload"]["generation"]
             self._remembered[at] = RememberedExecution(row["id"], row["attempts"])
             used_up = row["attempts"] == row["max_attempts"]
-            if row["status"] in FINAL or (used_up and row["status"] in ("failed", "timed_out")):
+            ended = used_up and row["status"] in ("failed", "timed_out") and self._chance(0.5)
+            if row["status"] in FINAL or ended:
                 self._remembered.pop(at)
                 self._generations[at] = max(self._generations[at], generation + 1)
         problem = operation.problem
@@ -106,9 +108,10 @@ class Chooser:
     def _batch_arguments(self, verb: str, name: str) -> Json:
         if verb == "claim":
             return {"worker": name, "limit": self._random.randint(1, 3)}
+        sweep = {"limit": 5, "retry": self._chance(0.5)}
         if self._chance(0.5):
-            return {"type": TIMED_TYPE, "limit": 5}
-        return {"type": STALLED_TYPE, "limit": 5, "stalled_after": timedelta(milliseconds=300)}
+            return {"type": TIMED_TYPE, **sweep}
+        return {"type": STALLED_TYPE, "stalled_after": timedelta(milliseconds=300), **sweep}
 
     def _arguments(self, remembered: RememberedExecution, verb: str, name: str) -> Json:
         given: Json = {"id": remembered.id}
@@ -118,20 +121,24 @@ class Chooser:
         match verb:
             case "start":
                 given["worker"] = name
-            case "update_progress":
-                given |= self._progress(name)
-            case "checkpoint":
-                given |= self._checkpoint(name)
-            case "advance":
-                given |= self._progress(name) | self._checkpoint(name)
+            case "update_progress" | "checkpoint" | "advance":
+                given |= self._progress(name) if verb != "checkpoint" else {}
+                given |= self._checkpoint(name) if verb != "update_progress" else {}
             case "complete":
                 given["result"] = name
             case "fail":
                 given |= {"error": name, "retryable": self._chance(0.7)}
-                given["retry_after"] = timedelta(milliseconds=self._random.randrange(200))
+                if given["retryable"]:
+                    given["retry_after"] = self._delay()
+            case "retry":
+                given["extra_attempts"] = 1 if self._chance(0.3) else 0
+                given["retry_after"] = self._delay() if self._chance(0.3) else None
             case "cancel":
                 given["reason"] = name if self._chance(0.5) else None
         return given
+
+    def _delay(self) -> timedelta:
+        return timedelta(milliseconds=self._random.randrange(200))
 
     def _progress(self, name: str) -> Json:
         repeats = self._chance(REPEATED_SHARE)

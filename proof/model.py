@@ -39,8 +39,9 @@ SOURCES: Final = {
     "fail": ("running", "retrying"),
     "timeout": ("running",),
     "sweep": ("running",),
-    "cancel": ("pending", "running"),
-    "retry": ("failed", "timed_out"),
+    "cancel": LIVE,
+    "retry": ("pending", "retrying", "failed", "timed_out"),
+    "release": ("running",),
 }
 """The statuses in which a verb is allowed."""
 TARGETS: Final = {
@@ -50,9 +51,10 @@ TARGETS: Final = {
     "complete": ("completed",),
     "fail": ("failed", "retrying"),
     "timeout": ("timed_out",),
-    "sweep": ("timed_out",),
+    "sweep": ("timed_out", "retrying"),
     "cancel": ("cancelled",),
     "retry": ("retrying",),
+    "release": ("retrying",),
 }
 """The statuses that a verb leads to."""
 ALLOWED_TRANSITIONS: Final = {(None, "pending")} | {
@@ -60,7 +62,7 @@ ALLOWED_TRANSITIONS: Final = {(None, "pending")} | {
     for verb, targets in TARGETS.items()
     for source in SOURCES.get(verb, ())
     for target in targets
-    if source != target
+    if source != target and (source, target) != ("pending", "retrying")
 }
 TIMEOUT: Final = ("timeout", "Execution timed out")
 STALLED: Final = ("stalled", "Execution stalled: no heartbeat from its worker")
@@ -104,7 +106,7 @@ def after(operation: Operation, found: Row) -> Row | None:
     """Return the execution after an operation; None where the operation is refused."""
     if not (_is_source(operation, found) and _is_owner(operation, found)):
         return None
-    if operation.verb in ("start", "retry") and not _attempt_left(found):
+    if _needs_attempt(operation, found) and not _attempt_left(found):
         return None
     return _changed(operation, found)
 
@@ -116,7 +118,7 @@ def refusal(operation: Operation, found: Row) -> Json:
         return {"code": "CONCURRENT_UPDATE" if same else "IDEMPOTENCY_CONFLICT"}
     if not _is_source(operation, found):
         return {"code": "INVALID_STATE_TRANSITION", "from_status": found.status}
-    if operation.verb in ("start", "retry") and not _attempt_left(found):
+    if _needs_attempt(operation, found) and not _attempt_left(found):
         used = {"attempts": found.attempts, "max_attempts": found.max_attempts}
         return {"code": "MAX_RETRIES_EXCEEDED", **used}
     if not _is_owner(operation, found):
@@ -132,6 +134,13 @@ def _is_source(operation: Operation, found: Row) -> bool:
 
 def _is_owner(operation: Operation, found: Row) -> bool:
     return operation.arguments.get("attempt") in (None, found.attempts)
+
+
+def _needs_attempt(operation: Operation, found: Row) -> bool:
+    if operation.verb == "retry":
+        ended = found.status in ("failed", "timed_out")
+        return ended and not operation.arguments.get("extra_attempts")
+    return operation.verb == "start"
 
 
 def _attempt_left(found: Row) -> bool:
@@ -155,14 +164,26 @@ def _changed(operation: Operation, found: Row) -> Row:
             changes["error"] = _error(None, given["error"], retryable=given["retryable"])
         case "timeout" | "sweep":
             code, message = STALLED if given.get("stalled_after") else TIMEOUT
-            changes = {"status": "timed_out", "error": _error(code, message, retryable=True)}
-        case "cancel":
-            changes = {"status": "cancelled"}
-            if (reason := given["reason"]) is not None:
-                changes["metadata"] = _set(found.metadata, "cancellation_reason", reason)
-        case "retry":
-            changes = {"status": "retrying", "error": None}
+            retrying = given.get("retry") and _attempt_left(found)
+            changes = {"status": "retrying" if retrying else "timed_out"}
+            changes["error"] = _error(code, message, retryable=True)
+        case "cancel" | "retry" | "release":
+            changes = _operator_changes(operation.verb, found, given)
     return found._replace(**changes) if changes else found
+
+
+def _operator_changes(verb: str, found: Row, given: Json) -> dict[str, Frozen]:
+    if verb == "release":
+        return {"status": "retrying", "max_attempts": found.max_attempts + 1}
+    if verb == "retry":
+        allowed = found.attempts + given.get("extra_attempts", 0)
+        changes: dict[str, Frozen] = {"max_attempts": max(found.max_attempts, allowed)}
+        ended = found.status in ("failed", "timed_out")
+        return changes | ({"status": "retrying", "error": None} if ended else {})
+    changes = {"status": "cancelled", "error": None}
+    if (reason := given["reason"]) is not None:
+        changes["metadata"] = _set(found.metadata, "cancellation_reason", reason)
+    return changes
 
 
 def _progress_changes(found: Row, given: Json) -> dict[str, Frozen]:

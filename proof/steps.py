@@ -34,11 +34,16 @@ def steps(observed: ObservedExecution) -> Iterator[Step]:
                 yield from _answer(bounded, answer)
         elif each.outcome == REFUSED:
             yield from _sequence(bounded, _unmatched(each), _refused(each))
-        elif (
-            each.outcome == UNKNOWN and each.verb in WRITES and observed.is_visible(each)
-        ):  # else its effect is not observable
+        elif each.outcome == UNKNOWN and _is_observable(each, observed):
             yield Step(each, each.began, each.ended, _applies(each), optional=True)
     yield Step(None, end + 1, end + 1, _is(observed.found))
+
+
+def _is_observable(operation: Operation, observed: ObservedExecution) -> bool:
+    """Return whether the effect of an unknown write that is no transition can be seen."""
+    return operation.verb == "retry" or (
+        operation.verb in WRITES and observed.is_visible(operation)
+    )
 
 
 def _transition(
@@ -68,8 +73,6 @@ def _answer(operation: Operation, answer: Json) -> Iterator[Step]:
         return _sequence(operation, _is(answer))
     if operation.verb == "create":
         return _sequence(operation, _finds(operation), _is(answer))
-    if operation.verb == "retry":
-        return _sequence(operation, _unmatched(operation), _is_retrying(answer))
     applies = _applies(operation)
     if operation.cut and operation.verb in WRITES:
         return _sequence(operation, applies, _is(answer))
@@ -109,11 +112,6 @@ def _results_in(apply: Apply, answer: Json, until: int | None = None) -> Apply:
 def _is(answer: Json, since: int = 0) -> Apply:
     expected = model.row(answer)[since:]
     return lambda found: found if found is not None and found[since:] == expected else None
-
-
-def _is_retrying(answer: Json) -> Apply:
-    same = _is(answer)
-    return lambda found: same(found) if answer["status"] == "retrying" else None
 
 
 def _unmatched(operation: Operation) -> Apply:

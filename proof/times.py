@@ -34,11 +34,13 @@ def impossible_times(execution: ObservedExecution, owners: dict[str, Operation])
     times = sorted((_at(row, "updated"), _at(row, "heartbeat")) for row in rows)
     if any(heartbeat > later for (_, heartbeat), (_, later) in pairwise(times)):
         yield "a heartbeat was overwritten by an earlier one"
+    # A retry of a waiting execution leaves no trace in the history.
+    retried = [row for each, row in answers if each.verb == "retry"]
     for before, token in pairwise(execution.tokens):
         owner, claim = owners.get(before or ""), owners.get(token or "")
         if owner and claim and claim.verb == "claim":
             for waiting in _reliable_answers(execution, owner):
-                due = _at(waiting, "due")
+                due = min(_at(each, "due") for each in (waiting, *retried))
                 if any(_at(row, "started") < due for row in _reliable_answers(execution, claim)):
                     yield f"claim {claim.name} acted before its time"
 
@@ -52,7 +54,7 @@ def _is_due(swept: Json, stalled_after: str | None) -> bool:
     due = [_at(swept, "deadline")] if swept["deadline_at"] else []
     if stalled_after:
         due.append(_at(swept, "heartbeat") + DURATION.validate_python(stalled_after))
-    return any(each < _at(swept, "completed") + PRECISION for each in due)
+    return any(each < _at(swept, "updated") + PRECISION for each in due)
 
 
 def _at(row: Json, name: str) -> datetime:

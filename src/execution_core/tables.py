@@ -23,6 +23,7 @@ from .sql.schema.views import (
     execution_overview,
     execution_stats,
     execution_timeline,
+    executions_needing_attention,
     overdue_executions,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "execution_stats",
     "execution_timeline",
     "executions",
+    "executions_needing_attention",
     "overdue_executions",
 ]
 
@@ -48,6 +50,7 @@ class Tables(NamedTuple):
     execution_stats: Table
     execution_timeline: Table
     executions: Table
+    executions_needing_attention: Table
     overdue_executions: Table
 
 

@@ -327,7 +327,7 @@ def test_cancel_retry_and_replay_change_executions(shell: Shell, plain: Executio
     shell("retry", job.id, code=1)
     assert shell.err == (
         f"execution-core: INVALID_STATE_TRANSITION: Cannot retry execution {job.id}:"
-        " its status is cancelled, not failed or timed_out.\n"
+        " its status is cancelled, not pending, failed, retrying or timed_out.\n"
     )
     shell("replay", again, code=1)
     assert "its status is pending, not completed, failed" in shell.err

@@ -185,11 +185,11 @@ def test_example_as_a_branch_creates_executions_first(host: Host) -> None:
     host.run("alembic upgrade execution_core@head")
     REVISION.unlink()
     host.run(
-        "alembic revision --autogenerate --depends-on execution_core_0001"
+        "alembic revision --autogenerate --depends-on execution_core_0002"
         " --head base --version-path versions -m Orders --rev-id 0001"
     )
     (revision,) = REVISION.parent.glob("*.py")
-    depends = "depends_on = 'execution_core_0001'"
+    depends = "depends_on = 'execution_core_0002'"
     assert content(revision) == SHIPPED.replace("depends_on = None", depends)
     host.run("alembic upgrade heads")
     host.run("alembic check")

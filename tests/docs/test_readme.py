@@ -70,11 +70,14 @@ def chart() -> str:
         for move in rule.moves:
             for source in move.sources if move.target else ():
                 label = rule.verb
-                if move.when is state_machine.ATTEMPT_LEFT and rule is not state_machine.START:
+                if state_machine.ATTEMPT_LEFT in move.when and rule is not state_machine.START:
                     label += " (an attempt is left)"
                 labels = verbs.setdefault((source, str(move.target)), [])
                 if label not in labels:
                     labels.append(label)
+    for labels in verbs.values():
+        if "retry" in labels:  # with extra_attempts
+            labels.remove("retry (an attempt is left)")
     arrows = [f"    {a} --> {b}: {', '.join(labels)}" for (a, b), labels in verbs.items()]
     ends = [f"    {end} --> [*]" for end in ("completed", "cancelled")]
     return "\n".join(["stateDiagram-v2", "    [*] --> pending: create", *arrows, *ends, ""])

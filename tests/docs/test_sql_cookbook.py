@@ -98,7 +98,7 @@ class Story:
 
         id = self.create("withdrawn", 310, "mail")
         at(300).start(id, worker="w1")
-        at(200).cancel(id, "ada: customer withdrew")
+        at(200).cancel(id, "customer withdrew", by="ada")
 
     def names(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return rows with names for ids, floats for numbers and seconds ago for times."""
@@ -185,6 +185,12 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         ("import", 2, 1, s.since(1370)),
         ("step", 1, 1, s.since(385)),
         ("part", 1, 1, s.since(379)),
+    ),
+    "What needs attention?": lambda s: rows(
+        "since_at since_seconds execution_id status reason action error_code",
+        (1249, s.since(1249), "late", "timed_out", "timed_out", "retry", "timeout"),
+        (1285, s.since(1285), "declined", "failed", "failed", "inspect", "ValueError"),
+        (1400, s.since(1400), "stuck", "running", "overdue", "sweep", None),
     ),
     "Which executions failed, and why?": lambda s: rows(
         "completed_at execution_id status attempts max_attempts error_code error_message",
@@ -283,8 +289,8 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         (5, 1400, 70, "running", "failed", 2, "w2", "disk full"),
     ),
     "Which executions were cancelled, and why?": lambda s: rows(
-        "occurred_at execution_id type from_status worker reason",
-        (200, "withdrawn", "mail", "running", "w1", "ada: customer withdrew"),
+        "occurred_at execution_id type from_status worker actor reason",
+        (200, "withdrawn", "mail", "running", "w1", "ada", "customer withdrew"),
     ),
     "What did an execution log?": lambda s: rows(
         "logged_at attempt level message",

@@ -42,7 +42,7 @@ from ..support.sampling import in_whole
 
 PROOF = "EXECUTION_CORE_PROOF" in os.environ
 SETTINGS = settings(
-    max_examples=500 if PROOF else in_whole(40, 10),
+    max_examples=500 if PROOF else in_whole(40, 14),
     stateful_step_count=50 if PROOF else 40,
     derandomize=not PROOF,
     deadline=None,
@@ -84,6 +84,10 @@ class Machine(RuleBasedStateMachine):
                 "start_after": model_arguments.OnTheHour(),
             }
             self.ask("create", type="mail", max_attempts=n, **passed)
+        # Refusals that random calls seldom meet.
+        failed = self.ask("create", type="ship", idempotency_key="k")
+        self.ask("create", type="ship", payload=1, idempotency_key="k")
+        self.attempt(failed.id, [("fail", model_arguments.RETRYABLE), ("retry", {})])
 
     @rule(step=model_arguments.steps)
     def step(self, step: tuple[str, dict[str, Any]]) -> None:

@@ -60,7 +60,7 @@ OPERATIONS: list[tuple[str, Json]] = [
     ("complete", {"result": "w-5", "attempt": 7}),  # refused: stale
     ("fail", {"error": "w-6", "retryable": True, "retry_after": None, "attempt": 1}),
     ("complete", {"result": "w-7"}),  # refused: retrying
-    ("retry", {}),  # already_done_in
+    ("retry", {}),  # retrying: due now
     ("claim", {"worker": "w-9", "limit": 3}),
     ("update_progress", {"current": 20, "total": 100, "message": "w-10", "percent": 20.0}),
     ("heartbeat", {"attempt": 2}),
@@ -297,7 +297,8 @@ def lose_heartbeat(run: RecordedRun) -> None:
 
 
 def claim_too_early(run: RecordedRun) -> None:
-    run.op("fail").answers[0]["due_at"] = "2999-01-01T00:00:00Z"
+    for waiting in (run.op("fail"), run.op("retry", 0), run.op("retry", 1)):
+        waiting.answers[0]["due_at"] = "2999-01-01T00:00:00Z"
 
 
 def sweep_before_deadline(run: RecordedRun) -> None:

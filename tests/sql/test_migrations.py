@@ -94,6 +94,7 @@ RELATIONS = {
     "execution_attempts",
     "execution_timeline",
     "execution_stats",
+    "executions_needing_attention",
     "overdue_executions",
 }
 

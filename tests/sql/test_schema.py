@@ -370,11 +370,13 @@ VIEWS = {
     "execution_attempts": "execution_id type attempt worker started_at ended_at duration_seconds"
     " outcome error error_code error_message",
     "execution_timeline": "execution_id type seq from_status to_status attempt occurred_at"
-    " seconds_since_last worker reason error error_code error_message",
+    " seconds_since_last worker reason error error_code error_message actor",
     "execution_stats": "type status count oldest_created_at average_seconds longest_seconds",
     "overdue_executions": "execution_id type attempt worker started_at deadline_at overdue_seconds",
     "execution_history": "execution_id seq from_status to_status attempt occurred_at worker reason"
-    " error write_token",
+    " error write_token actor",
+    "executions_needing_attention": "execution_id type status reason action since_at since_seconds"
+    " attempts max_attempts worker error_code error_message",
     "execution_logs": "execution_id id attempt logged_at level message data",
 }
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from execution_core import Execution
-from execution_core.core.json_values import JsonMember, to_json
+from execution_core.core.json_values import JsonMembers, to_json
 from execution_core.stores import BatchTransition, PruneRequest, Transition
 
 from .memory import AsyncMemoryStore, memory_store
@@ -40,10 +40,11 @@ class KeyOverwritten(MemoryStore):
 class MergedDeep(MemoryStore):
     def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         found, entry = self.rows.get(id), transition.values.get("checkpoints")
-        if found and isinstance(entry, JsonMember):
-            old, new = found.checkpoints.get(entry.key), entry.value.value
+        if found and isinstance(entry, JsonMembers):
+            ((key, value),) = entry.values.items()
+            old, new = found.checkpoints.get(key), value.value
             if isinstance(old, dict) and isinstance(new, dict):
-                merged = JsonMember(entry.key, to_json("value", old | new))
+                merged = JsonMembers({key: to_json("value", old | new)})
                 transition = replace(
                     transition, values={**transition.values, "checkpoints": merged}
                 )

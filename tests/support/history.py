@@ -18,6 +18,7 @@ ALLOWED_TRANSITIONS = {
     ("timed_out", "retrying"),
     ("retrying", "running"),
     ("retrying", "failed"),
+    ("retrying", "cancelled"),
 }
 
 

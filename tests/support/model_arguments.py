@@ -148,6 +148,10 @@ types = mostly(st.sampled_from(["mail", "ship", 'a"b']), invalid_names)
 any_type = mostly(st.none() | st.sampled_from(["mail", "ship"]), invalid_names | names)
 keys = st.sampled_from(["k", "K", "k ", '"\\ü'])
 idempotency_keys = mostly(st.none() | keys, invalid_names)
+actors = mostly(st.none() | names, invalid_names.filter(bool))
+extras = mostly(
+    st.sampled_from([0, 0, 1, 2, 10_000]), st.sampled_from([-1, 10_001, True, 1.0, "1", None])
+)
 workers = mostly(st.none() | names, invalid_names)
 checkpoint_keys = mostly(st.sampled_from(["a", 'a"b', "a\\b"]) | names, invalid_names)
 reasons = mostly(
@@ -253,12 +257,15 @@ ATTEMPTS = [
     [("fail", {**RETRYABLE, "retry_after": HOUR}), ("fail", {"error": "given up"})],
     [("fail", {"error": "no"}), ("retry", {})],
     [("timeout", {"attempt": Fence(0)}), ("retry", {})],
+    [("cancel", {"reason": "why"})],
+    [("fail", {**RETRYABLE, "retry_after": HOUR}), ("cancel", {})],
+    [("release", {"attempt": Fence(0)})],
 ]
 
 # Each call: its weight, and its arguments.
 STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
     "create": (
-        4,
+        6,
         {
             "type": types,
             "payload": payloads,
@@ -284,10 +291,37 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
         },
     ),
     "timeout": (1, {"id": ids(RUNNING), **fence}),
-    "sweep": (4, {"stalled_after": stalls, "type": any_type, "limit": limits}),
-    "cancel": (2, {"id": ids(PENDING, RUNNING), "reason": reasons}),
-    "retry": (3, {"id": ids(FAILED, TIMED_OUT)}),
-    "replay": (1, {"id": ids(*FINISHED), "payload": st.just(...) | documents}),
+    "sweep": (
+        4,
+        {
+            "stalled_after": stalls,
+            "type": any_type,
+            "retry": mostly(st.booleans(), st.sampled_from([None, 1])),
+            "limit": limits,
+        },
+    ),
+    "cancel": (2, {"id": ids(*LIVE), "reason": reasons, "by": actors}),
+    "retry": (
+        4,
+        {
+            "id": ids(FAILED, FAILED, TIMED_OUT, RETRYING),
+            "retry_after": delays,
+            "extra_attempts": extras,
+            "by": actors,
+        },
+    ),
+    "release": (1, {"id": ids(RUNNING), **fence, "by": actors}),
+    "replay": (
+        1,
+        {
+            "id": ids(*FINISHED),
+            "payload": st.just(...) | documents,
+            "keep_checkpoints": mostly(st.booleans(), st.sampled_from([None, 1])),
+            "by": actors,
+        },
+    ),
+    "annotate": (1, {"id": ids(), "metadata": metadata}),
+    "redact": (1, {"id": ids(*FINISHED)}),
     "heartbeat": (1, {"id": ids(RUNNING), **fence}),
     "update_progress": (1, {"id": ids(*LIVE), **progress, **fence}),
     "checkpoint": (3, {"id": ids(*LIVE), **entry, **fence}),
@@ -321,7 +355,7 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
         },
     ),
     # Steps of the test machine:
-    "attempt": (5, {"id": ids(PENDING, RETRYING), "course": st.sampled_from(ATTEMPTS)}),
+    "attempt": (8, {"id": ids(PENDING, RETRYING), "course": st.sampled_from(ATTEMPTS)}),
     "wait": (1, {"span": spans}),
     "in_time": (
         4,

@@ -168,7 +168,7 @@ def test_sweep_skips_rows_locked_by_others(postgres_database: Database) -> None:
 
 
 def test_sweep_and_retry_commit_together(database: Database) -> None:
-    """The recipe of the README: no crash separates a sweep from its retry."""
+    """In a transaction of the caller's, no crash separates a sweep from a chosen retry."""
     with connect(database.url) as manager:
         job = manager.create("a", max_attempts=2, timeout=timedelta(milliseconds=1))
         manager.start(job.id)

@@ -1,5 +1,7 @@
 """New executions: how a request becomes one, and whether it repeats an earlier request."""
 
+import logging
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -8,7 +10,9 @@ from . import json_values, validation
 from .errors import IdempotencyConflict, InvalidStateTransition
 from .json_values import Json, canonical
 from .models import CANCELLATION_REASON, Execution
-from .state_machine import FINISHED
+from .state_machine import CANCELLED, FINISHED
+
+logger: Final = logging.getLogger("execution_core")
 
 MAX_TRIES: Final = 10
 """How often to try when the conflicting row or transaction is gone before it can be read."""
@@ -29,6 +33,9 @@ class NewExecution:
     replay_of: str | None
     metadata: Json
     start_after: timedelta | None
+    checkpoints: Json
+    actor: str | None
+    """Who creates it, for the history of a store that has one."""
 
     def apply(self, now: datetime) -> Execution:
         """Return the execution to store, as created at `now`: for stores without SQL."""
@@ -45,6 +52,7 @@ class NewExecution:
             parent_id=self.parent_id,
             replay_of=self.replay_of,
             metadata=self.metadata.value,
+            checkpoints=self.checkpoints.value,
             due_at=now + (self.start_after or timedelta(0)),
         )
 
@@ -61,6 +69,8 @@ def new_execution(
     start_after: timedelta | None,
     max_bytes: int,
     replay_of: str | None = None,
+    checkpoints: object = None,
+    actor: str | None = None,
 ) -> NewExecution:
     """Check the arguments of `create` and build the new execution."""
     type = validation.name("type", type)
@@ -77,35 +87,57 @@ def new_execution(
         parent_id=None if parent_id is None else validation.execution_id(parent_id),
         replay_of=replay_of,
         metadata=json_values.json_object("metadata", metadata, max_bytes),
+        # Each of them was within the limit.
+        checkpoints=json_values.json_object("checkpoints", checkpoints, sys.maxsize),
+        actor=actor,
         start_after=None if start_after is None else validation.delay("start_after", start_after),
     )
 
 
-def new_replay(execution: Execution, payload: object, max_bytes: int) -> NewExecution:
-    """Build the new execution that repeats a finished one; payload `...` is the same payload."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """The checked arguments of `replay`."""
+
+    payload: object
+    """`...` is the payload of the finished execution."""
+    keep_checkpoints: bool
+    actor: str | None
+    max_bytes: int
+
+
+def new_replay(execution: Execution, options: ReplayOptions) -> NewExecution:
+    """Build the new execution that repeats a finished one."""
     if execution.status not in FINISHED:
         raise InvalidStateTransition(execution.id, "replay", execution.status, None, FINISHED)
-    metadata = {k: v for k, v in execution.metadata.items() if k != CANCELLATION_REASON}
+    metadata = dict(execution.metadata)
+    if execution.status is CANCELLED:
+        metadata.pop(CANCELLATION_REASON, None)
     return new_execution(
         execution.type,
-        execution.payload if payload is ... else payload,
+        execution.payload if options.payload is ... else options.payload,
         max_attempts=execution.max_attempts,
         timeout=execution.timeout,
         idempotency_key=None,
         parent_id=execution.parent_id,
         metadata=metadata,
         start_after=None,
-        max_bytes=max_bytes,
+        max_bytes=options.max_bytes,
         replay_of=execution.id,
+        checkpoints=execution.checkpoints if options.keep_checkpoints else None,
+        actor=options.actor,
     )
 
 
 def check_same_work(new: NewExecution, existing: Execution) -> Execution:
-    """Return the execution that holds the key of a new one, or raise if the work differs."""
+    """Return the execution that holds the key of a new one, or raise if the work differs.
+
+    Other options than its own are not applied; a warning says so.
+    """
     payload = None if existing.payload is None else Json(canonical(existing.payload))
     # A row inserted by manual SQL may have a key and no fingerprint.
     held = existing.fingerprint or json_values.fingerprint(existing.type, payload)
     if held == new.fingerprint:
+        _warn_about_options(new, existing)
         return existing
     # A payload may be stored with a change that does not count: jsonb keeps -0.0 as 0.0.
     same_payload = held == json_values.fingerprint(existing.type, new.payload) or (
@@ -119,3 +151,17 @@ def check_same_work(new: NewExecution, existing: Execution) -> Execution:
     raise IdempotencyConflict(
         existing.idempotency_key or "", existing.id, " and ".join(differs) or "fingerprint"
     )
+
+
+def _warn_about_options(new: NewExecution, existing: Execution) -> None:
+    for name in ("max_attempts", "timeout", "parent_id"):
+        asked, kept = getattr(new, name), getattr(existing, name)
+        if asked != kept:
+            logger.warning(
+                "Execution %s exists under the idempotency key %r and keeps %s=%s: %s is ignored",
+                existing.id,
+                existing.idempotency_key,
+                name,
+                kept,
+                asked,
+            )

@@ -109,7 +109,8 @@ class MaxRetriesExceeded(ExecutionProblem):
         return (
             f"Cannot {_action(self.verb, self.execution_id)}: "
             f"it has used {used} (max_attempts={self.max_attempts}). "
-            "To do the same work again, create another execution with replay."
+            "To allow another one, call retry(id, extra_attempts=1); replay(id) repeats the"
+            " work as a new execution."
         )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -48,21 +48,20 @@ class Json:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonMember:
-    """One member of a JSON object: a key and its new value."""
+class JsonMembers:
+    """Members of a JSON object: at least one key, and the new value of each."""
 
-    key: str
-    value: Json
+    values: Mapping[str, Json]
 
     @property
     def text(self) -> str:
-        """The JSON text of an object with only this key and value: `{"key":value}`."""
-        return f"{{{_dump(self.key)}:{self.value.text}}}"
+        """The JSON text of an object with only these keys and values: `{"key":value}`."""
+        return "{" + ",".join(f"{_dump(k)}:{v.text}" for k, v in self.values.items()) + "}"
 
     @property
     def null_text(self) -> str:
-        """The same object with the value null: the JSON merge patch that removes the key."""
-        return f"{{{_dump(self.key)}:null}}"
+        """The same object with nulls as values: the JSON merge patch that removes the keys."""
+        return "{" + ",".join(f"{_dump(key)}:null" for key in self.values) + "}"
 
 
 EMPTY: Final = Json("{}")

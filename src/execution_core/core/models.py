@@ -88,6 +88,14 @@ def _chain(error: BaseException) -> Iterable[BaseException]:
     return found.values()
 
 
+def _class_name(kind: type) -> str:
+    """Return the name of a class, with its module unless it is Python's own."""
+    package, _, _ = __name__.partition(".")
+    module = package if kind.__module__.startswith(f"{package}.") else kind.__module__
+    own = module in ("builtins", "__main__")
+    return kind.__qualname__ if own else f"{module}.{kind.__qualname__}"
+
+
 class ExecutionFailure(BaseModel, frozen=True):
     """Why an attempt failed: `ExecutionFailure(message="card declined", retryable=False)`.
 
@@ -98,7 +106,7 @@ class ExecutionFailure(BaseModel, frozen=True):
 
     message: Annotated[str, _cut(slice(MAX_MESSAGE))]
     code: Annotated[str | None, _cut(slice(MAX_CODE))] = None
-    """A short name for programs; `from_exception` sets the name of the exception's class."""
+    """A short name for programs; `from_exception` sets the exception's class."""
     stack: Annotated[str | None, _cut(slice(-MAX_STACK, None))] = None
     retryable: bool = False
     """Whether another attempt may succeed."""
@@ -112,10 +120,11 @@ class ExecutionFailure(BaseModel, frozen=True):
             retryable: whether another attempt may succeed.
 
         Returns:
-            A failure with the exception's text (its class name if it has none), its class name as
-            the code, and its traceback. The errors of SQLAlchemy hide the values of parameters.
+            A failure with the exception's text (its class name if it has none), its traceback, and
+            as the code its class, with the module unless it is Python's own: `TimeoutError`,
+            `httpx.ReadTimeout`. The errors of SQLAlchemy hide the values of parameters.
         """
-        name = type(exc).__qualname__
+        name = _class_name(type(exc))
         with _hidden_parameters(exc):
             try:
                 message = str(exc) or name
@@ -184,6 +193,11 @@ class Execution(BaseModel, frozen=True):
     progress: ProgressInfo | None = None
     worker: str | None = None
     """The worker of the current or last attempt."""
+    redacted_at: datetime | None = None
+    """When `redact` removed its data."""
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
 
 class LogEntry(BaseModel, frozen=True):
@@ -199,3 +213,6 @@ class LogEntry(BaseModel, frozen=True):
     message: str
     data: Any = None
     """Any JSON value."""
+
+    def __hash__(self) -> int:
+        return hash(self.id)

@@ -5,7 +5,9 @@ A rule names the source statuses of a verb, the target status, a condition, and 
 
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
+from .json_values import EMPTY, Json
 from .models import ExecutionFailure, ExecutionStatus
 
 PENDING, RUNNING, COMPLETED, FAILED, RETRYING, TIMED_OUT, CANCELLED = ExecutionStatus
@@ -17,15 +19,20 @@ class Change(Enum):
     """How a move changes one field of an execution."""
 
     SET = "the value of the transition"
-    SET_KEY = "the object with one key set by the transition; the other keys stay"
+    SET_KEY = "the object with keys set by the transition; the other keys stay"
     CLEARED = "None"
     NOW = "the store's time"
     DEADLINE = "the store's time plus the execution's timeout; None without one"
     DELAYED = "the store's time plus the transition's `retry_after`, if any"
-    NEXT_ATTEMPT = "attempts + 1"
+    EXTENDED = "the larger of itself and attempts + the transition's `extra_attempts`"
+    INCREASED = "itself + 1, at most the largest integer"
 
 
-SET, SET_KEY, CLEARED, NOW, DEADLINE, DELAYED, NEXT_ATTEMPT = Change
+SET, SET_KEY, CLEARED, NOW, DEADLINE, DELAYED, EXTENDED, INCREASED = Change
+
+
+FieldChange = Change | ExecutionFailure | Json
+"""How a move changes a field, or the value that it stores."""
 
 
 class Condition(Enum):
@@ -43,7 +50,8 @@ ATTEMPT_LEFT, DUE, OVERDUE, STALLED = Condition
 class Move:
     """One step from any of `sources` to `target`, which changes the named fields.
 
-    Each field has a `Change`, or the `ExecutionFailure` to store. `updated_at` always becomes now.
+    It is allowed if all conditions of `when` are met. Each field has a `Change`, or the value to
+    store. `updated_at` always becomes now.
     """
 
     def __init__(
@@ -51,8 +59,8 @@ class Move:
         sources: tuple[ExecutionStatus, ...],
         target: ExecutionStatus | None,
         *,
-        when: Condition | None = None,
-        **changes: Change | ExecutionFailure,
+        when: tuple[Condition, ...] = (),
+        **changes: FieldChange,
     ) -> None:
         self.sources = sources
         self.target = target  # None: the status does not change
@@ -63,15 +71,13 @@ class Move:
 class Rule:
     """A verb and its moves; the first allowed move is applied.
 
-    In the status `already_done_in` the verb has nothing to do and returns the execution unchanged.
+    With `deletes_log`, the log of the execution is deleted as well.
     """
 
-    def __init__(
-        self, verb: str, *moves: Move, already_done_in: ExecutionStatus | None = None
-    ) -> None:
+    def __init__(self, verb: str, *moves: Move, deletes_log: bool = False) -> None:
         self.verb = verb
         self.moves = moves
-        self.already_done_in = already_done_in
+        self.deletes_log = deletes_log
 
     def __repr__(self) -> str:
         return f"Rule({self.verb!r})"
@@ -92,13 +98,14 @@ TIMEOUT_ERROR = ExecutionFailure(message="Execution timed out", code="timeout", 
 STALLED_ERROR = ExecutionFailure(
     message="Execution stalled: no heartbeat from its worker", code="stalled", retryable=True
 )
+REDACTED_ERROR = ExecutionFailure(message="redacted", code="redacted")
 
 
 def _started(when: Condition) -> Move:
     return Move(
         (PENDING, RETRYING),
         RUNNING,
-        attempts=NEXT_ATTEMPT,
+        attempts=INCREASED,
         started_at=NOW,
         deadline_at=DEADLINE,
         heartbeat_at=NOW,
@@ -106,7 +113,24 @@ def _started(when: Condition) -> Move:
         completed_at=CLEARED,
         error=CLEARED,
         worker=SET,
-        when=when,
+        when=(when,),
+    )
+
+
+def _timed_out(when: Condition, error: ExecutionFailure) -> Move:
+    return Move((RUNNING,), TIMED_OUT, when=(when,), error=error, completed_at=NOW)
+
+
+def _to_retry(when: Condition, error: ExecutionFailure) -> Move:
+    return Move((RUNNING,), RETRYING, when=(when, ATTEMPT_LEFT), error=error, due_at=NOW)
+
+
+def _allow_attempt(when: tuple[Condition, ...], **changes: Any) -> tuple[Move, Move]:
+    changes["due_at"] = DELAYED
+    ended = {"error": CLEARED, "completed_at": CLEARED, **changes}
+    return (
+        Move((PENDING, RETRYING), None, **changes),
+        Move((FAILED, TIMED_OUT), RETRYING, when=when, **ended),
     )
 
 
@@ -116,39 +140,40 @@ COMPLETE = Rule("complete", Move((RUNNING,), COMPLETED, result=SET, completed_at
 FAIL = Rule("fail", Move((RUNNING, RETRYING), FAILED, error=SET, completed_at=NOW, due_at=CLEARED))
 FAIL_RETRYABLE = Rule(
     "fail",
-    Move((RUNNING,), RETRYING, error=SET, due_at=DELAYED, when=ATTEMPT_LEFT),
+    Move((RUNNING,), RETRYING, error=SET, due_at=DELAYED, when=(ATTEMPT_LEFT,)),
     *FAIL.moves,
 )
-_OVERDUE = Move((RUNNING,), TIMED_OUT, when=OVERDUE, error=TIMEOUT_ERROR, completed_at=NOW)
-_STALLED = Move((RUNNING,), TIMED_OUT, when=STALLED, error=STALLED_ERROR, completed_at=NOW)
 TIMEOUT = Rule("timeout", Move((RUNNING,), TIMED_OUT, error=TIMEOUT_ERROR, completed_at=NOW))
-SWEEP_OVERDUE = Rule("sweep", _OVERDUE)
-SWEEP = Rule("sweep", _OVERDUE, _STALLED)
-CANCEL = Rule("cancel", Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, due_at=CLEARED))
+_OVERDUE, _STALLED = (OVERDUE, TIMEOUT_ERROR), (STALLED, STALLED_ERROR)
+SWEEP_OVERDUE = Rule("sweep", _timed_out(*_OVERDUE))
+SWEEP = Rule("sweep", _timed_out(*_OVERDUE), _timed_out(*_STALLED))
+SWEEP_OVERDUE_RETRY = Rule("sweep", _to_retry(*_OVERDUE), *SWEEP_OVERDUE.moves)
+SWEEP_RETRY = Rule("sweep", _to_retry(*_OVERDUE), _to_retry(*_STALLED), *SWEEP.moves)
+CANCEL = Rule("cancel", Move(LIVE, CANCELLED, completed_at=NOW, due_at=CLEARED, error=CLEARED))
 CANCEL_WITH_REASON = Rule(
     "cancel",
-    Move((PENDING, RUNNING), CANCELLED, completed_at=NOW, due_at=CLEARED, metadata=SET_KEY),
+    Move(LIVE, CANCELLED, completed_at=NOW, due_at=CLEARED, error=CLEARED, metadata=SET_KEY),
 )
-RETRY = Rule(
-    "retry",
-    Move(
-        (FAILED, TIMED_OUT),
-        RETRYING,
-        error=CLEARED,
-        completed_at=CLEARED,
-        due_at=NOW,
-        when=ATTEMPT_LEFT,
-    ),
-    already_done_in=RETRYING,
-)
+RETRY = Rule("retry", *_allow_attempt((ATTEMPT_LEFT,)))
+RETRY_EXTENDED = Rule("retry", *_allow_attempt((), max_attempts=EXTENDED))
+RELEASE = Rule("release", Move((RUNNING,), RETRYING, due_at=NOW, max_attempts=INCREASED))
 HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
 UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=SET))
 CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=SET_KEY))
 ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=SET, checkpoints=SET_KEY))
+_NOTHING: Any = {"payload": CLEARED, "result": CLEARED, "progress": CLEARED, "checkpoints": EMPTY}
+REDACT = Rule(
+    "redact",
+    Move((COMPLETED, CANCELLED), None, redacted_at=NOW, **_NOTHING),
+    Move((FAILED, TIMED_OUT), None, redacted_at=NOW, **_NOTHING, error=REDACTED_ERROR),
+    deletes_log=True,
+)
+ANNOTATE = Rule("annotate", Move(tuple(ExecutionStatus), None, metadata=SET_KEY))
 # Logging changes no field. It is a rule, so that an attempt can log only while it is running.
 LOG = Rule("log", Move(tuple(ExecutionStatus), None))
 
 RULES = (
-    *(START, CLAIM, COMPLETE, FAIL_RETRYABLE, FAIL, TIMEOUT, SWEEP, CANCEL, CANCEL_WITH_REASON),
-    *(RETRY, HEARTBEAT, UPDATE_PROGRESS, CHECKPOINT, ADVANCE, LOG),
+    *(START, CLAIM, COMPLETE, FAIL_RETRYABLE, FAIL, TIMEOUT, SWEEP_OVERDUE, SWEEP),
+    *(SWEEP_OVERDUE_RETRY, SWEEP_RETRY, CANCEL, CANCEL_WITH_REASON, RETRY, RETRY_EXTENDED, RELEASE),
+    *(HEARTBEAT, UPDATE_PROGRESS, CHECKPOINT, ADVANCE, ANNOTATE, REDACT, LOG),
 )

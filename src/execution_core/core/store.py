@@ -66,8 +66,9 @@ class ExecutionStore(Protocol):
     ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
         """Compare and set: store `transition.apply(found, now)` and return it.
 
-        With `returning="status"`, return the status alone, so that no payload is read or sent.
-        Return None if there is no such execution or the transition does not apply.
+        With `returning="status"`, return the status alone, so that no payload is read or sent. If
+        `transition.rule.deletes_log`, delete its log as well. Return None if there is no such
+        execution or the transition does not apply.
         """
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
@@ -112,8 +113,9 @@ class AsyncExecutionStore(Protocol):
     ) -> Coroutine[Any, Any, Any]:  # Execution | ExecutionStatus | None, as `returning` says
         """Compare and set: store `transition.apply(found, now)` and return it.
 
-        With `returning="status"`, return the status alone, so that no payload is read or sent.
-        Return None if there is no such execution or the transition does not apply.
+        With `returning="status"`, return the status alone, so that no payload is read or sent. If
+        `transition.rule.deletes_log`, delete its log as well. Return None if there is no such
+        execution or the transition does not apply.
         """
 
     def update_many(self, batch: BatchTransition) -> Coroutine[Any, Any, builtins.list[Execution]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import cast
+from typing import Final, cast
 
 from . import json_values, state_machine, validation
 from .errors import (
@@ -20,11 +20,12 @@ from .errors import (
     MaxRetriesExceeded,
     StaleAttempt,
 )
-from .json_values import MAX_JSON_BYTES, Json, JsonMember
+from .json_values import MAX_JSON_BYTES, Json, JsonMembers
 from .models import CANCELLATION_REASON, MAX_MESSAGE, Execution, ExecutionFailure, ProgressInfo
-from .state_machine import ATTEMPT_LEFT, Change, Condition, Move, Rule
+from .state_machine import ATTEMPT_LEFT, Change, Condition, FieldChange, Move, Rule
 
-Value = str | Json | JsonMember | ExecutionFailure | ProgressInfo | timedelta | None
+MAX_EXTRA_ATTEMPTS: Final = 10_000
+Value = str | int | Json | JsonMembers | ExecutionFailure | ProgressInfo | timedelta | None
 """A checked argument, for the field of its name; durations are added to times instead."""
 
 
@@ -37,6 +38,8 @@ class Transition:
     attempt: int | None = None
     skip_locked: bool = False
     """Change nothing while another transaction holds a lock on the row; a store may ignore it."""
+    actor: str | None = None
+    """Who makes it, for the history of a store that has one."""
 
     def apply(self, execution: Execution, now: datetime) -> Execution | None:
         """Return the execution after the first allowed move, or None if no move is allowed.
@@ -53,11 +56,12 @@ class Transition:
         return execution.model_copy(update=update)
 
     def _allows(self, move: Move, execution: Execution, now: datetime) -> bool:
-        if execution.status not in move.sources:
-            return False
-        match move.when:
-            case None:
-                return True
+        return execution.status in move.sources and all(
+            self._is_met(condition, execution, now) for condition in move.when
+        )
+
+    def _is_met(self, condition: Condition, execution: Execution, now: datetime) -> bool:
+        match condition:
             case Condition.ATTEMPT_LEFT:
                 return execution.attempts < execution.max_attempts
             case Condition.DUE:
@@ -71,19 +75,17 @@ class Transition:
                     beat = max(started or execution.updated_at, execution.updated_at)
                 return beat < now - cast("timedelta", self.values["stalled_after"])
 
-    def _changed(
-        self, name: str, how: Change | ExecutionFailure, execution: Execution, now: datetime
-    ) -> object:
+    def _changed(self, name: str, how: FieldChange, execution: Execution, now: datetime) -> object:
+        if not isinstance(how, Change):
+            return _plain(how)
         new = self.values.get(name)
         value: object
         match how:
-            case ExecutionFailure():
-                value = how
             case Change.SET:
-                value = new.value if isinstance(new, Json) else new
+                value = _plain(new)
             case Change.SET_KEY:
-                entry = cast("JsonMember", new)
-                value = {**getattr(execution, name), entry.key: entry.value.value}
+                members = cast("JsonMembers", new).values.items()
+                value = getattr(execution, name) | {key: each.value for key, each in members}
             case Change.CLEARED:
                 value = None
             case Change.NOW:
@@ -93,9 +95,16 @@ class Transition:
             case Change.DELAYED:
                 delay = cast("timedelta | None", self.values["retry_after"])
                 value = now + (delay or timedelta(0))
-            case Change.NEXT_ATTEMPT:
-                value = execution.attempts + 1
+            case Change.EXTENDED:
+                allowed = execution.attempts + cast("int", self.values["extra_attempts"])
+                value = max(getattr(execution, name), allowed)
+            case Change.INCREASED:
+                value = min(getattr(execution, name) + 1, validation.MAX_INTEGER)
         return value
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, Json) else value
 
 
 def start(worker: str | None) -> Transition:
@@ -123,6 +132,12 @@ def fail(
 ) -> Transition:
     """Record a failure: running → retrying or failed, retrying → failed."""
     delay = None if retry_after is None else validation.delay("retry_after", retry_after)
+    if retryable is not None:
+        validation.flag("retryable", retryable)
+    elif delay is not None:
+        retryable = True  # a delay is one before another attempt
+    if delay is not None and not retryable:
+        raise InvalidValue("retry_after", "makes no sense with retryable=False")
     if isinstance(error, BaseException):
         error = ExecutionFailure.from_exception(error)
     elif isinstance(error, str):
@@ -134,7 +149,7 @@ def fail(
         message=str(error.message),
         code=None if error.code is None else str(error.code),
         stack=None if error.stack is None else str(error.stack),
-        retryable=error.retryable if retryable is None else validation.flag("retryable", retryable),
+        retryable=error.retryable if retryable is None else retryable,
     )
     if not error.retryable:
         return _transition(state_machine.FAIL, {"error": error}, attempt)
@@ -147,26 +162,43 @@ def timeout(attempt: int | None) -> Transition:
     return _transition(state_machine.TIMEOUT, {}, attempt)
 
 
-def sweep(stalled_after: timedelta | None) -> Transition:
-    """Time out if overdue, or without a heartbeat for `stalled_after`: running → timed_out."""
+def sweep(stalled_after: timedelta | None, *, retry: bool = False) -> Transition:
+    """Time out if overdue, or without a heartbeat for `stalled_after`: running → timed_out.
+
+    With `retry`, running → retrying while an attempt is left.
+    """
+    retry = validation.flag("retry", retry)
     if stalled_after is None:
-        return Transition(state_machine.SWEEP_OVERDUE)
+        return Transition(
+            state_machine.SWEEP_OVERDUE_RETRY if retry else state_machine.SWEEP_OVERDUE
+        )
     checked = validation.duration("stalled_after", stalled_after)
-    return Transition(state_machine.SWEEP, {"stalled_after": checked})
+    rule = state_machine.SWEEP_RETRY if retry else state_machine.SWEEP
+    return Transition(rule, {"stalled_after": checked})
 
 
 def cancel(reason: str | None) -> Transition:
-    """Cancel: pending or running → cancelled; a reason is stored in the metadata."""
+    """Cancel: pending, running or retrying → cancelled; a reason is stored in the metadata."""
     if reason is None:
         return Transition(state_machine.CANCEL)
     checked = json_values.to_json("reason", validation.text("reason", reason, MAX_MESSAGE))
-    entry = JsonMember(CANCELLATION_REASON, checked)
+    entry = JsonMembers({CANCELLATION_REASON: checked})
     return Transition(state_machine.CANCEL_WITH_REASON, {"metadata": entry})
 
 
-def retry() -> Transition:
-    """Allow the next attempt, if one is left: failed or timed_out → retrying."""
-    return Transition(state_machine.RETRY)
+def retry(retry_after: timedelta | None = None, extra_attempts: int = 0) -> Transition:
+    """Allow another attempt: failed or timed_out → retrying. A waiting execution becomes due."""
+    delay = None if retry_after is None else validation.delay("retry_after", retry_after)
+    extra = validation.integer("extra_attempts", extra_attempts, 0, MAX_EXTRA_ATTEMPTS)
+    values: dict[str, Value] = {"retry_after": delay}
+    if not extra:
+        return Transition(state_machine.RETRY, values)
+    return Transition(state_machine.RETRY_EXTENDED, values | {"extra_attempts": extra})
+
+
+def release(attempt: int | None) -> Transition:
+    """Hand the attempt back and allow another one in its place: running → retrying."""
+    return _transition(state_machine.RELEASE, {}, attempt)
 
 
 def heartbeat(attempt: int | None, *, skip_locked: bool = False) -> Transition:
@@ -187,7 +219,8 @@ def checkpoint(
     key: str, value: object, attempt: int | None, max_bytes: int = MAX_JSON_BYTES
 ) -> Transition:
     """Set one checkpoint while live."""
-    entry = JsonMember(validation.name("key", key), json_values.to_json("value", value, max_bytes))
+    key = validation.name("key", key)
+    entry = JsonMembers({key: json_values.to_json("value", value, max_bytes)})
     return _transition(state_machine.CHECKPOINT, {"checkpoints": entry}, attempt)
 
 
@@ -195,6 +228,20 @@ def advance(progress: Transition, checkpoint: Transition) -> Transition:
     """Update the progress and set a checkpoint in one transition, while live."""
     values = {**progress.values, **checkpoint.values}
     return _transition(state_machine.ADVANCE, values, progress.attempt)
+
+
+def annotate(metadata: object, max_bytes: int = MAX_JSON_BYTES) -> Transition:
+    """Set keys of the metadata, in any status; the other keys stay."""
+    checked = json_values.json_object("metadata", metadata, max_bytes).value
+    if not checked:
+        raise InvalidValue("metadata", "must have at least one key")
+    values = {key: json_values.to_json("metadata", value) for key, value in checked.items()}
+    return Transition(state_machine.ANNOTATE, {"metadata": JsonMembers(values)})
+
+
+def redact() -> Transition:
+    """Remove the data of a finished execution."""
+    return Transition(state_machine.REDACT)
 
 
 def log(attempt: int | None) -> Transition:
@@ -209,13 +256,6 @@ def _transition(rule: Rule, values: Mapping[str, Value], attempt: int | None) ->
     return Transition(rule.for_attempt, values, attempt)
 
 
-def resolve_no_match(transition: Transition, id: str, found: Execution | None) -> Execution:
-    """Return an execution that the verb has nothing to do with, or raise the refusal."""
-    if found is not None and found.status == transition.rule.already_done_in:
-        return found
-    raise refusal(transition, id, found)
-
-
 def refusal(transition: Transition, id: str, found: Execution | None) -> ExecutionProblem:
     """Return why a transition matched no row, from the execution as it was read afterwards."""
     rule = transition.rule
@@ -226,7 +266,7 @@ def refusal(transition: Transition, id: str, found: Execution | None) -> Executi
         return InvalidStateTransition(
             id, rule.verb, found.status, rule.moves[-1].target, rule.sources
         )
-    if all(move.when is ATTEMPT_LEFT for move in moves) and found.attempts >= found.max_attempts:
+    if all(move.when == (ATTEMPT_LEFT,) for move in moves) and found.attempts >= found.max_attempts:
         return MaxRetriesExceeded(id, found.attempts, found.max_attempts, rule.verb)
     if transition.attempt not in (None, found.attempts):
         return StaleAttempt(id, transition.attempt, found.attempts)

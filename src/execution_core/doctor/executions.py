@@ -49,7 +49,8 @@ def _check_late(
 
     The left side of its condition is the column that says since when.
     """
-    condition: Any = condition_sql(move.when, now)
+    (required,) = move.when
+    condition: Any = condition_sql(required, now)
     since = condition.left
     columns = executions.c
     query = (

@@ -26,6 +26,7 @@ class CreationContract:
         links = {"parent_id": parent.id, "replay_of": old.id}
         times = {"timeout": DAY, "start_after": DAY}
         given = {"idempotency_key": "ship-7", "max_attempts": 5, "metadata": {"by": "ada"}}
+        given["checkpoints"] = {"last": [2.0, None]}  # of the execution that it repeats
         creation = build_new("ship", {"order": 7}, **links, **times, **given)
         created = harness.store.create(creation)
         assert created is not None

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ..core import transitions
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.log_lines import NewLogEntry, new_log_entry
 from ..core.models import LogEntry, LogLevel
@@ -48,6 +49,20 @@ class LogContract:
         assert harness.store.logs(id, 100, None) == []
         assert harness.store.log(new_entry(id)) is None
         assert harness.store.logs(id, 100, None) == []
+
+    def test_update_that_deletes_log_leaves_logs_of_others(self, harness: StoreHarness) -> None:
+        """A rule with `deletes_log` deletes the log; a refused one deletes nothing."""
+        running, ended, other = (
+            bring_to(harness, state) for state in ("running", "failed", "failed")
+        )
+        for each in (running, ended, other):
+            assert harness.store.log(new_entry(each.id)) is not None
+        redact = transitions.redact()
+        assert redact.rule.deletes_log
+        assert harness.store.update(running.id, redact) is None
+        assert harness.store.update(ended.id, redact) is not None
+        left = [len(harness.store.logs(each.id, 100, None)) for each in (running, ended, other)]
+        assert left == [1, 0, 1]
 
     def test_logs_pages_are_ordered_by_id(self, harness: StoreHarness) -> None:
         """Pages show each entry exactly once, in the order of ids, not of storing."""

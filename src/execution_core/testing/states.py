@@ -51,8 +51,11 @@ def bring_to(harness: StoreHarness, state: str, type: str = "work") -> Execution
 def every_transition(attempts: int) -> Iterator[Transition]:
     """Return transitions of every rule; those with a fencing token for several attempts."""
     yield from (transitions.start(None), transitions.start("ü" * 255), transitions.claim("host"))
-    yield from (transitions.cancel(None), transitions.cancel('"late"'), transitions.retry())
-    yield from map(transitions.sweep, (None, MOMENT, DAY))
+    yield from (transitions.cancel(None), transitions.cancel('"late"'))
+    yield from (transitions.retry(), transitions.retry(DAY), transitions.retry(None, 3))
+    yield from (transitions.annotate({'"ü"': None, "kept": [1.0]}), transitions.redact())
+    for silence in (None, MOMENT, DAY):
+        yield from (transitions.sweep(silence, retry=retry) for retry in (False, True))
     for attempt in (None, *{attempts, attempts + 1, max(0, attempts - 1)}):
         yield from transitions_of_attempt(attempt)
 
@@ -64,7 +67,7 @@ def transitions_of_attempt(attempt: int | None) -> Iterator[Transition]:
     yield from (progress, checkpoint, transitions.advance(progress, checkpoint))
     yield from (transitions.heartbeat(attempt), transitions.log(attempt))
     yield from (transitions.complete(None, attempt), transitions.complete([{"ü": 1}], attempt))
-    yield transitions.timeout(attempt)
+    yield from (transitions.timeout(attempt), transitions.release(attempt))
     error = ExecutionFailure(message="broken", code="E1", stack="line\n" * 100)
     for retryable, delay in ((False, None), (True, None), (True, DAY)):
         yield transitions.fail(error, retryable, delay, attempt)

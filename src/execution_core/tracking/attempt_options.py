@@ -78,6 +78,8 @@ def check_options(
         raise InvalidValue("retry_on", "must be an exception class, or a tuple of them")
     if backoff is not None and not isinstance(backoff, Backoff):
         raise InvalidValue("backoff", "must be a Backoff")
+    if backoff is not None and not several:
+        raise InvalidValue("backoff", "needs retry_on: without it, no failure is retried")
     if heartbeat is not None and (joined or shares_connection):
         raise InvalidValue(
             "heartbeat",

@@ -12,7 +12,7 @@ from weakref import ref
 
 from ..core import transitions
 from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
-from ..core.json_values import JsonMember
+from ..core.json_values import JsonMembers
 from ..core.models import Execution, ExecutionStatus, LogLevel
 from ..core.state_machine import RETRYING
 from ..core.steps import Steps
@@ -212,9 +212,9 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
             yield from self._flush_steps()
         if (yield from self._update_steps(transition)) is None:
             raise (yield from self._loss_steps(transition))
-        member = transition.values.get("checkpoints")
-        if isinstance(member, JsonMember):
-            self._checkpoints[member.key] = member.value.value
+        written = transition.values.get("checkpoints")
+        if isinstance(written, JsonMembers):
+            self._checkpoints |= {key: each.value for key, each in written.values.items()}
 
     def _update_steps(self, transition: Transition) -> Steps[ExecutionStatus | None]:
         id = self._options.id

@@ -117,7 +117,11 @@ def call_steps(
             elif isinstance(error, InvalidStateTransition) and not attempt.started:
                 execution = yield partial(manager.get, execution.id)  # another caller was faster
                 if execution.status is RUNNING:
-                    raise AlreadyRunning(execution) from None
+                    # Its caller may have been killed; the database's clock decides.
+                    swept = yield partial(manager._sweep_one, execution)  # noqa: SLF001
+                    if swept is None:
+                        raise AlreadyRunning(execution) from None
+                    execution = swept
                 if execution.status is CANCELLED:
                     raise
                 wait = seconds_until_due(execution)

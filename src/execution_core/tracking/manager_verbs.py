@@ -6,12 +6,13 @@ parameters say which.
 
 from collections.abc import Callable, Iterable
 from copy import copy
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Self, TypeVar, cast
 
 from ..core import transitions, validation
 from ..core.backoff import Backoff
-from ..core.creation import new_execution
+from ..core.creation import ReplayOptions, new_execution
 from ..core.errors import InvalidValue
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.log_lines import new_log_entry
@@ -114,13 +115,15 @@ class ManagerVerbs(
         """
         return self._apply(id, transitions.start(worker))
 
-    def complete(self, id: str, result: Any = None, *, attempt: int | None = None) -> OneT:
+    def complete(
+        self, id: str, result: Any = None, *, attempt: int | None = None, by: str | None = None
+    ) -> OneT:
         """Complete it with a result, any JSON value: `manager.complete(id, {"sent": 3})`.
 
-        From running; with `attempt`, only if that attempt is running. Raises InvalidValue if the
-        result cannot be stored.
+        From running; with `attempt`, only if that attempt is running. `by` names who does it, for
+        the history. Raises InvalidValue if the result cannot be stored.
         """
-        return self._apply(id, transitions.complete(result, attempt, self._max_bytes))
+        return self._apply(id, transitions.complete(result, attempt, self._max_bytes), by)
 
     def fail(
         self,
@@ -130,6 +133,7 @@ class ManagerVerbs(
         retryable: bool | None = None,
         retry_after: timedelta | None = None,
         attempt: int | None = None,
+        by: str | None = None,
     ) -> OneT:
         """Record that the attempt failed: `manager.fail(id, exc, retryable=True)`.
 
@@ -140,44 +144,82 @@ class ManagerVerbs(
             id: the id of the execution.
             error: an `ExecutionFailure`, an exception or a text, cleaned and cut if necessary.
             retryable: whether another attempt may help; overrides `error.retryable`.
-            retry_after: the delay before `claim` may start the next attempt.
+            retry_after: the delay before `claim` may start the next attempt; implies `retryable`.
             attempt: refuse the call unless this attempt is running.
+            by: who does it, 1 to 255 characters, for the history.
         """
-        return self._apply(id, transitions.fail(error, retryable, retry_after, attempt))
+        return self._apply(id, transitions.fail(error, retryable, retry_after, attempt), by)
 
-    def timeout(self, id: str, *, attempt: int | None = None) -> OneT:
+    def timeout(self, id: str, *, attempt: int | None = None, by: str | None = None) -> OneT:
         """Record that the attempt took too long: `manager.timeout(id, attempt=1)`.
 
         From running, before or after its deadline; with `attempt`, only if that attempt is running.
-        `retry` allows another attempt.
+        `retry` allows another attempt. `by` names who does it, for the history.
         """
-        return self._apply(id, transitions.timeout(attempt))
+        return self._apply(id, transitions.timeout(attempt), by)
 
-    def cancel(self, id: str, reason: str | None = None) -> OneT:
-        """Cancel it: `manager.cancel(id, "customer withdrew")`.
+    def cancel(self, id: str, reason: str | None = None, *, by: str | None = None) -> OneT:
+        """Cancel it: `manager.cancel(id, "customer withdrew", by="ada")`.
 
-        From pending or running. The reason, a text, is kept as `metadata["cancellation_reason"]`.
+        From pending, running or retrying. The reason, a text, is kept as
+        `metadata["cancellation_reason"]`; `by` names who cancels, for the history. A failed or
+        timed-out execution has finished already: nothing starts it unless `retry` is called.
         """
-        return self._apply(id, transitions.cancel(reason))
+        return self._apply(id, transitions.cancel(reason), by)
 
-    def retry(self, id: str) -> OneT:
+    def retry(
+        self,
+        id: str,
+        *,
+        retry_after: timedelta | None = None,
+        extra_attempts: int = 0,
+        by: str | None = None,
+    ) -> OneT:
         """Allow another attempt: `manager.retry(id)`, then `start` or `claim`.
 
-        From failed or timed_out. A retrying execution is returned unchanged. Raises
-        MaxRetriesExceeded if no attempt is left.
-        """
-        return self._apply(id, transitions.retry())
+        From failed or timed_out: it becomes retrying. A pending or retrying execution keeps its
+        status and becomes due.
 
-    def replay(self, id: str, *, payload: Any = ...) -> OneT:
+        Args:
+            id: the id of the execution.
+            retry_after: the delay before `claim` may start the attempt; none by default.
+            extra_attempts: how many attempts are allowed beyond those that are used, up to 10,000:
+                `max_attempts` becomes `attempts + extra_attempts` unless it is larger.
+            by: who does it, 1 to 255 characters, for the history.
+
+        Raises:
+            MaxRetriesExceeded: no attempt is left, and `extra_attempts` is 0.
+        """
+        return self._apply(id, transitions.retry(retry_after, extra_attempts), by)
+
+    def release(self, id: str, *, attempt: int | None = None, by: str | None = None) -> OneT:
+        """Hand an attempt back without using it up: `manager.release(id, attempt=1)`.
+
+        From running: it becomes retrying and is due at once; with `attempt`, only if that attempt
+        is running. The number of the attempt stays used, so `max_attempts` grows by one. `by` names
+        who does it, for the history.
+        """
+        return self._apply(id, transitions.release(attempt), by)
+
+    def replay(
+        self,
+        id: str,
+        *,
+        payload: Any = ...,
+        keep_checkpoints: bool = False,
+        by: str | None = None,
+    ) -> OneT:
         """Repeat a finished execution as a new one: `manager.replay(id).id`.
 
         The finished execution stays as it is. The new one is pending and names it in `replay_of`.
         It has the same type, payload, max_attempts, timeout, parent and metadata (without the
-        reason of a cancellation). It has no idempotency key, result, progress, checkpoints or log.
+        reason of a cancellation). It has no idempotency key, result, progress or log.
 
         Args:
             id: the id of a completed, failed, timed out or cancelled execution.
             payload: another payload, any JSON value; by default that of the old execution.
+            keep_checkpoints: begin with its checkpoints, so that a batch resumes where it ended.
+            by: who does it, 1 to 255 characters, for the history.
 
         Returns:
             The new execution.
@@ -187,7 +229,13 @@ class ManagerVerbs(
             InvalidStateTransition: it is not finished.
             InvalidValue: the payload cannot be stored.
         """
-        return cast("OneT", self._run(verbs.replay(self._store, id, payload, self._max_bytes)))
+        options = ReplayOptions(
+            payload=payload,
+            keep_checkpoints=validation.flag("keep_checkpoints", keep_checkpoints),
+            actor=None if by is None else validation.name("by", by),
+            max_bytes=self._max_bytes,
+        )
+        return cast("OneT", self._run(verbs.replay(self._store, id, options)))
 
     def log(
         self,
@@ -285,6 +333,24 @@ class ManagerVerbs(
         checkpoint = transitions.checkpoint(key, value, attempt, self._max_bytes)
         return self._apply(id, transitions.advance(progress, checkpoint))
 
+    def annotate(self, id: str, metadata: dict[str, Any]) -> OneT:
+        """Set keys of the metadata: `manager.annotate(id, {"ticket": 17})`.
+
+        In any status. Each value, any JSON value, replaces the old one. Other keys stay unchanged,
+        also under concurrent writes. Raises InvalidValue without a key, or for a value that cannot
+        be stored.
+        """
+        return self._apply(id, transitions.annotate(metadata, self._max_bytes))
+
+    def redact(self, id: str) -> OneT:
+        """Remove the data of a finished execution: `manager.redact(id).payload is None`.
+
+        Payload, result, progress, checkpoints and log are removed, and errors become "redacted",
+        also in the history. Status, times, worker, metadata and key stay, so a repeated `create`
+        with the key returns it. Backups and copies are not changed.
+        """
+        return self._apply(id, transitions.redact())
+
     def claim(self, type: str | None = None, *, limit: int = 1, worker: str | None = None) -> ManyT:
         """Start waiting executions, the longest due first: `manager.claim("mail", limit=10)`.
 
@@ -312,6 +378,7 @@ class ManagerVerbs(
         *,
         stalled_after: timedelta | None = None,
         type: str | None = None,
+        retry: bool = False,
         limit: int = 100,
     ) -> ManyT:
         """Time out abandoned executions: `manager.sweep(stalled_after=timedelta(hours=1))`.
@@ -323,16 +390,17 @@ class ManagerVerbs(
         Args:
             stalled_after: several heartbeat intervals.
             type: only this type; by default any.
+            retry: allow another attempt of those that have one left: they become retrying.
             limit: the maximum number of executions, 1 to 10,000: one statement.
 
         Returns:
-            The executions that it timed out, ordered by id; `retry` allows another attempt. If
-            there are `limit` of them, there may be more.
+            The executions that it timed out, ordered by id. If there are `limit` of them, there
+            may be more.
 
         Raises:
             InvalidValue: an argument is invalid.
         """
-        batch = check_batch(transitions.sweep(stalled_after), type, limit)
+        batch = check_batch(transitions.sweep(stalled_after, retry=retry), type, limit)
         return cast("ManyT", self._store.update_many(batch))
 
     def attempt(
@@ -542,5 +610,12 @@ class ManagerVerbs(
         page = check_page(status, type, parent_id, limit, before)
         return cast("ManyT", self._store.list(page))
 
-    def _apply(self, id: str, transition: Transition) -> OneT:
+    def _sweep_one(self, execution: Execution, *, stalled_after: timedelta | None = None) -> FoundT:
+        """Sweep one execution; return it, or None if its attempt is neither late nor silent."""
+        sweep = replace(transitions.sweep(stalled_after), attempt=execution.attempts)
+        return cast("FoundT", self._store.update(execution.id, sweep))
+
+    def _apply(self, id: str, transition: Transition, by: str | None = None) -> OneT:
+        if by is not None:
+            transition = replace(transition, actor=validation.name("by", by))
         return cast("OneT", self._run(verbs.apply(self._store, id, transition)))

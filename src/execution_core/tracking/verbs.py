@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..core import transitions, validation
-from ..core.creation import MAX_TRIES, NewExecution, check_same_work, new_replay
+from ..core.creation import MAX_TRIES, NewExecution, ReplayOptions, check_same_work, new_replay
 from ..core.errors import ConcurrentUpdate, ExecutionNotFound
 from ..core.log_lines import NewLogEntry
 from ..core.models import Execution, LogEntry
@@ -17,7 +17,7 @@ def apply(store: Any, id: str, transition: Transition) -> Steps[Execution]:
     updated: Execution | None = yield lambda: store.update(id, transition)
     if updated:
         return updated
-    return transitions.resolve_no_match(transition, id, (yield lambda: store.find_by_id(id)))
+    raise transitions.refusal(transition, id, (yield lambda: store.find_by_id(id)))
 
 
 def create(store: Any, new: NewExecution) -> Steps[Execution]:
@@ -41,10 +41,10 @@ def create(store: Any, new: NewExecution) -> Steps[Execution]:
     raise conflict
 
 
-def replay(store: Any, id: str, payload: object, max_bytes: int) -> Steps[Execution]:
+def replay(store: Any, id: str, options: ReplayOptions) -> Steps[Execution]:
     """Store a new execution that repeats a finished one."""
     for _ in range(MAX_TRIES):
-        new = new_replay((yield from get(store, id)), payload, max_bytes)
+        new = new_replay((yield from get(store, id)), options)
         created: Execution | None = yield lambda: store.create(new)  # noqa: B023 - called at once
         if created:
             return created

@@ -18,9 +18,9 @@ def register(commands: Commands) -> None:
         commands,
         "cancel",
         cancel,
-        help="cancel a pending or running execution",
-        description="Cancel a pending or running execution. A running attempt notices it at its"
-        " next heartbeat.",
+        help="cancel a live execution",
+        description="Cancel a pending, running or retrying execution. A running attempt notices it"
+        " at its next heartbeat.",
     )
     add_id(add)
     add("--reason", help="reason, stored in the metadata and the history")
@@ -30,9 +30,17 @@ def register(commands: Commands) -> None:
         retry,
         help="allow another attempt of a failed or timed-out execution",
         description="Allow another attempt of a failed or timed-out execution: it becomes retrying,"
-        " and a worker can claim it. If all its attempts are used, use replay.",
+        " and a worker can claim it. A pending or retrying execution becomes due.",
     )
     add_id(add)
+    add(
+        "--extra-attempts",
+        metavar="N",
+        type=int,
+        default=0,
+        help="allow N attempts beyond those that are used",
+    )
+    add("--retry-after", metavar="D", type=duration, help="delay before the attempt, e.g. 30s")
     add = add_command(
         commands,
         "replay",
@@ -97,7 +105,9 @@ def cancel(options: argparse.Namespace) -> None:
 def retry(options: argparse.Namespace) -> None:
     """Allow another attempt of an execution."""
     with open_database(options.url, options.schema) as database:
-        _print_status(database.manager.retry(database.resolve_id(options.id)))
+        id = database.resolve_id(options.id)
+        delay, extra = options.retry_after, options.extra_attempts
+        _print_status(database.manager.retry(id, retry_after=delay, extra_attempts=extra))
 
 
 def replay(options: argparse.Namespace) -> None:
@@ -113,18 +123,13 @@ def sweep(options: argparse.Namespace) -> None:
     size = BATCH
     with open_database(options.url, options.schema) as database:
         while size == BATCH:
-            # One transaction, so that no execution is timed out without its retry.
-            with database.engine.begin() as connection:
-                inside = database.manager.within(connection)
-                batch = inside.sweep(
-                    stalled_after=options.stalled_after, type=options.type, limit=BATCH
-                )
-                if options.retry:
-                    batch = [
-                        inside.retry(each.id) if each.attempts < each.max_attempts else each
-                        for each in batch
-                    ]
-            for each in batch:  # after the commit
+            batch = database.manager.sweep(
+                stalled_after=options.stalled_after,
+                type=options.type,
+                retry=options.retry,
+                limit=BATCH,
+            )
+            for each in batch:
                 _print_status(each)
             size = len(batch)
             swept += size

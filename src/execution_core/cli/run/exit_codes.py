@@ -49,7 +49,8 @@ class Outcome:
         id, attempt = started.id, started.attempts
         try:
             if self.error is not None:
-                return manager.fail(id, self.error, retry_after=retry_after, attempt=attempt)
+                delay = retry_after if self.error.retryable else None
+                return manager.fail(id, self.error, retry_after=delay, attempt=attempt)
             if self.status is TIMED_OUT:
                 return manager.timeout(id, attempt=attempt)
             result = {"exit_status": self.code, "output": self.output}

@@ -194,10 +194,10 @@ def verify_update(
 ) -> VerificationSteps[Rows | None]:
     """Find the write's token in the row or, if others changed the row since, in the history.
 
-    The history contains transitions alone, no progress and no checkpoints. If another write has
-    replaced the token of such a write since the call began, it may have come before or after it.
-    Then the outcome is known only if the row already has the values to set: the answer is the same
-    in both cases. A deleted row has no answer. `began` is when the call began, by `boot_clock`.
+    The history contains changes of the status alone. If another write has replaced the token of a
+    write without such a change since the call began, it may have come before or after it. Then the
+    outcome is known only if the row already has the values to set: the answer is the same in both
+    cases. A deleted row has no answer. `began` is when the call began, by `boot_clock`.
     """
     rows = yield queries.find_write(id, token)
     if not rows:
@@ -207,8 +207,8 @@ def verify_update(
         current = to_execution(row)
         # Compares times of the database's clock alone; `updated_at` of a row never decreases.
         call_began = now - timedelta(seconds=DRIFT * (boot_clock() - began))
-        # A heartbeat sets neither of these: executing it again does no harm.
-        only_in_row = transition.values.keys() & {"progress", "checkpoints"}
+        # A heartbeat has no values: executing it again does no harm.
+        only_in_row = transition.values and any(not each.target for each in transition.rule.moves)
         if current.updated_at < call_began or not only_in_row:
             return None
         if not settled or not _already_applied(transition, current, now):
@@ -244,10 +244,10 @@ def _settle(backend: Backend | None) -> VerificationSteps[bool]:
 
 
 def _already_applied(transition: Transition, current: Execution, now: datetime) -> bool:
-    """Return whether a transition is allowed, and its progress and checkpoints are set already."""
+    """Return whether a transition is allowed, and would change only the time of the last write."""
     changed = transition.apply(current, now)
-    return (
-        changed is not None
-        and changed.progress == current.progress
-        and canonical(changed.checkpoints) == canonical(current.checkpoints)
-    )
+    if changed is None:
+        return False
+    written = {"updated_at", "heartbeat_at"}
+    before, after = (each.model_dump(mode="json", exclude=written) for each in (current, changed))
+    return canonical(before) == canonical(after)

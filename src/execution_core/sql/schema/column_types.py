@@ -12,7 +12,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
-from ...core.json_values import Json, JsonMember
+from ...core.json_values import Json, JsonMembers
 from ...core.models import ExecutionFailure
 
 IN_USE: Final = Table("execution_core_in_use", MetaData())
@@ -152,7 +152,7 @@ def _checked_text(value: object) -> str | None:
     match value:
         case None:
             return None
-        case Json() | JsonMember():
+        case Json() | JsonMembers():
             return value.text
         case ExecutionFailure():
             return value.model_dump_json(exclude_none=True)

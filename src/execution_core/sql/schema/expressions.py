@@ -1,6 +1,6 @@
 """SQL expressions that differ between PostgreSQL and SQLite."""
 
-from sqlalchemy import Boolean
+from sqlalchemy import Boolean, Integer
 
 from ...core.state_machine import LIVE
 from .column_types import Expression, JsonText, Timestamp
@@ -78,6 +78,24 @@ class latest(Expression):  # noqa: N801
     inherit_cache = True
     postgresql = "greatest({0}, {1})"
     sqlite = "max({0}, {1})"
+
+
+class larger(Expression):  # noqa: N801
+    """The larger one of two integers."""
+
+    type = Integer()
+    inherit_cache = True
+    postgresql = "greatest({0}, {1})"
+    sqlite = "max({0}, {1})"
+
+
+class smaller(Expression):  # noqa: N801
+    """The smaller one of two integers."""
+
+    type = Integer()
+    inherit_cache = True
+    postgresql = "least({0}, {1})"
+    sqlite = "min({0}, {1})"
 
 
 class later(Expression):  # noqa: N801

@@ -37,6 +37,6 @@ h = execution_history.c
 Index(
     "ix_execution_history_write_token",
     h.write_token,
-    postgresql_where=h.to_status.in_(["running", "timed_out"]),
+    postgresql_where=h.to_status.in_(["running", "timed_out", "retrying"]),
     info={"only": "postgresql"},
 )

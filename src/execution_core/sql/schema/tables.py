@@ -78,6 +78,8 @@ executions = Table(
     Column("progress_message", Text),
     Column("worker", Text),
     Column("write_token", Id),
+    Column("actor", Text),
+    Column("redacted_at", Timestamp),
     UniqueConstraint("idempotency_key"),
     CheckConstraint("…", name="valid", info={"only": "postgresql"}),
     *(
@@ -99,6 +101,7 @@ execution_history = Table(
     Column("reason", Text),
     Column("error", JsonText),
     Column("write_token", Id),
+    Column("actor", Text),
 )
 
 LOG_CHECKS = ("level_known", "attempt_counted")

@@ -68,6 +68,7 @@ execution_timeline = Table(
     Column("error", JsonText()),
     Column("error_code", Text()),
     Column("error_message", Text()),
+    Column("actor", Text()),
 )
 
 execution_stats = Table(
@@ -91,4 +92,21 @@ overdue_executions = Table(
     Column("started_at", Timestamp(), nullable=False),
     Column("deadline_at", Timestamp(), nullable=False),
     Column("overdue_seconds", Double(), nullable=False),
+)
+
+executions_needing_attention = Table(
+    "executions_needing_attention",
+    views_metadata,
+    Column("execution_id", Id(), primary_key=True),
+    Column("type", Text(), nullable=False),
+    Column("status", Text(), nullable=False),
+    Column("reason", Text(), nullable=False),
+    Column("action", Text(), nullable=False),
+    Column("since_at", Timestamp(), nullable=False),
+    Column("since_seconds", Double(), nullable=False),
+    Column("attempts", Integer(), nullable=False),
+    Column("max_attempts", Integer(), nullable=False),
+    Column("worker", Text()),
+    Column("error_code", Text()),
+    Column("error_message", Text()),
 )

@@ -60,7 +60,7 @@ def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInse
 
     given = (
         *("id", "type", "payload", "max_attempts", "timeout_ms", "idempotency_key", "fingerprint"),
-        "metadata",
+        *("metadata", "checkpoints", "actor"),
     )
     new: Assignments = {columns[name]: value_parameter(columns[name]) for name in given}
     now = clock_parameter() if clocked else database_now()
@@ -131,7 +131,7 @@ def update_many_statement(rule: Rule, *, typed: bool, clocked: bool) -> Returnin
     # Rows locked by other transactions are skipped, and rows that they have changed are checked
     # again. The lock leaves the key free, so that children can be created. The outer statement has
     # no condition but the ids: with another one, PostgreSQL might read everything that is due.
-    waiting = any(move.when is Condition.DUE for move in rule.moves)
+    waiting = any(Condition.DUE in move.when for move in rule.moves)
     found = select(columns.id).where(rule_sql(rule, now))
     found = found.order_by(*((columns.due_at, columns.id) if waiting else ()))
     return (

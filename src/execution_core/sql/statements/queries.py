@@ -9,7 +9,7 @@ from sqlalchemy import Column, Select, TextualSelect
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ...core.creation import NewExecution
-from ...core.json_values import JsonMember
+from ...core.json_values import JsonMembers
 from ...core.log_lines import NewLogEntry
 from ...core.models import ExecutionStatus, ProgressInfo
 from ...core.selections import BatchTransition, Page, PruneRequest
@@ -67,6 +67,8 @@ def create(creation: NewExecution, now: datetime | None) -> Query:
         "new_parent_id": creation.parent_id,
         "new_replay_of": creation.replay_of,
         "new_metadata": creation.metadata,
+        "new_checkpoints": creation.checkpoints,
+        "new_actor": creation.actor,
         "start_after_ms": _milliseconds(creation.start_after) or 0,
         "now": now,
     }
@@ -90,7 +92,7 @@ def update(
         skip_locked=transition.skip_locked,
     )
     parameters = {"old_id": id, "old_attempt": attempt, "new_write_token": token, "now": now}
-    parameters |= _parameters(transition)
+    parameters |= {"new_actor": transition.actor, **_parameters(transition)}
     return Query(statement, parameters, rule.verb, id)
 
 
@@ -111,7 +113,8 @@ def update_many(batch: BatchTransition, token: str, now: datetime | None) -> Que
     rule, type = batch.transition.rule, batch.type
     statement = update_many_statement(rule, typed=type is not None, clocked=now is not None)
     parameters = {"old_type": type, "limit": batch.limit, "new_write_token": token, "now": now}
-    return Query(statement, parameters | _parameters(batch.transition), rule.verb)
+    parameters |= {"new_actor": None, **_parameters(batch.transition)}
+    return Query(statement, parameters, rule.verb)
 
 
 def _parameters(transition: Transition) -> dict[str, Any]:
@@ -121,9 +124,11 @@ def _parameters(transition: Transition) -> dict[str, Any]:
             parameters |= {f"new_progress_{part}": value for part, value in given}
         elif name in _NAMES:
             parameters[f"new_{name}"] = given
+        elif isinstance(given, int):
+            parameters[name] = given
         else:
             parameters[f"{name}_ms"] = _milliseconds(cast("timedelta | None", given)) or 0
-        if isinstance(given, JsonMember):
+        if isinstance(given, JsonMembers):
             parameters[f"null_{name}"] = given.null_text
     return parameters
 

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BindParameter,
     Column,
     ColumnElement,
+    Integer,
     Text,
     and_,
     bindparam,
@@ -16,13 +17,14 @@ from sqlalchemy import (
     literal_column,
     null,
     or_,
-    true,
 )
 
+from ...core.json_values import Json
 from ...core.models import ExecutionFailure, ExecutionStatus
-from ...core.state_machine import Change, Condition, Move, Rule
+from ...core.state_machine import Change, Condition, FieldChange, Move, Rule
+from ...core.validation import MAX_INTEGER
 from ..schema.column_types import ClockTime
-from ..schema.expressions import database_now, later, latest, likely, merged
+from ..schema.expressions import database_now, larger, later, latest, likely, merged, smaller
 from ..schema.tables import executions
 from .rows import PROGRESS
 
@@ -50,18 +52,16 @@ def guard_sql(move: Move, now: ColumnElement[datetime]) -> ColumnElement[bool]:
     sources = [status_literal(source) for source in move.sources]
     several = len(sources) > 1
     allowed = columns.status.in_(sources) if several else columns.status == sources[0]
-    if move.when is Condition.DUE:
+    if Condition.DUE in move.when:
         # In the order of the partial indexes by due_at. By its index on the status, SQLite would
         # read everything that waits, and sort it.
         allowed = likely(allowed)
-    return and_(allowed, condition_sql(move.when, now))
+    return and_(allowed, *(condition_sql(condition, now) for condition in move.when))
 
 
-def condition_sql(condition: Condition | None, now: ColumnElement[datetime]) -> ColumnElement[bool]:
+def condition_sql(condition: Condition, now: ColumnElement[datetime]) -> ColumnElement[bool]:
     """Return what a move requires besides the status."""
     match condition:
-        case None:
-            return true()
         case Condition.ATTEMPT_LEFT:
             return columns.attempts < columns.max_attempts
         case Condition.DUE:
@@ -100,6 +100,7 @@ def _assign(move: Move, now: ColumnElement[datetime]) -> Assignments:
     assigned: Assignments = {columns.updated_at: now, columns.write_token: token}
     if move.target is not None:
         assigned[columns.status] = status_literal(move.target)
+        assigned[columns.actor] = value_parameter(columns.actor)
     for field, how in move.changes.items():
         for column in PROGRESS if field == "progress" else [columns[field]]:
             assigned[column] = _new_value(column, how, now)
@@ -107,11 +108,11 @@ def _assign(move: Move, now: ColumnElement[datetime]) -> Assignments:
 
 
 def _new_value(
-    column: Column[Any], how: Change | ExecutionFailure, now: ColumnElement[datetime]
+    column: Column[Any], how: FieldChange, now: ColumnElement[datetime]
 ) -> ColumnElement[Any]:
     changed: ColumnElement[Any]
     match how:
-        case ExecutionFailure():
+        case ExecutionFailure() | Json():
             changed = bindparam(None, how, type_=column.type, unique=True)
         case Change.SET:
             changed = value_parameter(column)
@@ -126,8 +127,10 @@ def _new_value(
             changed = later(now, columns.timeout_ms)
         case Change.DELAYED:
             changed = later(now, duration_parameter("retry_after"))
-        case Change.NEXT_ATTEMPT:
-            changed = columns.attempts + literal_column("1")
+        case Change.EXTENDED:
+            changed = larger(column, columns.attempts + bindparam("extra_attempts", type_=Integer))
+        case Change.INCREASED:
+            changed = smaller(column, literal_column(str(MAX_INTEGER - 1))) + literal_column("1")
     return changed
 
 
