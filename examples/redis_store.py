@@ -230,11 +230,17 @@ class Plans:
         if not pruning.apply([row.execution], now):
             return False
         same_links, linking = yield from self._linking(row.execution.id)
-        family = [row, *linking]
-        gone = replace(pruning, limit=len(family)).apply((each.execution for each in family), now)
+        family = {each.execution.id: each.execution for each in (row, *linking)}
+        below = [each.execution.id for each in linking]
+        while below:  # the whole tree: all ancestors of a live execution are kept
+            _, rows = yield from self._linking(below.pop())
+            new = {each.execution.id: each.execution for each in rows}.items() - family.items()
+            family |= dict(new)
+            below += dict(new)
+        gone = replace(pruning, limit=len(family)).apply(family.values(), now)
         if row.execution not in gone:
             return False
-        unchanged = [self._unchanged(each) for each in family]
+        unchanged = [self._unchanged(each) for each in (row, *linking)]
         return (yield from self._remove(row, linking, [same_links, *unchanged]))
 
     def _remove(

@@ -91,6 +91,45 @@ RETRYING = (
     "CASE WHEN ended.error IS NULL THEN 'released'"
     " WHEN ended.error ->> 'code' IN ('timeout', 'stalled') THEN 'timed_out' ELSE 'failed' END"
 )
+# The children first, by an index: they are live most often. UNION ends cycles.
+IN_USE = """
+CREATE OR REPLACE FUNCTION {schema}.execution_core_in_use(parent uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $body$
+DECLARE
+    locked bigint;
+BEGIN
+    IF EXISTS (
+        SELECT 1 FROM {schema}.executions AS child
+         WHERE child.parent_id = parent AND child.status IN ('pending', 'running', 'retrying')
+    ){descendants} THEN
+        RETURN true;
+    END IF;
+    SELECT count(id) INTO locked FROM (
+        SELECT linked.id FROM {schema}.executions AS linked
+         WHERE linked.parent_id = parent OR linked.replay_of = parent
+           FOR NO KEY UPDATE SKIP LOCKED
+    ) AS locked_rows;
+    RETURN (
+        SELECT count(linked.id) <> locked OR count(linked.id) FILTER (
+                   WHERE linked.parent_id = parent
+                     AND linked.status IN ('pending', 'running', 'retrying')
+               ) > 0
+          FROM {schema}.executions AS linked
+         WHERE linked.parent_id = parent OR linked.replay_of = parent
+    );
+END
+$body$
+"""
+DESCENDANTS = """ OR EXISTS (
+        WITH RECURSIVE below(id, status) AS (
+            SELECT child.id, child.status FROM {schema}.executions AS child
+             WHERE child.parent_id = parent
+            UNION
+            SELECT child.id, child.status
+              FROM below JOIN {schema}.executions AS child ON child.parent_id = below.id
+        )
+        SELECT 1 FROM below WHERE status IN ('pending', 'running', 'retrying')
+    )"""
 REDACT = "execution_core_redact"
 REDACTED = "NEW.redacted_at IS NOT NULL AND OLD.redacted_at IS DISTINCT FROM NEW.redacted_at"
 REDACT_POSTGRESQL = f"""
@@ -298,6 +337,13 @@ def replace_triggers(*, with_actor: bool) -> None:
         op.execute(definition if definition.rstrip().endswith("END") else f"{definition}END")
 
 
+def replace_in_use(descendants: str) -> None:
+    """Replace the function by which a prune keeps the ancestors of live executions."""
+    if is_postgresql():
+        named = descendants.format(schema=schema())
+        op.execute(IN_USE.format(schema=schema(), descendants=named))
+
+
 def create_redaction() -> None:
     """Create the trigger that removes what was said about an execution elsewhere."""
     if is_postgresql():
@@ -334,6 +380,7 @@ def upgrade() -> None:
     op.add_column("executions", sa.Column("redacted_at", Time))
     replace_triggers(with_actor=True)
     create_redaction()
+    replace_in_use(DESCENDANTS)
     replace_index(STARTED_OR_RETRIED)
     replace_view("execution_attempts", attempts_view(RETRYING), drop=False)
     actor = typed("h.actor", "TEXT") + " AS actor"
@@ -353,6 +400,7 @@ def downgrade() -> None:
     replace_view("execution_attempts", attempts_view("'failed'"), drop=True)
     replace_index(STARTED)
     replace_triggers(with_actor=False)
+    replace_in_use("")
     op.execute(f"DROP TRIGGER {REDACT}" + by_dialect(" ON executions", ""))
     if is_postgresql():
         op.execute(f"DROP FUNCTION {REDACT}")

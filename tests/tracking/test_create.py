@@ -1,5 +1,6 @@
 """Idempotency keys: one key, one execution."""
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -102,3 +103,36 @@ def test_create_after_manual_insert_compares_payload(
     assert held.id == "0198a000-0000-7000-8000-000000000001"
     with pytest.raises(IdempotencyConflict):
         manager.create("pay", {"a": [2], "b": 2}, idempotency_key="k")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"max_attempts": 3}, "keeps max_attempts=2: 3 is ignored"),
+        ({"max_attempts": 1}, None),  # `retry` may have added some
+        ({"timeout": timedelta(hours=1)}, "keeps timeout=None: 1:00:00 is ignored"),
+        ({"metadata": {"request": 2}}, None),
+    ],
+    ids=str,
+)
+def test_create_with_known_key_and_other_options_warns(
+    any_manager: ExecutionManager,
+    caplog: pytest.LogCaptureFixture,
+    option: dict[str, Any],
+    said: str | None,
+) -> None:
+    given: dict[str, Any] = {"max_attempts": 2, "idempotency_key": "k"}
+    first = any_manager.create("a", **given)
+    assert any_manager.create("a", **given) == first
+    assert caplog.messages == []
+    assert any_manager.create("a", **given | option) == first
+    assert [said in message for message in caplog.messages] == [True] * bool(said)  # type: ignore[operator]
+
+
+def test_executions_and_log_entries_can_be_in_a_set(any_manager: ExecutionManager) -> None:
+    first, second = any_manager.create("a", {"n": [1]}), any_manager.create("a")
+    found = any_manager.list()
+    assert {first, second, *found} == {*found}
+    any_manager.log(first.id, "said", data=[1])
+    (entry,) = any_manager.logs(first.id)
+    assert entry in {entry}

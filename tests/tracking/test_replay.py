@@ -145,3 +145,25 @@ def test_replay_by_eight_threads_creates_each(database: Database) -> None:
             thread.join()
         assert len({each.id for each in made}) == 8
         assert {each.replay_of for each in made} == {old.id}
+
+
+def test_replay_keeps_checkpoints_if_asked(any_manager: ExecutionManager) -> None:
+    job = any_manager.create("batch")
+    any_manager.start(job.id)
+    any_manager.advance(job.id, 4, 5, key="each", value={"done": 4, "ü": [None, 1.0]})
+    any_manager.fail(job.id, "no")
+    assert any_manager.replay(job.id).checkpoints == {}
+    again = any_manager.replay(job.id, keep_checkpoints=True)
+    assert again.checkpoints == {"each": {"done": 4, "ü": [None, 1.0]}}
+    assert again.progress is None
+    assert any_manager.get(again.id) == again
+    with pytest.raises(InvalidValue, match=r"^keep_checkpoints "):
+        any_manager.replay(job.id, keep_checkpoints=1)  # type: ignore[arg-type]
+
+
+def test_replay_keeps_a_reason_that_no_cancel_wrote(any_manager: ExecutionManager) -> None:
+    metadata = {"cancellation_reason": "a field of the caller's"}
+    failed = any_manager.create("a", metadata=metadata)
+    any_manager.start(failed.id)
+    any_manager.fail(failed.id, "no")
+    assert any_manager.replay(failed.id).metadata == metadata

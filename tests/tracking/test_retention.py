@@ -120,6 +120,19 @@ def test_prune_keeps_parent_of_live_child(any_manager: ExecutionManager) -> None
     assert any_manager.prune(NOW) == 2
 
 
+def test_prune_keeps_all_ancestors_of_live_execution(any_manager: ExecutionManager) -> None:
+    ids: list[str] = []
+    for _ in range(4):
+        ids.append(any_manager.create("step", parent_id=ids[-1] if ids else None).id)
+    other = any_manager.create("other").id
+    for id in (*ids[:-1], other):
+        any_manager.cancel(id)
+    assert any_manager.prune(NOW) == 1
+    assert remaining_ids(any_manager) == {*ids}
+    any_manager.cancel(ids[-1])
+    assert any_manager.prune(NOW) == 4
+
+
 def test_prune_deletes_history_and_logs_and_clears_links(
     database: Database, manager: ExecutionManager
 ) -> None:

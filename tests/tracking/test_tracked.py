@@ -508,3 +508,39 @@ def test_tracked_by_eight_threads_after_failure_runs_once(database: Database) ->
             assert ran.count(n) == 2
             assert set(answers) <= {n, "elsewhere"}
     assert_legal(database)
+
+
+def test_tracked_call_takes_over_from_a_killed_caller(any_manager: ExecutionManager) -> None:
+    """Past the deadline of its attempt, without anybody who sweeps."""
+    options: dict[str, Any] = {"timeout": timedelta(milliseconds=1), "max_attempts": 2}
+
+    @track(any_manager, "work", idempotency_key=lambda: "k", **options)
+    def work() -> str:
+        return "done"
+
+    killed = any_manager.create("work", idempotency_key="k", **options)
+    any_manager.start(killed.id)
+    while True:
+        try:
+            assert work() == "done"
+            break
+        except AlreadyRunning:  # its deadline has not passed yet
+            time.sleep(0.01)
+    found = any_manager.get(killed.id)
+    assert (found.status, found.attempts) == ("completed", 2)
+
+
+def test_tracked_call_beside_a_caller_within_its_time_is_refused(
+    any_manager: ExecutionManager,
+) -> None:
+    for timeout in (None, timedelta(hours=1)):
+        key = str(timeout)
+
+        @track(any_manager, "work", idempotency_key=lambda: key, timeout=timeout)
+        def work() -> None: ...
+
+        running = any_manager.create("work", idempotency_key=key, timeout=timeout)
+        any_manager.start(running.id)
+        with pytest.raises(AlreadyRunning):
+            work()
+        assert any_manager.get(running.id).status == "running"

@@ -156,7 +156,8 @@ def check_same_work(new: NewExecution, existing: Execution) -> Execution:
 def _warn_about_options(new: NewExecution, existing: Execution) -> None:
     for name in ("max_attempts", "timeout", "parent_id"):
         asked, kept = getattr(new, name), getattr(existing, name)
-        if asked != kept:
+        grown = name == "max_attempts" and asked <= kept  # by `retry` or `release`, perhaps
+        if asked != kept and not grown:
             logger.warning(
                 "Execution %s exists under the idempotency key %r and keeps %s=%s: %s is ignored",
                 existing.id,

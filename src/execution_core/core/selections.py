@@ -65,7 +65,13 @@ class PruneRequest:
         may break ties of the finishing time in any order.
         """
         candidates = list(executions)
-        live_parents = {each.parent_id for each in candidates if each.status in LIVE}
+        parents = {each.id: each.parent_id for each in candidates}
+        in_use = set[str | None]()
+        for each in candidates:
+            parent = each.parent_id if each.status in LIVE else None
+            while parent is not None and parent not in in_use:
+                in_use.add(parent)
+                parent = parents.get(parent)
         finished = [(each.completed_at, each) for each in candidates if each.completed_at]
         finished.sort(key=lambda pair: (pair[0], pair[1].id))
         expired = (
@@ -75,7 +81,7 @@ class PruneRequest:
             and self.type in (None, each.type)
             and completed_at
             <= now - (self.keys_older_than if each.idempotency_key else self.older_than)
-            and each.id not in live_parents
+            and each.id not in in_use
         )
         return list(islice(expired, self.limit))
 

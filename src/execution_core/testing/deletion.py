@@ -98,11 +98,12 @@ class DeletionContract:
         assert list_all(harness) == []
 
     def test_prune_removes_what_the_request_selects(self, harness: StoreHarness) -> None:
-        """The result equals `request.apply`; the parent of a live execution is never deleted."""
+        """The result equals `request.apply`; no ancestor of a live execution is ever deleted."""
         for state, (_, steps) in STATES.items():
             bring_to(harness, state)
             parent = bring_to(harness, "completed")
-            child = harness.create(parent_id=parent.id, replay_of=parent.id)
+            middle = harness.apply(harness.create(parent_id=parent.id).id, transitions.cancel(None))
+            child = harness.create(parent_id=middle.id, replay_of=parent.id)
             harness.apply(child.id, *steps)
             keyed = harness.create(type="other", idempotency_key=state)
             harness.apply(keyed.id, transitions.cancel(None))

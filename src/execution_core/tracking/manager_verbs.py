@@ -536,7 +536,7 @@ class ManagerVerbs(
         """Delete executions that finished long ago: `manager.prune(timedelta(days=30))`.
 
         With their history and log, the earliest finished first. It never deletes a live execution
-        or the parent of one. It skips rows that other transactions are changing, and rows whose
+        or an ancestor of one. It skips rows that other transactions are changing, and rows whose
         children or replays they are changing: the next call deletes those. An idempotency key is
         deleted with its execution, and no longer prevents a repeat.
 

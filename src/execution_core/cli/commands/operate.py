@@ -74,7 +74,7 @@ def register(commands: Commands) -> None:
         prune,
         help="delete old finished executions",
         description="Delete executions that finished long ago, with their history and log, oldest"
-        f" first, in batches of {BATCH:,}. Live executions and their parents are never deleted."
+        f" first, in batches of {BATCH:,}. Live executions and their ancestors are never deleted."
         " This cannot be undone.",
     )
     add(

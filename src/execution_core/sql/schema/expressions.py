@@ -111,7 +111,7 @@ _LIVE = ", ".join(f"'{status}'" for status in LIVE)
 
 
 class has_live_links(Expression):  # noqa: N801
-    """Whether a child of the execution is live, or a child or replay of it is being changed.
+    """Whether a descendant of the execution is live, or a child or replay of it is being changed.
 
     PostgreSQL calls a function, whose statements see what was committed after the outer statement
     began. It also locks the children and replays, and answers true if it cannot do so at once.
@@ -122,8 +122,10 @@ class has_live_links(Expression):  # noqa: N801
     inherit_cache = True
     postgresql = "{in_use}({0})"
     sqlite = (
-        "EXISTS (SELECT 1 FROM executions AS child WHERE child.parent_id = {0}"  # noqa: S608 - of constants
-        f" AND child.status IN ({_LIVE}))"
+        "EXISTS (WITH RECURSIVE below(id, status) AS ("  # noqa: S608 - of constants
+        "SELECT child.id, child.status FROM executions AS child WHERE child.parent_id = {0}"
+        " UNION SELECT child.id, child.status FROM below JOIN executions AS child"
+        f" ON child.parent_id = below.id) SELECT 1 FROM below WHERE status IN ({_LIVE}))"
     )
 
 
