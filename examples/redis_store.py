@@ -25,11 +25,13 @@ from execution_core import Execution, ExecutionStatus, LogEntry
 from execution_core.core.state_machine import Condition
 from execution_core.stores import (
     BatchTransition,
+    LogPage,
     NewExecution,
     NewLogEntry,
     Page,
     PruneRequest,
     Returning,
+    Selection,
     Transition,
 )
 
@@ -173,15 +175,26 @@ class Plans:
 
     def list(self, page: Page) -> Plan[builtins.list[Execution]]:
         found: list[Execution] = []
-        highest = page.before
         while len(found) < page.limit:
-            (ids,) = yield [self._newest(self._at("ids"), highest, CHUNK)]
+            (ids,) = yield [self._ids(self._at("ids"), page, CHUNK)]
             if not ids:
                 break
             _, rows = yield from self._rows(ids)
             found += [row.execution for row in rows if page.includes(row.execution)]
-            highest = ids[-1]
+            page = replace(page, **{"after" if page.oldest_first else "before": ids[-1]})
         return found[: page.limit]
+
+    def count(self, selection: Selection) -> Plan[int]:
+        counted = 0
+        every: dict[str, Any] = {"limit": CHUNK, "before": None, "after": None}
+        page = LogPage(execution_id="", oldest_first=True, **every)
+        while True:
+            (ids,) = yield [self._ids(self._at("ids"), page, CHUNK)]
+            if not ids:
+                return counted
+            _, rows = yield from self._rows(ids)
+            counted += sum(selection.includes(row.execution) for row in rows)
+            page = replace(page, after=ids[-1])
 
     def log(self, line: NewLogEntry) -> Plan[LogEntry | None]:
         while True:
@@ -194,8 +207,8 @@ class Plans:
             if (yield from self._set([self._unchanged(rows[0])], [append])):
                 return entry
 
-    def logs(self, id: str, limit: int, before: str | None) -> Plan[builtins.list[LogEntry]]:
-        (members,) = yield [self._newest(self._at("log", id), before, limit)]
+    def logs(self, page: LogPage) -> Plan[builtins.list[LogEntry]]:
+        (members,) = yield [self._ids(self._at("log", page.execution_id), page, page.limit)]
         return [LogEntry.model_validate(json.loads(member[ID_LENGTH:])) for member in members]
 
     def _rows(self, ids: Iterable[str]) -> Plan[tuple[datetime, builtins.list[Row]]]:
@@ -290,9 +303,14 @@ class Plans:
         (answer,) = yield [("EVAL", COMPARE_AND_SET, 0, len(conditions), *words)]
         return bool(answer)
 
-    def _newest(self, key: str, before: str | None, count: int) -> Command:
-        highest = f"({before}" if before else "+"
-        return ("ZRANGE", key, highest, "-", "BYLEX", "REV", "LIMIT", 0, count)
+    def _ids(self, key: str, page: Page | LogPage, count: int) -> Command:
+        # An entry of a log begins with its id: "~" comes after all that may follow.
+        lowest = f"({page.after}~" if page.after else "-"
+        highest = f"({page.before}" if page.before else "+"
+        limit = ("LIMIT", 0, count)
+        if page.oldest_first:
+            return ("ZRANGE", key, lowest, highest, "BYLEX", *limit)
+        return ("ZRANGE", key, highest, lowest, "BYLEX", "REV", *limit)
 
     def _row(self, id: str) -> str:
         return self._at("execution", id)
@@ -329,6 +347,7 @@ class PlannedStore:
     update = method_of(Plans.update)
     update_many = method_of(Plans.update_many)
     list = method_of(Plans.list)
+    count = method_of(Plans.count)
     delete = method_of(Plans.delete)
     prune = method_of(Plans.prune)
     log = method_of(Plans.log)

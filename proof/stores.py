@@ -21,7 +21,8 @@ from execution_core.sql.async_store import AsyncOwningStore
 from execution_core.sql.driver import engine as engines
 from execution_core.sql.schema.tables import executions
 from execution_core.sql.store import OwningStore
-from execution_core.stores import BatchTransition, NewExecution, Page, Returning, Transition
+from execution_core.stores import BatchTransition, NewExecution, Returning, Transition
+from execution_core.testing.pages import build_page
 
 from .journal import Journal
 
@@ -82,7 +83,7 @@ class ReadThenWriteStore(HostStore):
 
     def update_many(self, batch: BatchTransition) -> builtins.list[Execution]:
         """Do the same for several executions."""
-        everything = self.list(Page(None, None, None, MAX_PAGE, None))
+        everything = self.list(build_page(limit=MAX_PAGE))
         moved = batch.apply(everything, datetime.now(UTC))
         for each in moved:
             self._overwrite(each)

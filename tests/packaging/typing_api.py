@@ -62,7 +62,11 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     assert_type(manager.fail(execution.id, ExecutionFailure(message="x", code="E")), Execution)
     assert_type(manager.timeout(execution.id, attempt=1), Execution)
     assert_type(manager.cancel(execution.id, "reason"), Execution)
-    assert_type(manager.retry(execution.id), Execution)
+    assert_type(manager.retry(execution.id, extra_attempts=1, by="ada"), Execution)
+    assert_type(manager.release(execution.id, attempt=1), Execution)
+    assert_type(manager.annotate(execution.id, {"k": 1}), Execution)
+    assert_type(manager.redact(execution.id), Execution)
+    assert_type(manager.count(status="failed", type=["a", "b"]), int)
     assert_type(
         manager.update_progress(execution.id, 1, 2, message="m", percent=5.5, attempt=1), Execution
     )

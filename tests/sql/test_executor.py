@@ -27,11 +27,11 @@ from execution_core import (
     migrate,
 )
 from execution_core.core import transitions
-from execution_core.core.selections import check_page
 from execution_core.sql.driver import compiled
 from execution_core.sql.driver.connection_cache import CURSOR
 from execution_core.sql.driver.engine import OWN_POOL
 from execution_core.sql.statements import queries
+from execution_core.testing.pages import build_page
 
 from ..conftest import Blocking, Database
 from ..support.postgres import free_port
@@ -97,7 +97,7 @@ class Host:
 
     def failure(self) -> DBAPIError:
         """Send a statement that the driver refuses, and return the error."""
-        query = queries.page(check_page(None, None, None, 1, None))
+        query = queries.page(build_page(limit=1))
         query.parameters["limit"] = "many"
         with pytest.raises(DBAPIError) as caught:
             self.store._ask(query, list)

@@ -51,7 +51,16 @@ VERBS: dict[str, Verb] = {
     "timeout": ("running", lambda m, id: m.timeout(id)),
     "sweep": ("running", lambda m, id: m.sweep(stalled_after=timedelta(milliseconds=1))),
     "cancel": ("running", lambda m, id: m.cancel(id, "why")),
+    "cancel retrying": ("retrying", lambda m, id: m.cancel(id, by="ada")),
     "retry": ("failed", lambda m, id: m.retry(id)),
+    "retry of retrying": ("retrying", lambda m, id: m.retry(id, extra_attempts=5)),
+    "release": ("running", lambda m, id: m.release(id, attempt=1)),
+    "annotate": ("running", lambda m, id: m.annotate(id, {"ü": [1]})),
+    "redact": ("failed", lambda m, id: m.redact(id)),
+    "sweep and retry": (
+        "running",
+        lambda m, id: m.sweep(stalled_after=timedelta(milliseconds=1), retry=True),
+    ),
     "heartbeat": ("running", lambda m, id: m.heartbeat(id, attempt=1)),
     "update_progress": ("running", lambda m, id: m.update_progress(id, 1, 3, message="m")),
     "checkpoint": ("running", lambda m, id: m.checkpoint(id, 'k"', {"v": [1.5]})),
@@ -83,7 +92,7 @@ def stored(database: Database, id: str) -> Any:
     return (
         database.rows(f"{history} WHERE execution_id = :id ORDER BY seq", id=id),
         database.rows(
-            "SELECT status, attempts, checkpoints, progress_current, result, metadata"
+            "SELECT status, attempts, max_attempts, checkpoints, progress_current, result, metadata"
             " FROM executions"
             " WHERE id = :id OR parent_id = :id OR replay_of = :id OR idempotency_key = :key"
             " ORDER BY id",

@@ -28,6 +28,7 @@ from execution_core import (
 )
 from execution_core.core import transitions
 from execution_core.sql.schema.tables import execution_history
+from execution_core.testing.log_lines import log_page
 
 from ..conftest import Database
 from . import waiting
@@ -73,7 +74,7 @@ class Scenario:
         self.ends = self.expected()
 
     def read_all(self, manager: ExecutionManager) -> list[Any]:
-        return [*manager.list(), *manager._store.logs(self.target.id, 100, None)]
+        return [*manager.list(), *manager._store.logs(log_page(self.target.id, 100))]
 
     def memory(self) -> ExecutionManager:
         """Return a manager over a copy of the rows in the memory store."""

@@ -9,11 +9,13 @@ from execution_core import Execution, LogEntry
 from execution_core.stores import (
     BatchTransition,
     ExecutionStore,
+    LogPage,
     NewExecution,
     NewLogEntry,
     Page,
     PruneRequest,
     Returning,
+    Selection,
     Transition,
 )
 
@@ -60,8 +62,11 @@ class AsyncMemoryStore:
     async def log(self, line: NewLogEntry) -> LogEntry | None:
         return self.store.log(line)
 
-    async def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
-        return self.store.logs(id, limit, before)
+    async def logs(self, page: LogPage) -> builtins.list[LogEntry]:
+        return self.store.logs(page)
 
     async def list(self, page: Page) -> builtins.list[Execution]:
         return self.store.list(page)
+
+    async def count(self, selection: Selection) -> int:
+        return self.store.count(selection)

@@ -4,7 +4,7 @@ They read only views, so a role needs no rights on the tables. `list --with` rea
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from ..sql.schema.column_types import Id
 from ..sql.schema.expressions import database_now, unindexed
 from ..sql.schema.tables import executions
 from ..sql.schema.views import execution_overview
+from ..sql.statements.queries import bound_of_ids
 
 Rows = list[dict[str, Any]]
 
@@ -95,9 +96,9 @@ def page(
     if parent_id is not None:
         where.append(overview.parent_id == parent_id)
     if since is not None:
-        where += [overview.created_at >= since, overview.execution_id >= _id_about(since, -1)]
+        where += [overview.created_at >= since, overview.execution_id >= bound_of_ids(since, -1)]
     if until is not None:
-        where += [overview.created_at <= until, overview.execution_id <= _id_about(until, 1)]
+        where += [overview.created_at <= until, overview.execution_id <= bound_of_ids(until, 1)]
     if before is not None:
         where.append(overview.execution_id < before)
     if finished_since is not None:
@@ -179,9 +180,3 @@ def last_finished(last: int) -> Select[Any]:
         .order_by(overview.completed_at.desc())
         .limit(last)
     )
-
-
-def _id_about(moment: datetime, days: int) -> str:
-    """Return an id that bounds the ids of a time, tolerating clocks that differ by a day."""
-    milliseconds = int((moment + timedelta(days=days)).timestamp() * 1000)
-    return str(UUID(f"{max(0, milliseconds):012x}".ljust(32, "0" if days < 0 else "f")))

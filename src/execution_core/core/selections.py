@@ -5,46 +5,124 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from operator import attrgetter
+from typing import Any
 
 from . import validation
 from .errors import InvalidValue
-from .models import Execution, ExecutionStatus
+from .models import Execution, ExecutionStatus, LogEntry
 from .state_machine import FINISHED, LIVE
 from .transitions import Transition
 
+Window = tuple[datetime | None, datetime | None]
+"""From a time on, and before a time; None is no bound."""
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Which executions to list: those that meet all conditions; None is no condition."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which executions to count: those that meet all conditions; None is no condition."""
 
     statuses: tuple[ExecutionStatus, ...] | None
-    type: str | None
+    types: tuple[str, ...] | None
     parent_id: str | None
-    limit: int
-    before: str | None
-    """List only ids below this one."""
+    replay_of: str | None
+    worker: str | None
+    created: Window
+    finished: Window
 
     def includes(self, execution: Execution) -> bool:
-        """Return whether an execution meets the conditions; the limit is not one of them."""
+        """Return whether an execution meets the conditions."""
+        equal = ("parent_id", "replay_of", "worker")
         return (
             (self.statuses is None or execution.status in self.statuses)
-            and self.type in (None, execution.type)
-            and self.parent_id in (None, execution.parent_id)
-            and (self.before is None or execution.id < self.before)
+            and (self.types is None or execution.type in self.types)
+            and all(getattr(self, f) in (None, getattr(execution, f)) for f in equal)
+            and _is_within(execution.created_at, self.created)
+            and _is_within(execution.completed_at, self.finished)
         )
 
 
-def check_page(
-    status: object, type: str | None, parent_id: str | None, limit: int, before: str | None
-) -> Page:
-    """Check the arguments of `list` and return them as a `Page`."""
-    return Page(
-        statuses=None if status is None else validation.statuses(status),
-        type=None if type is None else validation.name("type", type),
-        parent_id=None if parent_id is None else validation.execution_id(parent_id),
-        limit=validation.integer("limit", limit, 1, validation.MAX_PAGE),
-        before=None if before is None else validation.cursor("before", before),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Selection):
+    """Which executions to list, newest id first, or oldest first."""
+
+    limit: int
+    before: str | None
+    """List only ids below this one."""
+    after: str | None
+    """List only ids above this one."""
+    oldest_first: bool
+
+    def includes(self, execution: Execution) -> bool:
+        """Return whether an execution meets the conditions; the limit is not one of them."""
+        return Selection.includes(self, execution) and _is_between(execution.id, self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPage:
+    """Which entries of a log to read, newest id first, or oldest first."""
+
+    execution_id: str
+    limit: int
+    before: str | None
+    after: str | None
+    oldest_first: bool
+
+    def includes(self, entry: LogEntry) -> bool:
+        """Return whether an entry meets the conditions; the limit is not one of them."""
+        return entry.execution_id == self.execution_id and _is_between(entry.id, self)
+
+
+def _is_between(id: str, page: Page | LogPage) -> bool:
+    return (page.before is None or id < page.before) and (page.after is None or id > page.after)
+
+
+def _is_within(time: datetime | None, window: Window) -> bool:
+    since, until = window
+    if time is None:
+        return since is None and until is None
+    return (since is None or time >= since) and (until is None or time < until)
+
+
+def check_selection(
+    *,
+    status: object,
+    type: str | Iterable[str] | None,
+    parent_id: str | None,
+    replay_of: str | None,
+    worker: str | None,
+    created_since: datetime | None,
+    created_until: datetime | None,
+    finished_since: datetime | None,
+    finished_until: datetime | None,
+) -> dict[str, Any]:
+    """Check the conditions of `list` and `count`; return the fields of a `Selection`."""
+    return {
+        "statuses": None if status is None else validation.statuses(status),
+        "types": None if type is None else validation.names("type", type),
+        "parent_id": None if parent_id is None else validation.execution_id(parent_id),
+        "replay_of": None if replay_of is None else validation.execution_id(replay_of),
+        "worker": None if worker is None else validation.name("worker", worker),
+        "created": (
+            validation.time("created_since", created_since),
+            validation.time("created_until", created_until),
+        ),
+        "finished": (
+            validation.time("finished_since", finished_since),
+            validation.time("finished_until", finished_until),
+        ),
+    }
+
+
+def check_bounds(
+    limit: int, before: str | None, after: str | None, oldest_first: bool
+) -> dict[str, Any]:
+    """Check the bounds of a page; return them as fields of a `Page` or a `LogPage`."""
+    return {
+        "limit": validation.integer("limit", limit, 1, validation.MAX_PAGE),
+        "before": None if before is None else validation.cursor("before", before),
+        "after": None if after is None else validation.cursor("after", after),
+        "oldest_first": validation.flag("oldest_first", oldest_first),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The protocols of a store: ten methods, sync or async.
+"""The protocols of a store: eleven methods, sync or async.
 
 A store keeps executions and contains no rules: it applies a transition if the transition's guard
 matches, and returns None if it does not. The manager then finds out why.
@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from .creation import NewExecution
 from .log_lines import NewLogEntry
 from .models import Execution, LogEntry
-from .selections import BatchTransition, Page, PruneRequest
+from .selections import BatchTransition, LogPage, Page, PruneRequest, Selection
 from .transitions import Transition
 
 Returning = Literal["execution", "status"]
@@ -78,7 +78,10 @@ class ExecutionStore(Protocol):
         """
 
     def list(self, page: Page) -> builtins.list[Execution]:
-        """Return the executions of the page, newest id first, at most `page.limit`."""
+        """Return the executions of the page, in its order, at most `page.limit`."""
+
+    def count(self, selection: Selection) -> int:
+        """Return how many executions the selection includes."""
 
     def delete(self, id: str) -> bool:
         """Delete the execution and its log; return False if there is none.
@@ -92,8 +95,8 @@ class ExecutionStore(Protocol):
     def log(self, new: NewLogEntry) -> LogEntry | None:
         """Store and return `new.apply(found, now)`; None if it does not apply."""
 
-    def logs(self, id: str, limit: int, before: str | None) -> builtins.list[LogEntry]:
-        """Return at most `limit` log entries, newest id first; with `before`, only ids below it."""
+    def logs(self, page: LogPage) -> builtins.list[LogEntry]:
+        """Return the log entries of the page, in its order, at most `page.limit`."""
 
 
 class AsyncExecutionStore(Protocol):
@@ -125,7 +128,10 @@ class AsyncExecutionStore(Protocol):
         """
 
     def list(self, page: Page) -> Coroutine[Any, Any, builtins.list[Execution]]:
-        """Return the executions of the page, newest id first, at most `page.limit`."""
+        """Return the executions of the page, in its order, at most `page.limit`."""
+
+    def count(self, selection: Selection) -> Coroutine[Any, Any, int]:
+        """Return how many executions the selection includes."""
 
     def delete(self, id: str) -> Coroutine[Any, Any, bool]:
         """Delete the execution and its log; return False if there is none.
@@ -139,7 +145,5 @@ class AsyncExecutionStore(Protocol):
     def log(self, new: NewLogEntry) -> Coroutine[Any, Any, LogEntry | None]:
         """Store and return `new.apply(found, now)`; None if it does not apply."""
 
-    def logs(
-        self, id: str, limit: int, before: str | None
-    ) -> Coroutine[Any, Any, builtins.list[LogEntry]]:
-        """Return at most `limit` log entries, newest id first; with `before`, only ids below it."""
+    def logs(self, page: LogPage) -> Coroutine[Any, Any, builtins.list[LogEntry]]:
+        """Return the log entries of the page, in its order, at most `page.limit`."""

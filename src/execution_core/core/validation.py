@@ -8,8 +8,8 @@ so that SQLite, PostgreSQL and any other store behave alike.
 import re
 import sys
 from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any, Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
 from uuid import UUID
 
 from .errors import ExecutionNotFound, InvalidValue
@@ -76,6 +76,25 @@ def name(argument: str, value: object) -> str:
     if isinstance(value, str) and not value:
         raise InvalidValue(argument, "must not be empty")
     return text(argument, value, MAX_NAME)
+
+
+def names(argument: str, value: object) -> tuple[str, ...]:
+    """Return one or several names as a tuple without duplicates."""
+    one = isinstance(value, str | bytes) or not isinstance(value, Iterable)
+    several: Iterable[Any] = [value] if one else cast("Iterable[Any]", value)
+    return tuple(dict.fromkeys(name(argument, each) for each in several))
+
+
+def time(argument: str, value: object) -> datetime | None:
+    """Return an aware datetime in UTC, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidValue(argument, "must be an aware datetime, such as datetime.now(UTC)")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidValue(argument, "must be in the years 1 to 9999 of UTC") from None
 
 
 def integer(argument: str, value: object, least: int, most: int) -> int:

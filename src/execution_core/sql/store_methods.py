@@ -17,7 +17,7 @@ from ..core.creation import NewExecution
 from ..core.errors import InvalidValue
 from ..core.log_lines import NewLogEntry
 from ..core.models import Execution, ExecutionStatus, LogEntry
-from ..core.selections import BatchTransition, Page, PruneRequest
+from ..core.selections import BatchTransition, LogPage, Page, PruneRequest, Selection
 from ..core.store import Returning
 from ..core.transitions import Transition
 from .driver.executor import Executor
@@ -115,13 +115,17 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         verify = partial(verify_commit.verify_log, new)
         return cast("EntryT", self._ask(query, _entry, verify))
 
-    def logs(self, id: str, limit: int, before: str | None) -> EntriesT:
-        """Select log entries, newest id first."""
-        return cast("EntriesT", self._ask(queries.logs(id, limit, before), _entries))
+    def logs(self, page: LogPage) -> EntriesT:
+        """Select the log entries of a page."""
+        return cast("EntriesT", self._ask(queries.logs(page), _entries))
 
     def list(self, page: Page) -> ManyT:
-        """Select the executions of a page, newest id first."""
+        """Select the executions of a page."""
         return cast("ManyT", self._ask(queries.page(page), _many))
+
+    def count(self, selection: Selection) -> CountT:
+        """Count the executions of a selection."""
+        return cast("CountT", self._ask(queries.count(selection), _number))
 
     def _within(self, transaction: Any, types: tuple[type, ...], expected: str) -> Self:
         if not isinstance(transaction, types):
@@ -157,6 +161,10 @@ def _changed(rows: Rows) -> Execution | None:
     except InvalidValue as problem:
         problem.add_note("The call took effect: only its answer cannot be read.")
         raise
+
+
+def _number(rows: Rows) -> int:
+    return int(rows[0][0])
 
 
 def _status(rows: Rows) -> ExecutionStatus | None:

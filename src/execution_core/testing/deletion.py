@@ -14,7 +14,7 @@ from ..core.selections import PruneRequest
 from ..core.store import Returning
 from ..core.validation import new_id
 from .harness import Call, StoreHarness, build_new, build_prune, call_store, to_text
-from .log_lines import new_entry
+from .log_lines import log_page, new_entry
 from .pages import list_all
 from .states import DAY, STATES, bring_to
 
@@ -36,9 +36,9 @@ class DeletionContract:
         answers = [harness.store.delete(id) for id in (gone.id, gone.id, new_id())]
         assert answers == [True, False, False]
         assert harness.store.find_by_id(gone.id) is None
-        assert harness.store.logs(gone.id, 1, None) == []
+        assert harness.store.logs(log_page(gone.id, 1)) == []
         assert [to_text(each) for each in list_all(harness)] == [to_text(kept)]
-        assert len(harness.store.logs(kept.id, 9, None)) == 1
+        assert len(harness.store.logs(log_page(kept.id, 9))) == 1
 
     @delete_or_prune
     def test_removal_frees_key_and_log(self, harness: StoreHarness, way: str) -> None:
@@ -47,7 +47,7 @@ class DeletionContract:
         assert harness.store.log(new_entry(first.id)) is not None
         remove(harness, way, harness.apply(first.id, transitions.cancel(None)))
         assert harness.store.find_by_idempotency_key("k") is None
-        assert harness.store.logs(first.id, 1, None) == []
+        assert harness.store.logs(log_page(first.id, 1)) == []
         second = harness.create(idempotency_key="k")
         assert to_text(harness.store.find_by_idempotency_key("k")) == to_text(second)
 
@@ -85,7 +85,7 @@ class DeletionContract:
         """Log entries added during the deletion are deleted too, or refused."""
         ids = [harness.create().id for _ in range(10)]
         race_deletes(harness, ids, lambda id: call_store("log", new_entry(id)))
-        assert [each for id in ids for each in harness.store.logs(id, 100, None)] == []
+        assert [each for id in ids for each in harness.store.logs(log_page(id, 100))] == []
 
     @pytest.mark.parametrize("returning", ["execution", "status"])
     def test_delete_concurrent_with_update_restores_nothing(

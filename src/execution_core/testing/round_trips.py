@@ -13,7 +13,7 @@ from ..core.models import ExecutionFailure
 from ..core.selections import check_batch
 from ..core.validation import MAX_TIMEOUT
 from .harness import StoreHarness, build_prune, to_text
-from .log_lines import new_entry
+from .log_lines import log_page, new_entry
 from .pages import list_all
 from .states import MOMENT
 
@@ -70,7 +70,7 @@ class RoundTripContract:
         logged = new_entry(id, data=value)
         entry = harness.store.log(logged)
         assert entry is not None
-        (found,) = harness.store.logs(id, 1, None)
+        (found,) = harness.store.logs(log_page(id, 1))
         assert to_text(found) == to_text(entry) == to_text(logged.apply(read, entry.logged_at))
 
     def test_negative_zero_round_trip_is_a_float(self, harness: StoreHarness) -> None:

@@ -7,6 +7,7 @@ from ..core.creation import MAX_TRIES, NewExecution, ReplayOptions, check_same_w
 from ..core.errors import ConcurrentUpdate, ExecutionNotFound
 from ..core.log_lines import NewLogEntry
 from ..core.models import Execution, LogEntry
+from ..core.selections import LogPage
 from ..core.steps import Steps
 from ..core.transitions import Transition
 
@@ -61,14 +62,11 @@ def log(store: Any, new: NewLogEntry) -> Steps[LogEntry]:
     return entry
 
 
-def logs(store: Any, id: str, limit: int, before: str | None) -> Steps[list[LogEntry]]:
+def logs(store: Any, page: LogPage) -> Steps[list[LogEntry]]:
     """Read a page of a log."""
-    id = validation.execution_id(id)
-    limit = validation.integer("limit", limit, 1, validation.MAX_PAGE)
-    before = None if before is None else validation.cursor("before", before)
-    found: list[LogEntry] = yield lambda: store.logs(id, limit, before)
+    found: list[LogEntry] = yield lambda: store.logs(page)
     if not found:
-        yield from get(store, id)
+        yield from get(store, page.execution_id)
     return found
 
 

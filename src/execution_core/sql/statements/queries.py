@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple, cast
+from uuid import UUID
 
 from sqlalchemy import Column, Select, TextualSelect
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
@@ -12,11 +13,12 @@ from ...core.creation import NewExecution
 from ...core.json_values import JsonMembers
 from ...core.log_lines import NewLogEntry
 from ...core.models import ExecutionStatus, ProgressInfo
-from ...core.selections import BatchTransition, Page, PruneRequest
+from ...core.selections import BatchTransition, LogPage, Page, PruneRequest, Selection
 from ...core.state_machine import HEARTBEAT
 from ...core.transitions import Transition
 from .builders import (
     columns,
+    count_statement,
     delete_statement,
     heartbeat_many_statement,
     insert_statement,
@@ -31,6 +33,8 @@ from .builders import (
 from .rows import MILLISECOND
 
 _NAMES = frozenset(column.name for column in columns)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECONDS_PER_DAY: Final = 86_400_000
 Rows = Sequence[Sequence[Any]]
 Statement = (
     Select[Any] | TextualSelect | ReturningInsert[Any] | ReturningUpdate[Any] | ReturningDelete[Any]
@@ -175,20 +179,66 @@ def log(line: NewLogEntry, now: datetime | None) -> Query:
     return Query(statement, parameters, "log", line.execution_id)
 
 
-def logs(id: str, limit: int, before: str | None) -> Query:
-    """Return the SELECT of a page of a log, newest entry first."""
-    statement = logs_statement(from_the_end=before is None)
-    return Query(statement, {"old_id": id, "before": before, "limit": limit}, "logs", id)
+def logs(page: LogPage) -> Query:
+    """Return the SELECT of a page of a log."""
+    bounds = {"before": page.before, "after": page.after}
+    given = frozenset(name for name, id in bounds.items() if id is not None)
+    statement = logs_statement(given, oldest_first=page.oldest_first)
+    parameters = {"old_id": page.execution_id, **bounds, "limit": page.limit}
+    return Query(statement, parameters, "logs", page.execution_id)
 
 
 def page(page: Page) -> Query:
-    """Return the SELECT of a page of executions, newest first."""
-    given = {"type": page.type, "parent_id": page.parent_id, "before": page.before}
-    conditions = frozenset(name for name, value in given.items() if value is not None)
-    statuses = page.statuses
-    if statuses is not None:  # one order, so that one statement serves all
-        statuses = tuple(status for status in ExecutionStatus if status in statuses)
-    return Query(page_statement(statuses, conditions), {**given, "limit": page.limit}, "list")
+    """Return the SELECT of a page of executions."""
+    conditions, parameters = _conditions(page)
+    bounds = {"before": page.before, "after": page.after}
+    conditions += [name for name, id in bounds.items() if id is not None]
+    statement = page_statement(
+        _in_order(page.statuses),
+        None if page.types is None else len(page.types),
+        frozenset(conditions),
+        oldest_first=page.oldest_first,
+    )
+    return Query(statement, parameters | bounds | {"limit": page.limit}, "list")
+
+
+def count(selection: Selection) -> Query:
+    """Return the SELECT of the number of executions."""
+    conditions, parameters = _conditions(selection)
+    statement = count_statement(
+        _in_order(selection.statuses),
+        None if selection.types is None else len(selection.types),
+        frozenset(conditions),
+    )
+    return Query(statement, parameters, "count")
+
+
+def _conditions(selection: Selection) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of the conditions besides statuses and types, and all parameters."""
+    given = {name: getattr(selection, name) for name in ("parent_id", "replay_of", "worker")}
+    for name in ("created", "finished"):
+        since, until = getattr(selection, name)
+        given |= {f"{name}_since": since, f"{name}_until": until}
+    conditions = [name for name, value in given.items() if value is not None]
+    for name, days in (("created_since", -1), ("created_until", 1)):
+        if (moment := given[name]) is not None:
+            given[f"{name}_id"] = bound_of_ids(moment, days)
+    types = {f"type_{n}": type for n, type in enumerate(selection.types or ())}
+    return conditions, given | types
+
+
+def bound_of_ids(moment: datetime, days: int) -> str:
+    """Return an id that bounds the ids of a time, for clocks that differ by up to some days."""
+    milliseconds = int((moment - EPOCH) / timedelta(milliseconds=1)) + days * MILLISECONDS_PER_DAY
+    within = min(max(0, milliseconds), 2**48 - 1)
+    return str(UUID(f"{within:012x}".ljust(32, "0" if days < 0 else "f")))
+
+
+def _in_order(
+    statuses: tuple[ExecutionStatus, ...] | None,
+) -> tuple[ExecutionStatus, ...] | None:
+    """Return statuses in one order, so that one statement serves all."""
+    return None if statuses is None else tuple(s for s in ExecutionStatus if s in statuses)
 
 
 def _milliseconds(duration: timedelta | None) -> int | None:
