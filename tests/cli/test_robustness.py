@@ -206,7 +206,7 @@ def test_list_invalid_status_prints_choices(embedded: Database, call: Call) -> N
     ("typed", "message"),
     [
         ("30", "invalid duration '30': add a unit, e.g. 30s"),
-        ("soon", "invalid duration 'soon': use numbers with the units ms, s, m, h or d"),
+        ("soon", "invalid duration 'soon': use numbers with the units ms, s, m, h, d or w"),
         ("9" * 400 + "d", "it is too long"),
     ],
 )

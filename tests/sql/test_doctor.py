@@ -43,7 +43,7 @@ from ..support.states import STATES, bring_to
 ROOT = Path(__file__).parents[2]
 
 SCHEMA_CHECKS = ["tables", "constraints", "indexes", "triggers", "views"]
-EXECUTION_CHECKS = ["overdue", "stalled", "unclaimed", "history", "history_start"]
+EXECUTION_CHECKS = ["overdue", "stalled", "unclaimed", "attention", "history", "history_start"]
 SQLITE_SETTINGS = ["sqlite_version", "journal_mode", "writable", "connections"]
 UNSAFE_FOR_SPEED = [
     "fsync",
@@ -690,7 +690,7 @@ def test_doctor_role_without_rights_gets_warnings(own: Database, reader: str) ->
     role = make_url(reader).username
     own.run(f"GRANT SELECT ON executions, execution_core_version TO {role}")
     bad = not_ok(reader)
-    assert {*bad} == {"history", "history_start"}
+    assert {*bad} == {"attention", "history", "history_start"}
     assert bad["history"][1] == denied + "execution_history"
     run(own.url, "ALTER TABLE executions DISABLE TRIGGER execution_core_record_transition")
     assert {*problems(reader)} == {"triggers"}

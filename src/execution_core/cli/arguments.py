@@ -1,14 +1,16 @@
 """Arguments that several commands share, and the functions that parse them."""
 
 import argparse
+import getpass
 import json
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
-from ..core.validation import MAX_PAGE
+from ..core.validation import MAX_NAME, MAX_PAGE
 from ..sql.driver.url import DEFAULT_URL
 
 Commands = Any
@@ -16,8 +18,15 @@ Commands = Any
 AddArgument = Callable[..., argparse.Action]
 """The method `add_argument` of a parser."""
 
-_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
+_UNITS: Final = {
+    "ms": 1,
+    "s": 1_000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+    "w": 7 * 86_400_000,
+}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 
 
 def add_command(
@@ -52,17 +61,46 @@ def add_json_flag(add: AddArgument, help: str = "print one JSON document instead
     add("--json", action="store_true", help=help)
 
 
+def add_actor(add: AddArgument) -> None:
+    """Add --by."""
+    add(
+        "--by",
+        metavar="NAME",
+        default=_user_name(),
+        help="who does it, for the history (default: the user of the operating system)",
+    )
+
+
+def _user_name() -> str | None:
+    with suppress(OSError, KeyError, ImportError):
+        return getpass.getuser()[:MAX_NAME] or None
+    return None  # a container may have no entry for its user
+
+
 def add_choices(add: AddArgument, name: str, choices: Iterable[str], help: str) -> None:
-    """Add an option that may be repeated, each time with one of the choices."""
-    choices = [str(each) for each in choices]
-    add(name, action="append", choices=choices, default=[], help=f"{help}; may be repeated")
+    """Add an option that takes some of the choices, and may be repeated."""
+    known = [str(each) for each in choices]
+
+    def chosen(text: str) -> list[str]:
+        found = text.split(",")
+        for each in found:
+            if each not in known:
+                allowed = ", ".join(known)
+                raise argparse.ArgumentTypeError(
+                    f"invalid choice: {each!r} (choose from {allowed})"
+                )
+        return found
+
+    several = f"{{{','.join(known)}}}[,...]"
+    help = f"{help}; several with commas, or repeat it"
+    add(name, action="extend", type=chosen, metavar=several, default=[], help=help)
 
 
 def duration(text: str) -> timedelta:
     """Parse `90s`, `1.5h` or `1h30m`; each number needs a unit."""
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        advice = "use numbers with the units ms, s, m, h or d, e.g. 30s or 1h30m"
+        advice = "use numbers with the units ms, s, m, h, d or w, e.g. 30s or 1h30m"
         if _DURATION.fullmatch(f"{text}s"):
             advice = f"add a unit, e.g. {text}s"
         raise argparse.ArgumentTypeError(f"invalid duration {text!r}: {advice}")

@@ -4,7 +4,7 @@ import argparse
 from importlib.metadata import version
 from typing import NoReturn
 
-from .commands import doctor, migrate, operate, report, show, stats, watch
+from .commands import doctor, maintain, migrate, operate, report, show, stats, watch
 from .commands import list as list_command
 from .output import mask_passwords
 from .run import command
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=version("execution-core"))
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (command, report, list_command, show, stats, watch, operate, migrate, doctor):
+    reading = (list_command, show, stats, watch)
+    for module in (command, report, *reading, operate, maintain, migrate, doctor):
         module.register(commands)
     return whole

@@ -4,20 +4,34 @@ They read only views, so a role needs no rights on the tables. `list --with` rea
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, Text, func, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    Text,
+    case,
+    func,
+    literal,
+    select,
+    union_all,
+)
 
 from ..core import state_machine
 from ..core.errors import ExecutionNotFound, InvalidValue
 from ..core.models import ExecutionStatus
+from ..core.selections import PruneRequest
 from ..sql.schema.column_types import Id
-from ..sql.schema.expressions import database_now, unindexed
+from ..sql.schema.expressions import database_now, later, unindexed
 from ..sql.schema.tables import executions
-from ..sql.schema.views import execution_overview
+from ..sql.schema.views import execution_overview, executions_needing_attention
 from ..sql.statements.queries import bound_of_ids
+from ..sql.statements.rows import MILLISECOND
 
 Rows = list[dict[str, Any]]
 
@@ -180,3 +194,47 @@ def last_finished(last: int) -> Select[Any]:
         .order_by(overview.completed_at.desc())
         .limit(last)
     )
+
+
+def attention(*, statuses: Sequence[str] = (), type: str | None = None, limit: int) -> Select[Any]:
+    """Select what needs attention, the latest first."""
+    columns = executions_needing_attention.c
+    where: list[ColumnElement[bool]] = []
+    if statuses:
+        where.append(columns.status.in_(statuses))
+    if type is not None:
+        where.append(columns.type == type)
+    chosen = (columns.execution_id.label("id"), *list(columns)[1:])
+    return select(*chosen).where(*where).order_by(columns.since_at.desc()).limit(limit)
+
+
+def count_prunable(connection: Connection, request: PruneRequest) -> int:
+    """Count what a prune would delete now."""
+    now = database_now()
+
+    def is_older(age: timedelta) -> ColumnElement[bool]:
+        return overview.completed_at <= later(now, literal(-(age // MILLISECOND), BigInteger))
+
+    in_use = (
+        select(overview.parent_id.label("id"))
+        .where(overview.status.in_(state_machine.LIVE), overview.parent_id.is_not(None))
+        .cte("in_use", recursive=True)
+    )
+    above = execution_overview.alias().c
+    in_use = in_use.union(
+        select(above.parent_id)
+        .join(in_use, above.execution_id == in_use.c.id)
+        .where(above.parent_id.is_not(None))
+    )
+    where = [
+        is_older(min(request.older_than, request.keys_older_than)),
+        case(
+            (overview.idempotency_key.is_(None), is_older(request.older_than)),
+            else_=is_older(request.keys_older_than),
+        ),
+        unindexed(overview.status, type_=Text()).in_(request.statuses),
+        overview.execution_id.not_in(select(in_use.c.id)),
+    ]
+    if request.type is not None:
+        where.append(unindexed(overview.type, type_=Text()) == request.type)
+    return connection.execute(select(func.count()).where(*where)).scalar_one()

@@ -20,6 +20,7 @@ from ..core.models import ExecutionStatus
 from ..core.state_machine import CLAIM, LIVE, SWEEP, Move
 from ..sql.schema.expressions import database_now, in_array, later
 from ..sql.schema.tables import execution_history, executions
+from ..sql.schema.views import executions_needing_attention
 from ..sql.statements.transition_sql import condition_sql, guard_sql
 from .finding import Checks, Finding, format_time, to_finding
 
@@ -37,6 +38,7 @@ def execution_checks(connection: Connection, patience: int, *, whole: bool) -> C
         "overdue": lambda: check("overdue", overdue, now),
         "stalled": lambda: check("stalled", stalled, now),
         "unclaimed": lambda: check("unclaimed", due, before),
+        "attention": lambda: _check_attention(connection),
         "history": lambda: _check_history(connection, whole=whole),
         "history_start": lambda: _check_history_start(connection, whole=whole),
     }
@@ -67,6 +69,15 @@ def _check_late(
         )
     ]
     return to_finding(check, wrong, "none")
+
+
+def _check_attention(connection: Connection) -> Finding:
+    """Count what operators should look at. A failure of the work is none of the database."""
+    reason = executions_needing_attention.c.reason
+    query = select(reason, func.count()).group_by(reason).order_by(reason)
+    found = [f"{count} {name}" for name, count in connection.execute(query)]
+    message = f"{', '.join(found)}: see execution-core list --attention" if found else "nothing"
+    return Finding("attention", "ok", message)
 
 
 def _check_history(connection: Connection, *, whole: bool) -> Finding:

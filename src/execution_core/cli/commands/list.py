@@ -30,6 +30,8 @@ def register(commands: Commands) -> None:
         ("--finished-within", "finished less than AGE ago"),
     ):
         add(option, metavar="AGE", type=duration, help=which)
+    add("--attention", action="store_true", help="only executions that need attention, with the"
+        " reason and what to do first; with --status, --type and --limit alone")  # fmt: skip
     add("--limit", type=page_limit, default=25, help="maximum number of executions (default: 25)")
     add("--before", metavar="ID", help="continue after this execution: the next page")
     extra = ("payload", "result", "metadata", "checkpoints", "stack")
@@ -38,6 +40,9 @@ def register(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print one page."""
+    if options.attention:
+        _print_attention(options)
+        return
     extra = getattr(options, "with")
     with (
         open_database(options.url, options.schema) as database,
@@ -85,3 +90,40 @@ def run(options: argparse.Namespace) -> None:
         output.warn("no executions")
     elif more is not None:
         output.warn(f"there may be more executions: add --before {ids[more]}")
+
+
+def _print_attention(options: argparse.Namespace) -> None:
+    others = ("parent", "newer_than", "older_than", "finished_within", "before", "with")
+    if wrong := next((name for name in others if getattr(options, name)), None):
+        option = wrong.replace("_", "-")
+        options.usage_error(f"--attention takes --status, --type and --limit, not --{option}")
+    with (
+        open_database(options.url, options.schema) as database,
+        database.reader.connect() as connection,
+    ):
+        page = queries.attention(
+            statuses=options.status,
+            type=None if options.type is None else validation.name("type", options.type),
+            limit=options.limit,
+        )
+        found = queries.rows(connection, page)
+        ids = queries.short_ids(connection, [row["id"] for row in found])
+    if options.json:
+        output.print_json({"executions": found})
+        return
+    columns: output.Columns = {
+        "ID": lambda row: ids[row["id"]],
+        "TYPE": "type",
+        "STATUS": "status",
+        "REASON": "reason",
+        "ACTION": "action",
+        "FOR": "since_seconds",
+        "ATTEMPT": output.format_attempt,
+        "WORKER": "worker",
+        "ERROR": lambda row: output.shorten(row["error_message"], 60),
+    }
+    output.print_table(columns, found)
+    if not found:
+        output.warn("nothing needs attention")
+    elif len(found) == options.limit:
+        output.warn("there may be more: increase --limit")

@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from ...core.models import LogLevel
 from ...tracking.manager import ExecutionManager
@@ -38,7 +40,8 @@ def register(commands: Commands) -> None:
         " stored as a string. Without VALUE, print the checkpoint as JSON, or exit with 3 if it is"
         " not set")  # fmt: skip
     add = _add_command(commands, "log", log, "add an entry to the log of an execution")
-    add("message", metavar="MESSAGE", help="text of the log entry")
+    add("message", metavar="MESSAGE", help="text of the log entry; - reads standard input, and each"
+        " line becomes an entry")  # fmt: skip
     add("--level", metavar="L", default=LogLevel.INFO,
         help=f"{', '.join(LogLevel)} (default: {LogLevel.INFO})")  # fmt: skip
     add("--data", metavar="JSON", type=json_value, help="JSON data of the log entry")
@@ -67,8 +70,13 @@ def checkpoint(manager: ExecutionManager, options: argparse.Namespace) -> int | 
 
 def log(manager: ExecutionManager, options: argparse.Namespace) -> None:
     """Add an entry to the log."""
-    level, data = options.level, options.data
-    manager.log(options.id, options.message, level=level, data=data, attempt=options.attempt)
+    given: Any = {"level": options.level, "data": options.data, "attempt": options.attempt}
+    if options.message != "-":
+        manager.log(options.id, options.message, **given)
+        return
+    for line in sys.stdin.buffer:  # as it comes, for a command that still runs
+        if text := line.decode(errors="replace").rstrip("\r\n"):
+            manager.log(options.id, text, **given)
 
 
 def _add_command(commands: Commands, name: str, handler: Handler, summary: str) -> AddArgument:

@@ -1,0 +1,187 @@
+"""The commands of operators: verbs with an actor, what needs attention, a prune that counts."""
+
+import getpass
+import io
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from execution_core import ExecutionManager, SqlExecutionStore
+
+from ..conftest import Database
+from ..support.states import bring_to
+from .test_commands import Shell
+
+
+@pytest.fixture
+def shell(database: Database, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(database, capsys)
+
+
+@pytest.fixture
+def plain(database: Database) -> ExecutionManager:
+    return ExecutionManager(SqlExecutionStore(database.engine))
+
+
+VERBS = {
+    "cancel": ("retrying", [], "cancelled"),
+    "retry": ("failed-last", ["--extra-attempts", "2"], "retrying"),
+    "complete": ("running", ["--result", '{"checked": true}'], "completed"),
+    "fail": ("running", ["no answer", "--code", "E1"], "failed"),
+    "timeout": ("running", [], "timed_out"),
+    "release": ("running", [], "retrying"),
+}
+
+
+@pytest.mark.parametrize("by", [None, "ada"])
+def test_verb_records_who_made_it(
+    shell: Shell, plain: ExecutionManager, database: Database, by: str | None
+) -> None:
+    for verb, (state, arguments, status) in VERBS.items():
+        id = bring_to(plain, state).id
+        named = [] if by is None else ["--by", by]
+        assert shell(verb, id, *arguments, *named) == f"{id} {status}\n"
+        (last,) = database.rows(
+            "SELECT actor FROM execution_timeline WHERE execution_id = :id"
+            " ORDER BY seq DESC LIMIT 1",
+            id=id,
+        )
+        assert last["actor"] == (by or getpass.getuser()), verb
+
+
+def test_replay_records_who_made_it(
+    shell: Shell, plain: ExecutionManager, database: Database
+) -> None:
+    failed = plain.create("batch").id
+    plain.start(failed)
+    plain.checkpoint(failed, "k", 1)
+    plain.fail(failed, "no")
+    again = shell("replay", failed, "--by", "ada", "--keep-checkpoints").split()[0]
+    assert plain.get(again).checkpoints == {"k": 1}
+    (entry,) = database.rows(
+        "SELECT actor FROM execution_history WHERE execution_id = :id", id=again
+    )
+    assert entry["actor"] == "ada"
+
+
+def test_verb_of_another_attempt_is_refused(shell: Shell, plain: ExecutionManager) -> None:
+    id = bring_to(plain, "running-last").id
+    for verb in ("complete", "timeout", "release"):
+        shell(verb, id, "--attempt", "1", code=1)
+        assert "STALE_ATTEMPT" in shell.err
+    assert shell("complete", id, "--attempt", "2") == f"{id} completed\n"
+
+
+def test_fail_can_be_retryable(shell: Shell, plain: ExecutionManager) -> None:
+    first, second = bring_to(plain, "running").id, bring_to(plain, "running").id
+    assert shell("fail", first, "no", "--retryable") == f"{first} retrying\n"
+    assert shell("fail", second, "no", "--retry-after", "1w") == f"{second} retrying\n"
+    found = plain.get(second)
+    assert found.due_at == found.updated_at + timedelta(weeks=1)
+
+
+def test_redact_removes_data(shell: Shell, plain: ExecutionManager) -> None:
+    id = bring_to(plain, "completed").id
+    assert shell("redact", id) == f"{id} completed\n"
+    assert plain.get(id).payload is None
+
+
+def test_retry_without_attempts_names_the_way_out(shell: Shell, plain: ExecutionManager) -> None:
+    id = bring_to(plain, "failed-last").id
+    shell("retry", id, code=1)
+    assert "extra_attempts=1" in shell.err
+    assert shell("retry", id, "--extra-attempts", "1", "--retry-after", "1h")
+    found = plain.get(id)
+    assert (found.max_attempts, found.due_at) == (3, found.updated_at + timedelta(hours=1))
+
+
+def test_list_takes_several_statuses(shell: Shell, plain: ExecutionManager) -> None:
+    failed, done = bring_to(plain, "failed").id, bring_to(plain, "completed").id
+    bring_to(plain, "pending")
+    for options in (["--status", "failed,completed"], ["--status", "failed", "--status=completed"]):
+        found = shell.json("list", *options)["executions"]
+        assert [row["id"] for row in found] == [done, failed]
+
+
+@pytest.mark.parametrize("text", ["FAILED", "failed,gone", "failed,", ""])
+def test_list_invalid_status_exits_2(
+    shell: Shell, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        shell("list", "--status", text)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "choose from pending, running, completed" in error
+    assert "ExecutionStatus" not in error
+
+
+def test_list_attention_names_reason_and_action(
+    shell: Shell, plain: ExecutionManager, database: Database
+) -> None:
+    assert shell("list", "--attention").splitlines()[1:] == []
+    assert shell.err == "nothing needs attention\n"
+    assert "attention: nothing\n" in shell("doctor")
+    failed = bring_to(plain, "failed").id
+    past = SqlExecutionStore(database.engine, clock=lambda: datetime.now(UTC) - timedelta(hours=2))
+    waiting = ExecutionManager(past).create("mail").id
+    bring_to(plain, "completed")
+    found = shell.json("list", "--attention")["executions"]
+    assert [(row["id"], row["reason"], row["action"]) for row in found] == [
+        (failed, "failed", "inspect"),
+        (waiting, "unclaimed", "inspect"),
+    ]
+    assert "attention: 1 failed, 1 unclaimed: see execution-core list" in shell("doctor")
+    lines = shell("list", "--attention").splitlines()
+    assert lines[0].split() == [
+        *("ID", "TYPE", "STATUS", "REASON", "ACTION", "FOR", "ATTEMPT", "WORKER", "ERROR")
+    ]
+    assert "2h 00m" in lines[2]
+    (only,) = shell.json("list", "--attention", "--type", "mail")["executions"]
+    assert only["id"] == waiting
+    (only,) = shell.json("list", "--attention", "--status", "failed")["executions"]
+    assert only["id"] == failed
+    assert len(shell("list", "--attention", "--limit", "1").splitlines()) == 2
+    assert "there may be more" in shell.err
+
+
+def test_list_attention_with_other_conditions_exits_2(shell: Shell) -> None:
+    with pytest.raises(SystemExit) as ended:
+        shell("list", "--attention", "--older-than", "1d")
+    assert ended.value.code == 2
+
+
+def test_prune_dry_run_counts_what_a_prune_deletes(shell: Shell, plain: ExecutionManager) -> None:
+    for state in ("completed", "failed", "cancelled", "running", "pending"):
+        bring_to(plain, state)
+    grandparent = bring_to(plain, "completed").id
+    parent = plain.create("step", parent_id=grandparent).id
+    plain.create("step", parent_id=parent)
+    plain.cancel(parent)
+    keyed = plain.create("keyed", idempotency_key="k").id
+    plain.cancel(keyed)
+    count = plain.count()
+    for options, expected in (
+        (["--older-than", "0s"], 4),
+        (["--older-than", "0s", "--keys-older-than", "1d"], 3),
+        (["--older-than", "1d", "--keys-older-than", "0s"], 1),
+        (["--older-than", "0s", "--status", "failed,cancelled"], 3),
+        (["--older-than", "0s", "--type", "keyed"], 1),
+        (["--older-than", "4w"], 0),
+    ):
+        assert shell("prune", *options, "--dry-run") == f"{expected} would be deleted\n"
+    assert plain.count() == count
+    assert shell("prune", "--older-than", "0s") == "4 deleted\n"
+
+
+def test_log_reads_entries_from_standard_input(
+    shell: Shell, plain: ExecutionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = bring_to(plain, "running").id
+    text = "one\ntwo ü\r\n\nbad ".encode() + b"\xff\nlast"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert shell("log", "--id", id, "-", "--level", "warning", "--data", "[1]") == ""
+    entries = plain.logs(id, oldest_first=True)
+    assert [each.message for each in entries] == ["one", "two ü", "bad \ufffd", "last"]
+    assert {(each.level, json.dumps(each.data)) for each in entries} == {("warning", "[1]")}
