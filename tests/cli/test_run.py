@@ -299,7 +299,16 @@ def test_run_concurrent_calls_of_one_key_run_once(shell: Shell) -> None:
         == 2
     )
     code, _, err = shell.run(*arguments)
-    assert (code, "is already completed" in err) == (0, True)
+    ended_at = shell.execution.completed_at
+    assert ended_at is not None
+    assert (
+        code,
+        f"was completed at {ended_at:%Y-%m-%d %H:%M:%S}Z: the command was not" in err,
+    ) == (
+        0,
+        True,
+    )
+    assert shell.run("--quiet", *arguments) == (0, b"", "")
     assert (shell.folder / "ran").read_text() == "ran\n"
     assert shell.attempts() == [("completed", None)]
 
@@ -350,7 +359,8 @@ def test_run_binary_output_is_forwarded_and_stored(shell: Shell) -> None:
     script = "cat binary; [ $EXECUTION_ATTEMPT = 2 ]"
     code, out, _ = shell.run("--max-attempts", "2", "--", "sh", "-c", script)
     assert (code, out) == (0, printed * 2)
-    kept = printed.decode(errors="replace").replace("\0", "\ufffd")
+    # A terminal would show \x0b\x0c no longer: \r returns to the begin of the line.
+    kept = printed.replace(b"\x0b\x0c\r", b"").decode(errors="replace").replace("\0", "\ufffd")
     assert shell.execution.result == {"exit_status": 0, "output": kept}
     (failed,) = shell.database.rows(
         "SELECT error ->> 'stack' AS stack FROM execution_attempts WHERE outcome = 'failed'"
@@ -440,7 +450,14 @@ def test_run_after_kill_stalled_after_takes_over(shell: Shell) -> None:
     shell.manager.start(bystander.id, worker="silent")
     process.kill()
     process.wait()
-    wait_for(lambda: shell.run(*again, "--stalled-after", "1s", "--", "sh", "-c", script)[0] == 0)
+    wait_for(
+        lambda: (
+            shell.run(
+                *again, "--heartbeat", "500ms", "--stalled-after", "1s", "--", "sh", "-c", script
+            )[0]
+            == 0
+        )
+    )
     assert shell.manager.get(bystander.id).status == "running"
     shell.manager.delete(bystander.id)
     assert shell.attempts() == [("timed_out", "stalled"), ("completed", None)]
@@ -594,7 +611,7 @@ def test_run_database_unavailable_records_later(shell: Shell) -> None:
 
 
 @pytest.mark.slow
-def test_run_database_stays_unavailable_exits_1(shell: Shell) -> None:
+def test_run_database_stays_unavailable_exits_69(shell: Shell) -> None:
     with open_access(shell.database) as database:
         process = shell.begin("--record-for", "1s", "--", "sh", "-c", WAITING, url=database.url)
         wait_for((shell.folder / "begun").exists)
@@ -602,19 +619,35 @@ def test_run_database_stays_unavailable_exits_1(shell: Shell) -> None:
         (shell.folder / "enough").touch()
         code, out, err = shell.end(process)
         database.unblock()
-    assert (code, out) == (1, b"done\n")
+    assert (code, out) == (69, b"done\n")
     assert "NOT RECORDED: Attempt 1 of 1" in err
     assert "Exited with status 0" in err
     assert shell.is_("running")
 
 
 @pytest.mark.exhaustive
-def test_run_database_file_removed_exits_1(embedded: Shell) -> None:
+def test_run_database_file_removed_exits_69(embedded: Shell) -> None:
     """SQLite only: a server does not remove a database in use."""
     embedded.database.engine.dispose()
     code, out, err = embedded.run("--record-for", "100ms", "--", "sh", "-c", "rm *.db*; echo done")
-    assert (code, out) == (1, b"done\n")
+    assert (code, out) == (69, b"done\n")
     assert "NOT RECORDED" in err
+
+
+def test_run_signal_while_the_outcome_is_recorded_ends_it(shell: Shell) -> None:
+    with open_access(shell.database) as database:
+        process = shell.begin("--record-for", "1h", "--", "sh", "-c", WAITING, url=database.url)
+        wait_for((shell.folder / "begun").exists)
+        database.block()
+        (shell.folder / "enough").touch()
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"done\n"
+        time.sleep(0.5)  # until it tries to record
+        process.terminate()
+        code, _, err = shell.end(process)
+        database.unblock()
+    assert code == 69
+    assert "NOT RECORDED: Attempt 1 of 1" in err
 
 
 # Output of the command
@@ -633,6 +666,7 @@ def run_script(capfdbinary: pytest.CaptureFixture[bytes]) -> RunScript:
         limit = time.monotonic() + PATIENCE
         assert {events.next(limit), events.next(limit)} == {child, child.output}
         assert len(child.output._tail) <= TAIL_BYTES + 1
+        child.end_watch()
         out, err = capfdbinary.readouterr()
         return child.status, child.output.tail(), out + err
 
@@ -673,13 +707,124 @@ def test_child_process_background_child_keeps_running(
     assert (status, tail, out, left) == (3, "done\n", b"done\n", True)
 
 
-def test_child_process_endless_background_output_is_cut(
+def test_child_process_output_of_background_child_is_discarded(
     run_script: RunScript, tmp_path: Path
 ) -> None:
-    status, _, out = run_script(f"yes & echo $! > {tmp_path}/pid; echo done; exit 3")
-    assert (status, b"done\n" in out) == (3, True)
-    pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: is_gone(pid))  # SIGPIPE ends it
+    """A write into a pipe without a reader would end it by SIGPIPE."""
+    script = f"(sleep 2; echo more; echo alive > {tmp_path}/alive) & echo done; exit 3"
+    status, _, out = run_script(script)
+    assert (status, out) == (3, b"done\n")
+    wait_for((tmp_path / "alive").exists)
+
+
+def test_child_process_tail_is_what_a_terminal_shows(run_script: RunScript) -> None:
+    bar = "for i in $(seq 3000); do printf '\\r%d %%' $i; done"
+    _, tail, out = run_script(f"echo ERROR: disk failed; {bar}; printf '\\r\\ndone\\r\\n'")
+    assert tail == "ERROR: disk failed\n3000 %\r\ndone\r\n"
+    assert out.count(b"\r") == 3002
+
+
+# Output that cannot be written
+
+
+def test_run_full_disk_is_not_completed(embedded: Shell) -> None:
+    """The command gets SIGPIPE, or has exited with 0 already."""
+    with Path("/dev/full").open("wb") as full:
+        code, _, err = embedded.run("--", "echo", "hello", stdout=full)
+        assert (code, embedded.execution.status) == (74, "failed")
+        assert embedded.execution.error is not None
+        assert embedded.execution.error.code == "output_lost"
+        assert "output could not be written: No space left on device" in err
+        code, _, _ = embedded.run("--", "yes", stdout=full)
+    assert code == 128 + signal.SIGPIPE
+    newest = embedded.manager.list()[0]
+    assert newest.error is not None
+    assert "after its output could not be written: No space left" in newest.error.message
+
+
+def test_run_reader_that_has_enough_ends_the_command(embedded: Shell) -> None:
+    process = embedded.begin("--", "yes")
+    assert process.stdout is not None
+    assert process.stdout.read(2) == b"y\n"
+    process.stdout.close()
+    assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
+    process = embedded.begin("--", "sh", "-c", "seq 100000; exit 0")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(PATIENCE)
+
+
+# The end of `run` is the end of its command
+
+STUBBORN = "trap '' TERM HUP INT; echo $$ >> pids; while :; do sleep 0.1; done"
+
+
+def test_run_killed_kills_the_group_within_two_seconds(embedded: Shell) -> None:
+    process = embedded.begin("--", "sh", "-c", FAMILY)
+    wait_for(lambda: len(embedded.pids()) == 3)
+    process.kill()
+    killed_at = time.monotonic()
+    wait_for(lambda: all(map(is_gone, embedded.pids())))
+    assert time.monotonic() - killed_at < 2
+
+
+def test_run_killed_ends_a_run_inside_it(embedded: Shell) -> None:
+    inner = [str(PROGRAM), "run", "--type", "inner", "--", "sh", "-c", STUBBORN]
+    process = embedded.begin("--type", "outer", "--", *inner)
+    wait_for(lambda: len(embedded.pids()) == 1)
+    process.kill()
+    killed_at = time.monotonic()
+    wait_for(lambda: all(map(is_gone, embedded.pids())))
+    assert time.monotonic() - killed_at < 2
+
+
+@pytest.mark.exhaustive
+def test_run_inside_a_run_ends_first_and_is_its_child(embedded: Shell) -> None:
+    """Both have the same --kill-after; the inner one still records how its command ended."""
+    options = ["--kill-after", "5s"]
+    inner = [str(PROGRAM), "run", *options, "--type", "inner", "--", "sh", "-c", STUBBORN]
+    process = embedded.begin(*options, "--timeout", "3s", "--type", "outer", "--", *inner)
+    code, _, _ = embedded.end(process)
+    assert code == 124
+    assert all(map(is_gone, embedded.pids()))
+    (outer,) = embedded.manager.list(type="outer")
+    (found,) = embedded.manager.list(type="inner")
+    assert (outer.status, found.status, found.parent_id) == ("timed_out", "failed", outer.id)
+    assert found.error is not None
+    assert found.error.code == "interrupted"
+
+
+def test_run_inside_a_deleted_execution_has_no_parent(
+    embedded: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXECUTION_ID", "0198a000-0000-7000-8000-000000000001")
+    assert embedded.run("--", "true")[0] == 0
+    assert embedded.execution.parent_id is None
+
+
+def test_run_after_normal_end_leaves_background_children(embedded: Shell) -> None:
+    assert embedded.run("--", "sh", "-c", "sleep 600 & echo $! >> pids")[0] == 0
+    time.sleep(1)
+    assert not any(map(is_gone, embedded.pids()))
+
+
+def test_run_user_signals_are_forwarded(embedded: Shell) -> None:
+    script = "trap 'echo got' USR1; touch begun; until [ -e enough ]; do sleep 0.05; done"
+    process = embedded.begin("--", "sh", "-c", script)
+    wait_for((embedded.folder / "begun").exists)
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"got\n"
+    (embedded.folder / "enough").touch()
+    assert process.wait(PATIENCE) == 0
+    assert embedded.is_("completed")
+
+
+def test_run_masks_passwords_of_urls_in_what_it_records(embedded: Shell) -> None:
+    script = "echo postgresql://app:s3cr3t@host/db; exit 3"
+    code, out, _ = embedded.run("--", "sh", "-c", script)
+    assert (code, b"s3cr3t" in out) == (3, True)
+    assert "s3cr3t" not in embedded.execution.model_dump_json(exclude={"payload"})
 
 
 @pytest.mark.exhaustive
@@ -710,7 +855,11 @@ def test_run_closed_standard_streams_are_safe(embedded: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--"], ["--key", "k"], ["--timeout", "30", "--", "x"], ["--nonsense", "x"]]
+    "arguments",
+    [
+        *([], ["--"], ["--key", "k"], ["--timeout", "30", "--", "x"], ["--nonsense", "x"]),
+        ["--heartbeat", "20s", "--stalled-after", "39s", "--", "x"],
+    ],
 )
 def test_run_usage_error_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:

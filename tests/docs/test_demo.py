@@ -25,7 +25,7 @@ def test_demo_worker_killed_parses_each_file_once(database: Database) -> None:
     (row,) = database.rows("SELECT * FROM executions")
     assert (row["status"], row["attempts"]) == ("completed", 2)
     transitions = [to for _, to in database.history(str(row["id"]))]
-    assert transitions == ["pending", "running", "timed_out", "retrying", "running", "completed"]
+    assert transitions == ["pending", "running", "retrying", "running", "completed"]
     (killed,) = database.rows(
         "SELECT error ->> 'code' AS code FROM execution_attempts WHERE attempt = 1"
     )

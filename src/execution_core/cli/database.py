@@ -85,9 +85,6 @@ def mask_password(url: str) -> str:
 def explain(error: SQLAlchemyError, url: str, schema: str | None = None) -> str:
     """Return the message for a database error: where, why, the likely cause and what to do."""
     message = f"{mask_password(url)}: {short_reason(error)}"
-    password = parse_url(url).password
-    if password:
-        message = message.replace(password, "***")
     missing = isinstance(error, DBAPIError) and is_schema_error(error)
     return message + (_schema_advice(url, schema) if missing else "")
 

@@ -11,20 +11,21 @@ from .output import escape
 STDIN, STDOUT, STDERR = range(3)
 
 
-def write(descriptor: int, data: bytes) -> None:
-    """Write all data; ignore errors such as a closed terminal or a full disk."""
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all data, or raise the error of a closed terminal or a full disk, for example."""
     rest = memoryview(data)
-    with suppress(OSError):
-        while rest:
-            try:
-                rest = rest[os.write(descriptor, rest) :]
-            except BlockingIOError:  # another process made the shared file non-blocking
-                select.select([], [descriptor], [])
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # another process made the shared file non-blocking
+            select.select([], [descriptor], [])
 
 
 def write_warning(text: str) -> None:
     """Write an escaped message to stderr; ignore errors."""
-    write(STDERR, f"execution-core: {escape(text)}\n".encode(errors="backslashreplace"))
+    with suppress(OSError):
+        line = f"execution-core: {escape(text)}\n"
+        write_all(STDERR, line.encode(errors="backslashreplace"))
 
 
 def ready_standard_streams() -> None:

@@ -154,7 +154,7 @@ def check_same_work(new: NewExecution, existing: Execution) -> Execution:
 
 
 def _warn_about_options(new: NewExecution, existing: Execution) -> None:
-    for name in ("max_attempts", "timeout", "parent_id"):
+    for name in ("max_attempts", "timeout"):
         asked, kept = getattr(new, name), getattr(existing, name)
         grown = name == "max_attempts" and asked <= kept  # by `retry` or `release`, perhaps
         if asked != kept and not grown:

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -36,9 +35,9 @@ def register(commands: Commands) -> None:
         commands, "checkpoint", checkpoint, "set or print a checkpoint of an execution"
     )
     add("key", metavar="KEY", help="name of the checkpoint")
-    add("value", metavar="VALUE", nargs="?", help="JSON value; text that is not valid JSON is"
-        " stored as a string. Without VALUE, print the checkpoint as JSON, or exit with 3 if it is"
-        " not set")  # fmt: skip
+    add("value", metavar="VALUE", nargs="?", help="text. Without VALUE, print the checkpoint, or"
+        " exit with 3 if it is not set")  # fmt: skip
+    add("--json", action="store_true", help="VALUE is JSON; print the checkpoint as JSON")
     add = _add_command(commands, "log", log, "add an entry to the log of an execution")
     add("message", metavar="MESSAGE", help="text of the log entry; - reads standard input, and each"
         " line becomes an entry")  # fmt: skip
@@ -50,6 +49,8 @@ def register(commands: Commands) -> None:
 def progress(manager: ExecutionManager, options: argparse.Namespace) -> None:
     """Set the progress."""
     current, total, message = options.current, options.total, options.message
+    if current > total > 0:
+        options.usage_error(f"CURRENT {current} is more than TOTAL {total}")
     manager.update_progress(options.id, current, total, message=message, attempt=options.attempt)
 
 
@@ -57,14 +58,18 @@ def checkpoint(manager: ExecutionManager, options: argparse.Namespace) -> int | 
     """Set or print a checkpoint."""
     key, value = options.key, options.value
     if value is not None:
-        with suppress(argparse.ArgumentTypeError):  # other text is stored as a string
-            value = json_value(value)
+        try:
+            value = json_value(value) if options.json else value
+        except argparse.ArgumentTypeError as error:
+            options.usage_error(f"VALUE is {error}")
         manager.checkpoint(options.id, key, value, attempt=options.attempt)
         return None
     checkpoints = manager.get(options.id).checkpoints
     if key not in checkpoints:
         return NOT_SET
-    print(json.dumps(checkpoints[key], allow_nan=False))
+    found = checkpoints[key]
+    plain = isinstance(found, str) and not options.json
+    print(found if plain else json.dumps(found, allow_nan=False))
     return None
 
 

@@ -1,6 +1,10 @@
-"""A POSIX process in its own process group, whose output is forwarded and its tail kept."""
+"""A POSIX process in its own process group, whose output is forwarded and its tail kept.
+
+The group ends with the process that started it: a watchdog kills it when `run` is killed.
+"""
 
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -10,13 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, Final
 
-from ..streams import STDERR, STDIN, STDOUT, write
+from ..streams import STDERR, STDIN, STDOUT, write_all, write_warning
 
 TAIL_LINES: Final = 20
 TAIL_BYTES: Final = 8 * 1024
 DRAIN_SECONDS: Final = 1.0
 """After the command has ended, wait this long for output of children that hold its pipes."""
 _CHUNK: Final = 64 * 1024  # the capacity of a pipe
+_OVERWRITTEN: Final = re.compile(rb"[^\r\n]*\r+(?=[^\r\n])")
+_WATCHDOG: Final = """\
+trap '' HUP INT QUIT TERM
+read group && ! read ended || exit
+kill -s TERM -- "-$group" && sleep 0.5 && kill -s KILL -- "-$group"
+"""
+"""Reads the number of the group, and then a line if all is well. At the end of the file without
+that line, `run` is dead. A shell starts ten times as fast as Python."""
 
 Notify = Callable[[object], None]
 """Receives, from another thread, the `ChildProcess` or `OutputPump` that has ended."""
@@ -30,6 +42,7 @@ class ChildProcess:
     ) -> None:
         # If both have the same target, one pipe keeps their order.
         together = os.path.sameopenfile(STDOUT, STDERR)
+        self._watchdog = _start_watchdog()
         self._process = subprocess.Popen(  # noqa: S603 - the command of the user
             command,
             env=environment,
@@ -40,6 +53,7 @@ class ChildProcess:
             bufsize=0,
             start_new_session=True,
         )
+        self._tell_watchdog(f"{self._process.pid}\n")
         self._notify = notify
         self.output = OutputPump(self._process.stdout, self._process.stderr, notify)
         threading.Thread(target=self._wait, name="child", daemon=True).start()
@@ -59,6 +73,18 @@ class ChildProcess:
             return True
         return True
 
+    def end_watch(self) -> None:
+        """Let the processes that are left in the group run on, also without this one."""
+        self._tell_watchdog("ended\n")
+        if self._watchdog is not None:
+            self._watchdog.communicate()
+
+    def _tell_watchdog(self, line: str) -> None:
+        if self._watchdog is not None and self._watchdog.stdin is not None:
+            with suppress(OSError):  # somebody has ended it
+                self._watchdog.stdin.write(line.encode())
+                self._watchdog.stdin.flush()
+
     def is_alive(self) -> bool:
         """Return whether the group still has processes."""
         if self.status is not None:
@@ -74,18 +100,39 @@ class ChildProcess:
         self._notify(self)
 
 
+def _start_watchdog() -> "subprocess.Popen[bytes] | None":
+    try:
+        return subprocess.Popen(  # noqa: S603
+            ["/bin/sh", "-c", _WATCHDOG],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        write_warning(f"No watchdog: {error}. If run is killed, its command continues")
+        return None
+
+
 class OutputPump:
-    """Forward the bytes of a child's pipes and keep the last ones."""
+    """Forward the bytes of a child's pipes and keep the last ones.
+
+    What cannot be written is not lost in silence: the pipe is closed, so that the child gets
+    SIGPIPE, as without `run`.
+    """
 
     def __init__(self, stdout: IO[bytes] | None, stderr: IO[bytes] | None, notify: Notify) -> None:
         self._pipes = {
             pipe: sink for pipe, sink in ((stdout, STDOUT), (stderr, STDERR)) if pipe is not None
         }
+        self._terminals = {sink for sink in self._pipes.values() if os.isatty(sink)}
         self._ended_reader, self._ended_writer = os.pipe()
         self._tail = bytearray()
         self._notify = notify
         self.finished = False
         """Whether all output has been forwarded."""
+        self.error: OSError | None = None
+        """Why output was lost; not because its reader had read enough, as `head` does."""
         threading.Thread(target=self._forward, name="output", daemon=True).start()
 
     def finish(self) -> None:
@@ -120,20 +167,44 @@ class OutputPump:
                     break
         os.close(self._ended_reader)
         for pipe in list(self._pipes):
+            _discard(pipe)
             self._close(pipe)
         self.finished = True
         self._notify(self)
 
     def _read(self, key: selectors.SelectorKey) -> bool:
         data = os.read(key.fd, _CHUNK)
+        self._keep(data)
+        try:
+            write_all(key.data, data)
+        except OSError as error:
+            if key.data in self._terminals:  # it was closed: under nohup the command continues
+                return bool(data)
+            if not isinstance(error, BrokenPipeError):
+                self.error = self.error or error
+            return False
+        return bool(data)
+
+    def _keep(self, data: bytes) -> None:
+        if b"\r" in data:  # a terminal would show what came last
+            data = _OVERWRITTEN.sub(b"", self._tail + data)
+            self._tail.clear()
         self._tail += data[-TAIL_BYTES - 1 :]  # one byte more shows that the tail was cut
         del self._tail[: -TAIL_BYTES - 1]
-        write(key.data, data)
-        return bool(data)
 
     def _close(self, pipe: Any) -> None:
         del self._pipes[pipe]
         pipe.close()
+
+
+def _discard(pipe: IO[bytes]) -> None:
+    """Read what background children will write: without a reader they would get SIGPIPE."""
+    null = os.devnull, os.O_WRONLY, 0
+    files: list[Any] = [(os.POSIX_SPAWN_DUP2, pipe.fileno(), STDIN)]
+    files += [(os.POSIX_SPAWN_OPEN, stream, *null) for stream in (STDOUT, STDERR)]
+    with suppress(OSError):
+        # Nobody waits for it: it ends with the last of the background children.
+        os.posix_spawnp("cat", ["cat"], os.environ, file_actions=files, setpgroup=0)
 
 
 def signal_name(number: int) -> str:

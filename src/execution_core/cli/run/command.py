@@ -17,6 +17,8 @@ from ..database import open_database
 from .events import EventQueue
 from .runner import Runner
 
+KILL_AFTER = "EXECUTION_CORE_KILL_AFTER"
+"""The variable by which a run inside a run learns the grace period of the outer one, in seconds."""
 DESCRIPTION = """\
 Run a command as a tracked execution, for example a cron job that records whether it ran:
 
@@ -37,8 +39,15 @@ execution is completed, or while it is running elsewhere.
 
 The command runs in its own session and process group, without a terminal. Its standard input is
 that of run, or /dev/null if that is a terminal. SIGHUP, SIGINT, SIGQUIT and SIGTERM are forwarded
-to the group and recorded as a failure; the next call with the same key tries again. After the
-command has exited, its background children keep running; their output is no longer captured.
+to the group and recorded as a failure; the next call with the same key tries again. SIGUSR1 and
+SIGUSR2 are only forwarded. After the command has exited, its background children keep running;
+their output is discarded. If run itself is killed, a watchdog kills the process group of the
+command within two seconds; processes that have left the group are not covered.
+
+Output that cannot be written, on a full disk for example, closes the pipe of the command: it gets
+SIGPIPE, as when it writes into a closed pipe itself, and the run is not completed. The recorded
+lines are those that a terminal would show: what \\r overwrites is not kept, and passwords in URLs
+are masked. Inside another run of the same database, the execution has the outer one as its parent.
 
 exit codes:
   the exit code of the last attempt of the command: 0 success
@@ -46,6 +55,8 @@ exit codes:
          another command), or the database is unreachable: see the message on standard error
   2      usage error
   3      the execution was deleted between two attempts
+  69     the outcome could not be recorded: the database stayed unavailable
+  74     the command exited with 0, but its output could not be written, e.g. on a full disk
   75     already running elsewhere
   124    timed out
   126    the command cannot be executed
@@ -81,14 +92,15 @@ def register(commands: Commands) -> None:
     add_duration("--backoff", help="delay before a retry, e.g. 5s; doubles each time, up to 1h")
     add_duration("--timeout", help="maximum run time per attempt, e.g. 30s or 1h30m; then the"
         " process group gets SIGTERM, and SIGKILL after --kill-after")  # fmt: skip
-    add_duration("--kill-after", default="10s", help="grace period between the signal and SIGKILL"
-        " (default: 10s)")  # fmt: skip
+    add_duration("--kill-after", default="8s", help="grace period between the signal and SIGKILL"
+        " (default: 8s; inside another run at most half of its own)")  # fmt: skip
     add_duration("--heartbeat", default="2s", help="interval between heartbeats, which also notice"
         " a cancellation (default: 2s)")  # fmt: skip
     add_duration("--stalled-after", help="take over if the current run of the key has sent no"
         " heartbeat for D")  # fmt: skip
     add_duration("--record-for", default="30s", help="keep retrying for D to save the outcome while"
         " the database is unavailable (default: 30s)")  # fmt: skip
+    add("--quiet", action="store_true", help="say nothing if the execution is completed already")
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
 
 
@@ -106,8 +118,11 @@ def run(options: argparse.Namespace) -> int:
     if backoff:
         initial = validation.duration("backoff", backoff)
         backoff = Backoff(initial, maximum=max(initial, timedelta(hours=1)))
-    if stalled_after:
-        validation.duration("stalled_after", stalled_after)
+    heartbeat = validation.duration("heartbeat", options.heartbeat)
+    if stalled_after and stalled_after < 2 * heartbeat:
+        options.usage_error("--stalled-after must be at least twice --heartbeat: between two of its"
+            " heartbeats, a sound run would be taken over")  # fmt: skip
+    kill_after = _shorten(validation.delay("kill_after", options.kill_after))
     if type is None:
         type = (Path(printable[0]).name or printable[0])[: validation.MAX_NAME]
     with open_database(options.url, options.schema) as database:
@@ -118,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
             environment={
                 "EXECUTION_CORE_URL": _make_absolute(options.url),
                 "EXECUTION_CORE_SCHEMA": options.schema or "",
+                KILL_AFTER: str(kill_after.total_seconds()),
             },
             new_execution={
                 "type": type,
@@ -125,13 +141,32 @@ def run(options: argparse.Namespace) -> int:
                 "max_attempts": options.max_attempts,
                 "timeout": options.timeout,
                 "idempotency_key": options.key,
+                "parent_id": _parent_id(options),
             },
             backoff=backoff,
-            kill_after=validation.delay("kill_after", options.kill_after),
-            heartbeat=validation.duration("heartbeat", options.heartbeat),
+            kill_after=kill_after,
+            heartbeat=heartbeat,
             stalled_after=stalled_after,
             record_for=validation.duration("record_for", options.record_for),
+            quiet=options.quiet,
         ).run()
+
+
+def _shorten(kill_after: timedelta) -> timedelta:
+    """Return the grace period: inside another run it ends before the grace period of that one."""
+    try:
+        outer = float(os.environ.get(KILL_AFTER, "inf"))
+    except ValueError:
+        return kill_after
+    return min(kill_after, timedelta(seconds=outer / 2)) if 0 <= outer < 1e9 else kill_after
+
+
+def _parent_id(options: argparse.Namespace) -> str | None:
+    """Return the execution around this one, if it is in the same database."""
+    url, schema = (os.environ.get(f"EXECUTION_CORE_{name}") for name in ("URL", "SCHEMA"))
+    if options.url != url or (options.schema or "") != (schema or ""):
+        return None
+    return os.environ.get("EXECUTION_ID")
 
 
 def _make_absolute(url: str) -> str:

@@ -9,6 +9,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+TERMINATING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+FORWARDED: Final = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals whose meaning the command knows: it gets them and continues."""
 
 
 class Interrupted(Exception):  # noqa: N818 - a request rather than an error
@@ -28,11 +31,13 @@ class EventQueue:
         self.post: Final = self._items.put
         """Adds an event, from any thread."""
         self.interrupted: signal.Signals | None = None
-        """The first signal that arrived."""
+        """The first termination signal that arrived."""
+        self.interruptions = 0
+        """How many have arrived."""
 
     def install_signal_handlers(self) -> None:
-        """Deliver termination signals to the queue until the process ends."""
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        """Deliver signals for the command to the queue until the process ends."""
+        for number in (*TERMINATING, *FORWARDED):
             if signal.getsignal(number) is not signal.SIG_IGN:  # keep signals ignored under nohup
                 signal.signal(number, self._on_signal)
 
@@ -44,10 +49,16 @@ class EventQueue:
         except Empty:
             return None
 
-    def call(self, function: Callable[[], T], until: float | None = None) -> T:
+    def call(
+        self,
+        function: Callable[[], T],
+        until: float | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> T:
         """Run a function in a thread, because a query can hang, and return its result.
 
-        Without `until`, a signal raises Interrupted; otherwise that time raises a TimeoutError.
+        Without `until`, a signal raises Interrupted; otherwise that time raises a TimeoutError, and
+        so does what `is_stopped` notices at the next event.
         """
         result: Future[T] = Future()
 
@@ -62,7 +73,7 @@ class EventQueue:
         while not result.done():
             if until is None:
                 self.raise_if_interrupted()
-            if self.next(until) is None and not result.done():
+            if (self.next(until) is None or is_stopped()) and not result.done():
                 raise TimeoutError("The database did not respond in time")
         return result.result()
 
@@ -80,5 +91,7 @@ class EventQueue:
 
     def _on_signal(self, number: int, frame: Any) -> None:  # noqa: ARG002
         received = signal.Signals(number)
-        self.interrupted = self.interrupted or received
+        if received in TERMINATING:
+            self.interrupted = self.interrupted or received
+            self.interruptions += 1
         self._items.put(received)

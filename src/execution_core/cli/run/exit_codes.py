@@ -19,6 +19,8 @@ from ...tracking.manager import ExecutionManager
 from .child_process import signal_name
 
 REFUSED: Final = 1
+NOT_RECORDED: Final = 69  # EX_UNAVAILABLE of sysexits.h
+OUTPUT_LOST: Final = 74  # EX_IOERR
 RUNNING_ELSEWHERE: Final = 75
 TIMED_OUT_CODE: Final = 124
 NOT_EXECUTABLE_CODE: Final = 126
@@ -80,12 +82,20 @@ class Outcome:
         return self.code
 
 
-def after_exit(status: int, output: str) -> Outcome:
-    """Return the outcome of a command that exited or was ended by a foreign signal."""
+def after_exit(status: int, output: str, lost: OSError | None = None) -> Outcome:
+    """Return the outcome of a command that exited or was ended by a foreign signal.
+
+    `lost` is why some of its output could not be written.
+    """
+    if status == 0 and lost is not None:
+        message = f"Exited with status 0, but its output could not be written: {lost.strerror}"
+        return _failure(OUTPUT_LOST, message, "output_lost", output)
     if status == 0:
         return Outcome(0, "Exited with status 0", COMPLETED, output)
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), None)
     detail = f": {last}" if last else ""
+    if lost is not None:
+        detail = f", after its output could not be written: {lost.strerror}"
     if status > 0:
         return _failure(status, f"Exited with status {status}", f"exit_{status}", output, detail)
     name = signal_name(-status)

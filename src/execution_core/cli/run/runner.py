@@ -5,31 +5,31 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ...core import transitions
 from ...core.backoff import Backoff
 from ...core.errors import (
     AlreadyRunning,
     AttemptLost,
     ConcurrentUpdate,
     ConnectionLost,
+    ExecutionNotFound,
     ExecutionProblem,
     InvalidStateTransition,
 )
 from ...core.models import Execution
 from ...core.state_machine import CANCELLED, COMPLETED, FAILED, RUNNING, TIMED_OUT
-from ...sql.store import SqlExecutionStore
 from ...tracking.decorator import seconds_until_due
 from ..database import Database, short_reason
+from ..output import format_cell
 from ..streams import write_warning
 from .events import EventQueue, Interrupted
-from .exit_codes import REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
+from .exit_codes import NOT_RECORDED, REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
 from .supervisor import Command, start_heartbeats
 
 RETRYABLE: Final = (ConcurrentUpdate, ConnectionLost)
@@ -56,6 +56,8 @@ class Runner:
     heartbeat: timedelta
     stalled_after: timedelta | None
     record_for: timedelta
+    quiet: bool
+    """Whether to say nothing when there is nothing to do."""
     _delay: float | None = None
     """Seconds to wait after an attempt of this process."""
 
@@ -71,19 +73,26 @@ class Runner:
         return step
 
     def _create(self) -> Execution:
-        execution = self.events.call(lambda: self.database.manager.create(**self.new_execution))
+        create = self.database.manager.create
+        try:
+            execution = self.events.call(lambda: create(**self.new_execution))
+        except ExecutionNotFound:  # that of the environment is of another database, or was deleted
+            self.new_execution["parent_id"] = None
+            execution = self.events.call(lambda: create(**self.new_execution))
         if self.stalled_after is None or execution.status is not RUNNING:
             return execution
         # Sweep this execution only: others of its type may have longer heartbeat intervals.
-        sweep = replace(transitions.sweep(self.stalled_after), attempt=execution.attempts)
-        store = SqlExecutionStore(self.database.engine)
-        swept: Execution | None = self.events.call(lambda: store.update(execution.id, sweep))
-        return swept or execution
+        sweep = partial(self.database.manager._sweep_one, execution)  # noqa: SLF001
+        return self.events.call(partial(sweep, stalled_after=self.stalled_after)) or execution
 
     def _step(self, execution: Execution) -> Execution | int:
         """Run the next attempt if allowed; return the updated execution, or the exit code."""
         if execution.status is COMPLETED:
-            write_warning(f"Execution {execution.id} is already completed: the command was not run")
+            ended = format_cell(execution.completed_at)
+            if not self.quiet:
+                write_warning(
+                    f"Execution {execution.id} was completed at {ended}: the command was not run"
+                )
             return 0
         if execution.status is RUNNING:
             write_warning(_describe_running(execution))
@@ -148,7 +157,7 @@ class Runner:
             self._log(started, outcome)
         except (SQLAlchemyError, TimeoutError, *RETRYABLE) as error:
             write_warning(f"NOT RECORDED: {name}: {outcome.message}. {short_reason(error)}")
-            return REFUSED
+            return NOT_RECORDED
         else:
             self._delay = delay.total_seconds()  # this host's clock may be wrong
             if outcome.status is not COMPLETED:
@@ -168,17 +177,24 @@ class Runner:
         record = partial(outcome.record, self.database.manager, started, delay)
         limit = time.monotonic() + self.record_for.total_seconds()
         backoff = INITIAL_BACKOFF
+        before = self.events.interruptions
+
+        def is_stopped() -> bool:
+            return self.events.interruptions > before  # by a signal after the command has ended
+
         while True:
             try:
-                return self.events.call(record, limit)
+                return self.events.call(record, limit, is_stopped)
             except (SQLAlchemyError, *RETRYABLE) as error:
                 left = limit - time.monotonic()
-                if left <= 0:
+                if left <= 0 or is_stopped():
                     raise
                 if backoff == INITIAL_BACKOFF:
                     reason = short_reason(error)
                     write_warning(f"Not recorded yet, retrying for {left:.0f} s: {reason}")
-                time.sleep(min(backoff, left))
+                until = time.monotonic() + min(backoff, left)
+                while not is_stopped() and self.events.next(until) is not None:
+                    pass
                 backoff = min(2 * backoff, MAX_BACKOFF)
 
     def _log(self, started: Execution, outcome: Outcome) -> None:

@@ -13,10 +13,11 @@ from ...core.errors import ConcurrentUpdate, ConnectionLost, ExecutionProblem
 from ...core.models import Execution, replace_unstorable
 from ...tracking.manager import ExecutionManager
 from ..database import short_reason
+from ..output import mask_passwords
 from ..streams import write_warning
 from . import exit_codes
 from .child_process import DRAIN_SECONDS, ChildProcess, OutputPump
-from .events import EventQueue
+from .events import FORWARDED, EventQueue
 
 POLL_SECONDS: Final = 0.05
 KILL_WAIT_SECONDS: Final = 1.0
@@ -75,9 +76,12 @@ class Command:
             self._signal(child, number, self.kill_after.total_seconds())
             if child.is_alive():
                 self._signal(child, signal.SIGKILL, KILL_WAIT_SECONDS)
+        child.end_watch()
         self.drain(time.monotonic() + DRAIN_SECONDS * 1.5)
-        output = replace_unstorable(child.output.tail())
-        return after_end(output) if after_end else exit_codes.after_exit(child.status, output)
+        output = replace_unstorable(mask_passwords(child.output.tail()))
+        if after_end is not None:
+            return after_end(output)
+        return exit_codes.after_exit(child.status, output, child.output.error)
 
     def drain(self, until: float | None = None) -> None:
         """Wait until its output is forwarded, until a time or, without one, until a signal."""
@@ -101,7 +105,9 @@ class Command:
             if item is heartbeat:
                 return exit_codes.after_loss
             if isinstance(item, signal.Signals):
-                return partial(exit_codes.after_interrupt, item)
+                if item not in FORWARDED:
+                    return partial(exit_codes.after_interrupt, item)
+                child.signal(item)
 
     def _signal(self, child: ChildProcess, number: signal.Signals, seconds: float) -> None:
         """Signal the group, and forward further signals until it or the time has ended."""
