@@ -157,7 +157,7 @@ class History:
                 seen.append((was, str(row.status)))
             if row.redacted_at:
                 for each in transitions:
-                    each["error"] = each["error"] and redacted(each["error"])
+                    each["error"] = redacted(each["error"])
         return seen
 
     def assert_recorded(self, database: Database) -> None:
@@ -174,7 +174,10 @@ class History:
         assert_same(found, transitions, database.name)
 
 
-def redacted(error: dict[str, Any]) -> dict[str, Any]:
+def redacted(error: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return an error of the history without its texts."""
+    if error is None:
+        return None
     return {k: v for k, v in error.items() if k != "stack"} | {"message": "redacted"}
 
 

@@ -186,6 +186,8 @@ def page_statement(
     def found(*chosen: Any, where: Sequence[ColumnElement[bool]]) -> Select[Any]:
         return select(*chosen).where(*where).order_by(order).limit(limit)
 
+    if statuses == () or types == 0:
+        return found(*ROW, where=[false()])
     where = [_condition(name) for name in sorted(conditions)]
     if conditions & _OF_OWN_INDEX:
         by_id = unindexed(columns.id, type_=columns.id.type)
@@ -204,8 +206,6 @@ def page_statement(
         for status in statuses
         for of_type in of_types
     ]
-    if not equal:
-        return found(*ROW, where=[false()])
     if len(equal) == 1:
         return found(*ROW, where=[*equal[0], *where])
     # One page of each status and type by its index, then the first of those. One query for all of
