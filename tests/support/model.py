@@ -155,7 +155,7 @@ class History:
             if row.status != was:
                 transitions.append(expected_entry(row, len(transitions) + 1, was))
                 seen.append((was, str(row.status)))
-            if row.redacted_at:
+            if row.redacted_at == row.updated_at:  # just now: later errors keep their texts
                 for each in transitions:
                     each["error"] = redacted(each["error"])
         return seen
