@@ -345,7 +345,7 @@ def replace_in_use(descendants: str) -> None:
 
 
 def create_redaction() -> None:
-    """Create the trigger that removes what was said about an execution elsewhere."""
+    """Create the trigger that deletes the log and the texts of errors in the history."""
     if is_postgresql():
         op.execute(REDACT_POSTGRESQL.format(schema=schema()))
         op.execute(

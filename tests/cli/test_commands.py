@@ -1,6 +1,5 @@
 """The commands that read or change executions, on both databases."""
 
-import json
 import re
 import subprocess
 import sys
@@ -20,40 +19,10 @@ from execution_core.sql.schema import views
 from ..conftest import Database
 from ..support.sampling import sampled
 from ..support.states import STATES, bring_to
+from .conftest import Shell
 from .terminal import PROGRAM, remove_control_sequences, run_in_terminal
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\u202erm -rf\u2028\x00"[:-1]
-
-
-class Shell:
-    """Run the command line in this process on a database."""
-
-    def __init__(self, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
-        self.database = database
-        self.capsys = capsys
-        self.err = ""
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        command, *rest = arguments
-        self.capsys.readouterr()
-        ended = main([command, "--url", self.database.url, *rest])
-        out, self.err = self.capsys.readouterr()
-        assert ended == code, self.err
-        assert "Traceback" not in self.err
-        return out
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self(*arguments, "--json"))
-
-
-@pytest.fixture
-def shell(database: Database, capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(database, capsys)
-
-
-@pytest.fixture
-def plain(database: Database) -> ExecutionManager:
-    return ExecutionManager(SqlExecutionStore(database.engine))
 
 
 def listed(shell: Shell, *arguments: str) -> list[str]:

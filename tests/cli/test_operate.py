@@ -12,18 +12,7 @@ from execution_core import ExecutionManager, SqlExecutionStore
 
 from ..conftest import Database
 from ..support.states import bring_to
-from .test_commands import Shell
-
-
-@pytest.fixture
-def shell(database: Database, capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(database, capsys)
-
-
-@pytest.fixture
-def plain(database: Database) -> ExecutionManager:
-    return ExecutionManager(SqlExecutionStore(database.engine))
-
+from .conftest import Shell
 
 VERBS = {
     "cancel": ("retrying", [], "cancelled"),

@@ -138,7 +138,10 @@ class IdempotencyConflict(ExecutionProblem):
                 " a repeated request must have the same payload."
             )
         if self.differs == "fingerprint":
-            return "Manual SQL may have changed it after its creation."
+            return (
+                "Manual SQL may have changed it after its creation, or the payloads differ in the"
+                " sign of a zero, which PostgreSQL does not store."
+            )
         return "Use one key per request: begin it with the type, for example."
 
 

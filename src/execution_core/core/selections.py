@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypedDict
 
 from . import validation
 from .errors import InvalidValue
@@ -13,6 +13,8 @@ from .models import Execution, ExecutionStatus, LogEntry
 from .state_machine import FINISHED, LIVE
 from .transitions import Transition
 
+Statuses = ExecutionStatus | str | Iterable[ExecutionStatus | str] | None
+"""One or several statuses, or None for any."""
 Window = tuple[datetime | None, datetime | None]
 """From a time on, and before a time; None is no bound."""
 
@@ -83,17 +85,31 @@ def _is_within(time: datetime | None, window: Window) -> bool:
     return (since is None or time >= since) and (until is None or time < until)
 
 
+class Conditions(TypedDict, total=False):
+    """The conditions of `list` and `count`, as a caller gives them; None is no condition."""
+
+    status: Statuses
+    type: str | Iterable[str] | None
+    parent_id: str | None
+    replay_of: str | None
+    worker: str | None
+    created_since: datetime | None
+    created_until: datetime | None
+    finished_since: datetime | None
+    finished_until: datetime | None
+
+
 def check_selection(
     *,
-    status: object,
-    type: str | Iterable[str] | None,
-    parent_id: str | None,
-    replay_of: str | None,
-    worker: str | None,
-    created_since: datetime | None,
-    created_until: datetime | None,
-    finished_since: datetime | None,
-    finished_until: datetime | None,
+    status: object = None,
+    type: str | Iterable[str] | None = None,
+    parent_id: str | None = None,
+    replay_of: str | None = None,
+    worker: str | None = None,
+    created_since: datetime | None = None,
+    created_until: datetime | None = None,
+    finished_since: datetime | None = None,
+    finished_until: datetime | None = None,
 ) -> dict[str, Any]:
     """Check the conditions of `list` and `count`; return the fields of a `Selection`."""
     return {

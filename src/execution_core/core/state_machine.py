@@ -161,11 +161,11 @@ HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
 UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=SET))
 CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=SET_KEY))
 ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=SET, checkpoints=SET_KEY))
-_NOTHING: Any = {"payload": CLEARED, "result": CLEARED, "progress": CLEARED, "checkpoints": EMPTY}
+_REMOVED: Any = {"payload": CLEARED, "result": CLEARED, "progress": CLEARED, "checkpoints": EMPTY}
 REDACT = Rule(
     "redact",
-    Move((COMPLETED, CANCELLED), None, redacted_at=NOW, **_NOTHING),
-    Move((FAILED, TIMED_OUT), None, redacted_at=NOW, **_NOTHING, error=REDACTED_ERROR),
+    Move((COMPLETED, CANCELLED), None, redacted_at=NOW, **_REMOVED),
+    Move((FAILED, TIMED_OUT), None, redacted_at=NOW, **_REMOVED, error=REDACTED_ERROR),
     deletes_log=True,
 )
 ANNOTATE = Rule("annotate", Move(tuple(ExecutionStatus), None, metadata=SET_KEY))

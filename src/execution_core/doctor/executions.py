@@ -72,7 +72,7 @@ def _check_late(
 
 
 def _check_attention(connection: Connection) -> Finding:
-    """Count what operators should look at. A failure of the work is none of the database."""
+    """Count what operators should look at: failed work is not a fault of the database."""
     reason = executions_needing_attention.c.reason
     query = select(reason, func.count()).group_by(reason).order_by(reason)
     found = [f"{count} {name}" for name, count in connection.execute(query)]

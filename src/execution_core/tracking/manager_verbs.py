@@ -3,18 +3,20 @@
 Those that create or change one execution are in `transition_verbs`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
-from datetime import datetime, timedelta
-from typing import Any, Generic, Self, TypeVar, cast
+from datetime import timedelta
+from typing import Any, Generic, Self, TypeVar, Unpack, cast
 
 from ..core import transitions, validation
 from ..core.backoff import Backoff
-from ..core.models import Execution, ExecutionStatus
+from ..core.models import Execution
 from ..core.selections import (
+    Conditions,
     LogPage,
     Page,
     Selection,
+    Statuses,
     check_batch,
     check_bounds,
     check_prune_request,
@@ -26,9 +28,6 @@ from .attempt_options import Exceptions, check_options
 from .attempt_state import AttemptState
 from .decorator import TrackedOptions
 from .transition_verbs import EntryT, FoundT, OneT, TransitionVerbs
-
-Statuses = ExecutionStatus | str | Iterable[ExecutionStatus | str] | None
-"""One or several statuses, or None for any."""
 
 ManyT = TypeVar("ManyT")
 EntriesT = TypeVar("EntriesT")
@@ -305,39 +304,31 @@ class ManagerVerbs(
     def list(
         self,
         *,
-        status: Statuses = None,
-        type: str | Iterable[str] | None = None,
-        parent_id: str | None = None,
-        replay_of: str | None = None,
-        worker: str | None = None,
-        created_since: datetime | None = None,
-        created_until: datetime | None = None,
-        finished_since: datetime | None = None,
-        finished_until: datetime | None = None,
         limit: int = 100,
         before: str | None = None,
         after: str | None = None,
         oldest_first: bool = False,
+        **conditions: Unpack[Conditions],
     ) -> ManyT:
         """Return executions, newest first: `manager.list(status="failed", before=last.id)`.
 
         Args:
+            limit: the maximum number of executions, 1 to 10,000.
+            before: only ids below this one: the last id of a page asks for the next page.
+            after: only ids above this one.
+            oldest_first: return those with the lowest ids, in ascending order.
             status: one or several statuses; by default any.
             type: one or several types; by default any.
             parent_id: only the children of this execution.
             replay_of: only the replays of this execution.
             worker: only those that this worker runs or ran last. It has no index: combine it with
                 a status or a window.
-            created_since: only those created at this time, an aware datetime, or later. Found by
-                the ids, which sort by creation: see `created_until`.
-            created_until: only those created before this time. Ids that the library did not make
-                may be missed, and those of a clock that is wrong by more than a day.
+            created_since: only those created at this time, an aware datetime, or later. They are
+                found by their ids, which sort by creation. An execution may be missed if the
+                library did not make its id, or the clock of its host was wrong by over a day.
+            created_until: only those created before this time, found in the same way.
             finished_since: only those that finished at this time or later.
             finished_until: only those that finished before this time.
-            limit: the maximum number of executions, 1 to 10,000.
-            before: only ids below this one: the last id of a page asks for the next page.
-            after: only ids above this one.
-            oldest_first: return those with the lowest ids, in ascending order.
 
         Returns:
             At most `limit` executions; an empty list if there are none.
@@ -346,47 +337,15 @@ class ManagerVerbs(
             ExecutionNotFound: `parent_id` or `replay_of` is not a UUID.
             InvalidValue: `before` is not a UUID, or another argument is invalid.
         """
-        selected = check_selection(
-            status=status,
-            type=type,
-            parent_id=parent_id,
-            replay_of=replay_of,
-            worker=worker,
-            created_since=created_since,
-            created_until=created_until,
-            finished_since=finished_since,
-            finished_until=finished_until,
-        )
+        selected = check_selection(**conditions)
         page = Page(**selected, **check_bounds(limit, before, after, oldest_first))
         return cast("ManyT", self._store.list(page))
 
-    def count(
-        self,
-        *,
-        status: Statuses = None,
-        type: str | Iterable[str] | None = None,
-        parent_id: str | None = None,
-        replay_of: str | None = None,
-        worker: str | None = None,
-        created_since: datetime | None = None,
-        created_until: datetime | None = None,
-        finished_since: datetime | None = None,
-        finished_until: datetime | None = None,
-    ) -> CountT:
+    def count(self, **conditions: Unpack[Conditions]) -> CountT:
         """Return the number of executions: `manager.count(status="failed", type="mail")`.
 
-        The conditions are those of `list`. Live executions are counted by index at once; a million
-        finished ones take about a tenth of a second.
+        The conditions are those of `list`. Live executions are counted by index. To count a million
+        finished ones takes about a tenth of a second.
         """
-        selected = check_selection(
-            status=status,
-            type=type,
-            parent_id=parent_id,
-            replay_of=replay_of,
-            worker=worker,
-            created_since=created_since,
-            created_until=created_until,
-            finished_since=finished_since,
-            finished_until=finished_until,
-        )
-        return cast("CountT", self._store.count(Selection(**selected)))
+        selection = Selection(**check_selection(**conditions))
+        return cast("CountT", self._store.count(selection))

@@ -74,7 +74,7 @@ class ChildProcess:
         return True
 
     def end_watch(self) -> None:
-        """Let the processes that are left in the group run on, also without this one."""
+        """Stop the watchdog: the processes that are left in the group may outlive `run`."""
         self._tell_watchdog("ended\n")
         if self._watchdog is not None:
             self._watchdog.communicate()
@@ -132,7 +132,7 @@ class OutputPump:
         self.finished = False
         """Whether all output has been forwarded."""
         self.error: OSError | None = None
-        """Why output was lost; not because its reader had read enough, as `head` does."""
+        """Why output was lost, unless its reader closed the pipe, as `head` does."""
         threading.Thread(target=self._forward, name="output", daemon=True).start()
 
     def finish(self) -> None:

@@ -28,9 +28,9 @@ Run a command as a tracked execution, for example a cron job that records whethe
 
 The command gets EXECUTION_ID, EXECUTION_ATTEMPT, EXECUTION_CORE_URL and EXECUTION_CORE_SCHEMA in
 its environment, so `execution-core progress 30 100`, `checkpoint` and `log` inside it report to
-this execution. Its output is forwarded unchanged. The last lines are stored in the result or the
-error; after a timeout or a cancellation they are stored in the log. The command line is stored as
-the payload: pass secrets in the environment.
+this execution. EXECUTION_CORE_KILL_AFTER is for a run inside it. Its output is forwarded unchanged.
+The last lines are stored in the result or the error; after a timeout or a cancellation they are
+stored in the log. The command line is stored as the payload: pass secrets in the environment.
 """
 EPILOG = """\
 With --key, the command runs at most once successfully per key. A later call with the same key makes

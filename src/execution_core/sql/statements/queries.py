@@ -18,18 +18,15 @@ from ...core.state_machine import HEARTBEAT
 from ...core.transitions import Transition
 from .builders import (
     columns,
-    count_statement,
     delete_statement,
     heartbeat_many_statement,
     insert_statement,
     log_statement,
-    logs_statement,
-    page_statement,
     prune_statement,
-    select_statement,
     update_many_statement,
     update_statement,
 )
+from .reads import count_statement, logs_statement, page_statement, select_statement
 from .rows import MILLISECOND
 
 _NAMES = frozenset(column.name for column in columns)
