@@ -809,7 +809,7 @@ def test_run_after_normal_end_leaves_background_children(embedded: Shell) -> Non
 
 
 def test_run_user_signals_are_forwarded(embedded: Shell) -> None:
-    script = "trap 'echo got' USR1; touch begun; until [ -e enough ]; do sleep 0.05; done"
+    script = "trap 'echo got' USR1; touch begun; until [ -e enough ]; do sleep 0.05; done; true"
     process = embedded.begin("--", "sh", "-c", script)
     wait_for((embedded.folder / "begun").exists)
     process.send_signal(signal.SIGUSR1)

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Text, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from execution_core import (
@@ -25,6 +25,7 @@ from execution_core import (
 from execution_core.core.creation import MAX_TRIES
 from execution_core.sql.driver.session import SELECT_BACKEND, Backend, ConnectionBroken
 from execution_core.sql.recovery import queries
+from execution_core.sql.statements.queries import Query
 
 from ..conftest import Database
 from ..support.history import assert_legal
@@ -313,6 +314,30 @@ def test_end_backend_hidden_from_role_is_refused(postgres_database: Database) ->
             assert other.scalar(text("SELECT 1")) == 1
     finally:
         postgres_database.run(f"DROP ROLE {role}")
+
+
+def test_lost_connection_process_that_ends_by_itself_leaves_outcome_known(
+    postgres_database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a pause of a second, it was often unknown whether `start` or the lost call was last."""
+    assert postgres_database
+    queried: list[float] = []
+    end_backend = queries.end_backend
+
+    def first_in_vain(backend: Backend, seconds: float) -> Any:
+        queried.append(seconds)
+        if queried[1:]:
+            return end_backend(backend, seconds)
+        return Query(text(f"SELECT '{queries.STILL_ENDING}'").columns(state=Text), {}, "get")
+
+    monkeypatch.setattr(queries, "end_backend", first_in_vain)
+    with connect(proxy.url) as manager:
+        id = manager.create("work").id
+        manager.start(id)
+        proxy.cut(Cut.BEFORE)
+        manager.update_progress(id, 1, 2)
+    assert len(queried) == 2
+    assert sum(queried) < 0.1
 
 
 def test_lost_connection_older_connection_can_verify(

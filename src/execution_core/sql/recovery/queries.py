@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Float,
     Integer,
     Select,
     Text,
@@ -50,7 +51,7 @@ _END_BACKEND: Final = (
         bindparam("number", type_=Integer),
         bindparam("started", type_=BigInteger),
         bindparam("server_started", type_=BigInteger),
-        bindparam("seconds", type_=Integer),
+        bindparam("seconds", type_=Float),
     )
     .columns(state=Text)
 )
@@ -126,7 +127,7 @@ def find_log_entry(execution_id: str, id: str) -> Query:
     return Query(_find_log_entry(), parameters, "get", execution_id)
 
 
-def end_backend(backend: Backend, seconds: int) -> Query:
+def end_backend(backend: Backend, seconds: float) -> Query:
     """Select whether a server process has ended, after `seconds`; terminate it if it has not.
 
     Only the process that started at this time, under a server that started at this time, is

@@ -38,6 +38,8 @@ Verifier = Callable[[bool], VerificationSteps[Rows | None]]
 
 DRIFT: Final = 1.001
 """How much faster the database's clock may run than the clock of this machine."""
+SECONDS_TO_END: Final = 0.01
+"""How long a process may still take that was about to end by itself."""
 SECONDS_FOR_STANDBY: Final = 5
 CONFLICTS: Final = ("40001", "40P01")  # serialization failure, deadlock
 ADVICE: Final[dict[str | None, str]] = {
@@ -233,11 +235,12 @@ def _settle(backend: Backend | None) -> VerificationSteps[bool]:
         return True
     if backend.pooled or backend.started is None:
         return False
-    for seconds in (0, *[1] * SECONDS_FOR_STANDBY):
+    for seconds in (0, SECONDS_TO_END, *[1] * SECONDS_FOR_STANDBY):
         ((state,),) = yield queries.end_backend(backend, seconds)
         if state == queries.ENDED:
             return True
-        # A process that ends by itself while it is to be terminated is "still ending".
+        # A process that ends by itself while it is to be terminated is "still ending". A long pause
+        # before the next look would blur when the call began: see `verify_update`.
         if state != queries.WAITS and not (state == queries.STILL_ENDING and not seconds):
             break
     return False
