@@ -66,12 +66,13 @@ def add_actor(add: AddArgument) -> None:
     add(
         "--by",
         metavar="NAME",
-        default=_user_name(),
+        default=user_name(),
         help="who does it, for the history (default: the user of the operating system)",
     )
 
 
-def _user_name() -> str | None:
+def user_name() -> str | None:
+    """Return the user of the operating system, None if it has no name."""
     with suppress(OSError, KeyError, ImportError):
         return getpass.getuser()[:MAX_NAME] or None
     return None  # a container may have no entry for its user

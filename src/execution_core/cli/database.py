@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -52,8 +53,13 @@ class Database:
 
 
 @contextmanager
-def open_database(url: str, schema: str | None) -> Iterator[Database]:
-    """Open the database of a URL. A SQLite file must exist; PostgreSQL is not contacted yet."""
+def open_database(
+    url: str, schema: str | None, *, may_be_missing: bool = False
+) -> Iterator[Database]:
+    """Open the database of a URL. PostgreSQL is not contacted yet.
+
+    A SQLite file must exist; if it `may_be_missing`, it must exist when a connection is opened.
+    """
     parsed = parse_url(url)
     schema = check_schema(schema, parsed.get_backend_name())
     if parsed.get_backend_name() == "sqlite":
@@ -61,12 +67,15 @@ def open_database(url: str, schema: str | None) -> Iterator[Database]:
             raise InvalidValue(
                 "url", "is an in-memory database, empty in each process: name a file"
             )
-        if not file.exists():
+        if not (file.exists() or may_be_missing):
             raise InvalidValue(
                 "url",
                 f"names a file that does not exist, {mask_password(url)}: name another with --url"
                 " or EXECUTION_CORE_URL, or create it with execution-core migrate",
             )
+        if may_be_missing:  # it must not be created empty
+            named = parsed.set(database=f"file:{quote(str(file))}")
+            url = named.update_query_dict({"mode": "rw", "uri": "true"}).render_as_string()
     options = {"schema_translate_map": {None: schema}} if schema else {}
     engine = create_sync_engine(url, bounded=True, execution_options=options)
     try:

@@ -12,6 +12,7 @@ from ...core.models import LogLevel
 from ...tracking.manager import ExecutionManager
 from ..arguments import AddArgument, Commands, add_command, json_value
 from ..database import open_database
+from ..output import warn
 
 NOT_SET = 3
 EPILOG = (
@@ -107,7 +108,10 @@ def _run(handler: Handler, options: argparse.Namespace) -> int | None:
     prefix = options.id
     if prefix is None:
         options.id, number = os.environ.get("EXECUTION_ID"), os.environ.get("EXECUTION_ATTEMPT")
-        if not options.id:
+        if options.id == "":
+            warn("execution-core: nothing was written: this command runs without a record")
+            return NOT_SET if handler is checkpoint and options.value is None else None
+        if options.id is None:
             options.usage_error(
                 "no execution given: use --id, or run this inside execution-core run"
             )

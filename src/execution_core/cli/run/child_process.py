@@ -25,6 +25,7 @@ _OVERWRITTEN: Final = re.compile(rb"[^\r\n]*\r+(?=[^\r\n])")
 _WATCHDOG: Final = """\
 trap '' HUP INT QUIT TERM
 read group && ! read ended || exit
+[ -z "$1" ] || rm -f -- "$1"
 kill -s TERM -- "-$group" && sleep 0.5 && kill -s KILL -- "-$group"
 """
 """Reads the number of the group, and then a line if all is well. At the end of the file without
@@ -35,19 +36,26 @@ Notify = Callable[[object], None]
 
 
 class ChildProcess:
-    """Start a command in its own session: `ChildProcess(["make"], os.environ, print)`."""
+    """Start a command in its own session: `ChildProcess(["make"], os.environ, None, print)`.
+
+    `stdin` is that of `subprocess.Popen`. If this process is killed, `secret` is deleted.
+    """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], notify: Notify
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        stdin: int | None,
+        notify: Notify,
+        secret: str | None = None,
     ) -> None:
         # If both have the same target, one pipe keeps their order.
         together = os.path.sameopenfile(STDOUT, STDERR)
-        self._watchdog = _start_watchdog()
+        self._watchdog = _start_watchdog(secret)
         self._process = subprocess.Popen(  # noqa: S603 - the command of the user
             command,
             env=environment,
-            # From another session, reading from the terminal would stop the command or fail.
-            stdin=subprocess.DEVNULL if os.isatty(STDIN) else None,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if together else subprocess.PIPE,
             bufsize=0,
@@ -100,10 +108,10 @@ class ChildProcess:
         self._notify(self)
 
 
-def _start_watchdog() -> "subprocess.Popen[bytes] | None":
+def _start_watchdog(secret: str | None) -> "subprocess.Popen[bytes] | None":
     try:
         return subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", _WATCHDOG],
+            ["/bin/sh", "-c", _WATCHDOG, "execution-core", secret or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -2,20 +2,21 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
-
-from sqlalchemy import make_url
+from typing import Any
 
 from ...core import validation
 from ...core.backoff import Backoff
-from ...sql.driver.url import parse_url, sqlite_file
-from ..arguments import Commands, add_command, duration
+from ..arguments import Commands, add_command, duration, user_name
 from ..database import open_database
 from .events import EventQueue
+from .init_process import become_init
+from .request import Request
 from .runner import Runner
+from .shared_url import share_url
 
 KILL_AFTER = "EXECUTION_CORE_KILL_AFTER"
 """The variable by which a run inside a run learns the grace period of the outer one, in seconds."""
@@ -85,7 +86,7 @@ def register(commands: Commands) -> None:
         help="idempotency key: once the command has succeeded, it does not run again with this"
         " key, e.g. backup-2030-01-31",
     )
-    add("--max-attempts", metavar="N", type=int, default=1, help="maximum number of"
+    add("--max-attempts", metavar="N", type=int, help="maximum number of"
         " attempts (default: 1); a failed or timed-out attempt is retried immediately without"
         " --backoff")  # fmt: skip
     add_duration = partial(add, metavar="D", type=duration)
@@ -101,6 +102,13 @@ def register(commands: Commands) -> None:
     add_duration("--record-for", default="30s", help="keep retrying for D to save the outcome while"
         " the database is unavailable (default: 30s)")  # fmt: skip
     add("--quiet", action="store_true", help="say nothing if the execution is completed already")
+    add("--id", metavar="ID", help="make an attempt of this execution, e.g. after retry or replay;"
+        " without COMMAND, run the command that it has as its payload")  # fmt: skip
+    add("--again", action="store_true", help="with --key: run the command although it was"
+        " completed, cancelled or has used its attempts; see below")  # fmt: skip
+    add("--run-anyway", action="store_true", help="if the database is unavailable, run the"
+        " command without a record, and record it if the database is back within --record-for after"
+        " its end")  # fmt: skip
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
 
 
@@ -109,47 +117,79 @@ def run(options: argparse.Namespace) -> int:
     if os.name != "posix":
         options.usage_error("run needs a POSIX system, for process groups and signals")
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
-    if not any(words[:1]):
-        options.usage_error("no COMMAND given: execution-core run [options] -- COMMAND")
-    printable = [os.fsencode(word).decode(errors="replace") for word in words]
-    events = EventQueue()
-    events.install_signal_handlers()
-    backoff, stalled_after, type = options.backoff, options.stalled_after, options.type
+    _check(options, words)
+    heartbeat = validation.duration("heartbeat", options.heartbeat)
+    if options.stalled_after and options.stalled_after < 2 * heartbeat:
+        options.usage_error("--stalled-after must be at least twice --heartbeat: between two of its"
+            " heartbeats, a sound run would be taken over")  # fmt: skip
+    backoff = options.backoff
     if backoff:
         initial = validation.duration("backoff", backoff)
         backoff = Backoff(initial, maximum=max(initial, timedelta(hours=1)))
-    heartbeat = validation.duration("heartbeat", options.heartbeat)
-    if stalled_after and stalled_after < 2 * heartbeat:
-        options.usage_error("--stalled-after must be at least twice --heartbeat: between two of its"
-            " heartbeats, a sound run would be taken over")  # fmt: skip
     kill_after = _shorten(validation.delay("kill_after", options.kill_after))
-    if type is None:
-        type = (Path(printable[0]).name or printable[0])[: validation.MAX_NAME]
-    with open_database(options.url, options.schema) as database:
+    record_for = validation.duration("record_for", options.record_for)
+    if os.getpid() == 1:
+        become_init()
+    events = EventQueue()
+    events.install_signal_handlers()
+    missing = options.run_anyway
+    with (
+        open_database(options.url, options.schema, may_be_missing=missing) as database,
+        share_url(options.url) as (shared_url, secret),
+    ):
         return Runner(
             database=database,
             events=events,
+            request=Request(
+                id=options.id,
+                new_execution=_new_execution(options, words),
+                again=options.again,
+                stalled_after=options.stalled_after,
+                actor=user_name(),
+            ),
             command=words,
             environment={
-                "EXECUTION_CORE_URL": _make_absolute(options.url),
+                "EXECUTION_CORE_URL": shared_url,
                 "EXECUTION_CORE_SCHEMA": options.schema or "",
                 KILL_AFTER: str(kill_after.total_seconds()),
             },
-            new_execution={
-                "type": type,
-                "payload": {"command": printable},
-                "max_attempts": options.max_attempts,
-                "timeout": options.timeout,
-                "idempotency_key": options.key,
-                "parent_id": _parent_id(options),
-            },
+            secret=secret,
             backoff=backoff,
             kill_after=kill_after,
             heartbeat=heartbeat,
-            stalled_after=stalled_after,
-            record_for=validation.duration("record_for", options.record_for),
+            record_for=record_for,
             quiet=options.quiet,
+            run_anyway=options.run_anyway,
         ).run()
+
+
+def _check(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Refuse options that contradict each other."""
+    if not (any(words[:1]) or (options.id and not words)):
+        options.usage_error("no COMMAND given: execution-core run [options] -- COMMAND")
+    if options.again and options.key is None:
+        options.usage_error("--again needs --key")
+    if options.id is not None:
+        own = ("type", "key", "max_attempts", "timeout")
+        if given := next((name for name in own if getattr(options, name) is not None), None):
+            options.usage_error(f"--{given.replace('_', '-')} cannot be given with --id: the"
+                " execution has its own")  # fmt: skip
+
+
+def _new_execution(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of `manager.create`."""
+    printable = [os.fsencode(word).decode(errors="replace") for word in words]
+    type = options.type
+    if type is None and words:
+        type = (Path(printable[0]).name or printable[0])[: validation.MAX_NAME]
+    return {
+        "type": type,
+        "payload": {"command": printable},
+        "max_attempts": 1 if options.max_attempts is None else options.max_attempts,
+        "timeout": options.timeout,
+        "idempotency_key": options.key,
+        "parent_id": _parent_id(options),
+    }
 
 
 def _shorten(kill_after: timedelta) -> timedelta:
@@ -166,15 +206,4 @@ def _parent_id(options: argparse.Namespace) -> str | None:
     url, schema = (os.environ.get(f"EXECUTION_CORE_{name}") for name in ("URL", "SCHEMA"))
     if options.url != url or (options.schema or "") != (schema or ""):
         return None
-    return os.environ.get("EXECUTION_ID")
-
-
-def _make_absolute(url: str) -> str:
-    """Return a URL that stays valid when the command changes its working directory."""
-    parsed = parse_url(url)
-    if parsed.get_backend_name() != "sqlite" or (file := sqlite_file(parsed)) is None:
-        return url
-    path = str(file.absolute())
-    if str(parsed.database).startswith("file:"):
-        path = f"file:{quote(path)}"
-    return make_url(url).set(database=path).render_as_string(hide_password=False)
+    return os.environ.get("EXECUTION_ID") or None

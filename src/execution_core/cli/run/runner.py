@@ -2,38 +2,40 @@
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...core.backoff import Backoff
 from ...core.errors import (
-    AlreadyRunning,
     AttemptLost,
     ConcurrentUpdate,
     ConnectionLost,
-    ExecutionNotFound,
     ExecutionProblem,
     InvalidStateTransition,
 )
 from ...core.models import Execution
-from ...core.state_machine import CANCELLED, COMPLETED, FAILED, RUNNING, TIMED_OUT
+from ...core.state_machine import COMPLETED, FAILED, RUNNING, TIMED_OUT
 from ...tracking.decorator import seconds_until_due
 from ..database import Database, short_reason
 from ..output import format_cell
 from ..streams import write_warning
 from .events import EventQueue, Interrupted
-from .exit_codes import NOT_RECORDED, REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
+from .exit_codes import NOT_RECORDED, REFUSED, SIGNAL_CODE, Outcome
+from .request import Request, stored_command
+from .standard_input import InputSource
 from .supervisor import Command, start_heartbeats
 
 RETRYABLE: Final = (ConcurrentUpdate, ConnectionLost)
 """These errors changed nothing, so the call can be repeated."""
+UNAVAILABLE: Final = (SQLAlchemyError, TimeoutError, *RETRYABLE)
 START_SECONDS: Final = 60.0
 """Time limit of a start, which signals do not interrupt: its outcome must be known."""
 INITIAL_BACKOFF: Final = 0.1
@@ -42,75 +44,82 @@ MAX_BACKOFF: Final = 5.0
 
 @dataclass(kw_only=True)
 class Runner:
-    """Run one command as an execution: `Runner(command=["make"], …).run()`."""
+    """Run one command as an execution: `Runner(request=Request(…), …).run()`."""
 
     database: Database
     events: EventQueue
+    request: Request
     command: Sequence[str]
+    """Empty to run the command that the execution has as its payload."""
     environment: dict[str, str]
     """Where the command finds the database."""
-    new_execution: dict[str, Any]
-    """The arguments of `manager.create`."""
+    secret: str | None
+    """A file with the password, to delete if this process is killed."""
     backoff: Backoff | None
     kill_after: timedelta
     heartbeat: timedelta
-    stalled_after: timedelta | None
     record_for: timedelta
     quiet: bool
     """Whether to say nothing when there is nothing to do."""
+    run_anyway: bool
+    """Whether to run the command although the database is unavailable."""
     _delay: float | None = None
     """Seconds to wait after an attempt of this process."""
+
+    def __post_init__(self) -> None:
+        self._input = InputSource()
+        self._worker = f"{socket.gethostname()[:200]}:{os.getpid()}"
 
     def run(self) -> int:
         """Run the command and return the exit code."""
         try:
-            step: Execution | int = self._create()
-            while isinstance(step, Execution):
+            step: Execution | int | None = None
+            while not isinstance(step, int):
                 step = self._step(step)
         except Interrupted as interruption:
             write_warning(f"Interrupted by {interruption.signal.name} while no attempt was running")
             return SIGNAL_CODE + interruption.signal
         return step
 
-    def _create(self) -> Execution:
-        create = self.database.manager.create
+    def _step(self, execution: Execution | None) -> Execution | int:
+        """Make the next attempt if allowed; return the updated execution, or the exit code."""
         try:
-            execution = self.events.call(lambda: create(**self.new_execution))
-        except ExecutionNotFound:  # that of the environment is of another database, or was deleted
-            self.new_execution["parent_id"] = None
-            execution = self.events.call(lambda: create(**self.new_execution))
-        if self.stalled_after is None or execution.status is not RUNNING:
-            return execution
-        # Sweep this execution only: others of its type may have longer heartbeat intervals.
-        sweep = partial(self.database.manager._sweep_one, execution)  # noqa: SLF001
-        return self.events.call(partial(sweep, stalled_after=self.stalled_after)) or execution
-
-    def _step(self, execution: Execution) -> Execution | int:
-        """Run the next attempt if allowed; return the updated execution, or the exit code."""
-        if execution.status is COMPLETED:
-            ended = format_cell(execution.completed_at)
-            if not self.quiet:
-                write_warning(
-                    f"Execution {execution.id} was completed at {ended}: the command was not run"
-                )
-            return 0
-        if execution.status is RUNNING:
-            write_warning(_describe_running(execution))
-            return RUNNING_ELSEWHERE
-        try:
-            started = self._start(execution)
-        except (InvalidStateTransition, *RETRYABLE):  # another process was faster
-            found = self.events.call(lambda: self.database.manager.get(execution.id))
-            if found.status is CANCELLED:
+            if execution is None:
+                execution = self.events.call(partial(self.request.find, self.database))
+            ready = self._start_if_allowed(execution)
+        except UNAVAILABLE as error:
+            if not self.run_anyway:
                 raise
-            return found
-        except TimeoutError:
-            write_warning(
-                f"The database did not respond: it is unknown whether {execution.id} was started."
-                " The command was not run"
-            )
-            return REFUSED
-        return self._attempt(started)
+            write_warning(f"The command runs without a record: {short_reason(error)}")
+            return self._run_without_record()
+        if isinstance(ready, int):
+            return ready
+        outcome, command = self._run_command(ready)
+        try:
+            return self._finish(ready, outcome)
+        finally:
+            command.drain()
+
+    def _start_if_allowed(self, execution: Execution) -> Execution | int:
+        """Start an attempt and return the execution, or the exit code if there is none to make."""
+        find = partial(self.database.manager.get, execution.id)
+        while (refusal := self.request.refuse(execution)) is None:
+            try:
+                return self._start(execution)
+            except (InvalidStateTransition, *RETRYABLE):  # another process was faster
+                execution = self.events.call(find)
+            except TimeoutError:
+                if self.run_anyway:
+                    raise
+                write_warning(
+                    "The database did not respond: it is unknown whether"
+                    f" {execution.id} was started. The command was not run"
+                )
+                return REFUSED
+        code, message = refusal
+        if not (self.quiet and code == 0):
+            write_warning(message)
+        return code
 
     def _start(self, execution: Execution) -> Execution:
         delay, self._delay = self._delay, None
@@ -118,30 +127,69 @@ class Runner:
         if seconds >= 1:
             write_warning(f"Next attempt in {timedelta(seconds=round(seconds))}")
         self.events.sleep(seconds)
+        self.command = self.command or stored_command(execution)
         if execution.status in (FAILED, TIMED_OUT):
             self.events.call(lambda: self.database.manager.retry(execution.id))
         self.events.raise_if_interrupted()
-        worker = f"{socket.gethostname()[:200]}:{os.getpid()}"
-        start = partial(self.database.manager.start, execution.id, worker=worker)
+        start = partial(self.database.manager.start, execution.id, worker=self._worker)
         return self.events.call(start, time.monotonic() + START_SECONDS)
 
-    def _attempt(self, started: Execution) -> Execution | int:
-        environment = {
-            "EXECUTION_ID": started.id,
-            "EXECUTION_ATTEMPT": str(started.attempts),
-        }
+    def _run_command(self, started: Execution | None) -> tuple[Outcome, Command]:
+        """Run the command once, for an attempt or, without a database, for none."""
+        environment = {"EXECUTION_ID": "", "EXECUTION_ATTEMPT": ""}
+        heartbeat, timeout = threading.Event(), self.request.new_execution["timeout"]
+        again = False
+        if started is not None:
+            environment = {"EXECUTION_ID": started.id, "EXECUTION_ATTEMPT": str(started.attempts)}
+            manager, timeout = self.database.manager, started.timeout
+            heartbeat = start_heartbeats(manager, started, self.heartbeat, self.events)
+            again = started.attempts < started.max_attempts
+        given = self._input.open(again=again or self.run_anyway)
         command = Command(
-            self.command, os.environ | self.environment | environment, self.kill_after, self.events
+            self.command,
+            os.environ | self.environment | environment,
+            given,
+            self.kill_after,
+            self.events,
+            self.secret,
         )
-        heartbeat = start_heartbeats(self.database.manager, started, self.heartbeat, self.events)
         try:
-            outcome = command.run(heartbeat, started.timeout)
+            return command.run(heartbeat, timeout), command
         finally:
             heartbeat.set()
+            given.end()
+
+    def _run_without_record(self) -> Execution | int:
+        """Run the command, and record the attempt afterwards if the database comes back in time."""
+        if not self.command:
+            write_warning("The command is in the database: give it after --")
+            return REFUSED
+        began = datetime.now(UTC)
+        outcome, command = self._run_command(None)
+        ended = datetime.now(UTC)
         try:
+            started = self._persist(self._start_late)
+            words = f"The command ran from {format_cell(began)} to {format_cell(ended)}, while the"
+            log = partial(self.database.manager.log, started.id, level="warning")
+            with suppress(*UNAVAILABLE):
+                self.events.call(
+                    partial(log, f"{words} database was unavailable"),
+                    time.monotonic() + START_SECONDS,
+                )
             return self._finish(started, outcome)
+        except (*UNAVAILABLE, ExecutionProblem) as error:
+            write_warning(f"NOT RECORDED: {outcome.message}. {short_reason(error)}")
+            return NOT_RECORDED
         finally:
             command.drain()
+
+    def _start_late(self) -> Execution:
+        execution = self.request.find(self.database)
+        if (execution.status, execution.worker) == (RUNNING, self._worker):
+            return execution  # its start was not answered
+        if execution.status in (FAILED, TIMED_OUT):
+            self.database.manager.retry(execution.id)
+        return self.database.manager.start(execution.id, worker=self._worker)
 
     def _finish(self, started: Execution, outcome: Outcome) -> Execution | int:
         """Save the outcome; return the execution if it is to be tried again, or the exit code."""
@@ -155,7 +203,7 @@ class Runner:
                 return REFUSED
             execution = lost.execution
             self._log(started, outcome)
-        except (SQLAlchemyError, TimeoutError, *RETRYABLE) as error:
+        except UNAVAILABLE as error:
             write_warning(f"NOT RECORDED: {name}: {outcome.message}. {short_reason(error)}")
             return NOT_RECORDED
         else:
@@ -168,13 +216,18 @@ class Runner:
         if code is not None:
             return code
         self.events.raise_if_interrupted()
+        if self._input.refusal is not None:
+            write_warning(f"No further attempt: {self._input.refusal}")
+            return outcome.code
         return execution
 
     def _record(self, started: Execution, outcome: Outcome, delay: timedelta) -> Execution:
-        """Save the outcome, retrying while the database is unavailable."""
+        return self._persist(partial(outcome.record, self.database.manager, started, delay))
+
+    def _persist(self, write: Callable[[], Execution]) -> Execution:
+        """Call a function that may be repeated until the database is available."""
         # Reconnect: an old connection would write to a SQLite file that was deleted meanwhile.
         self.database.engine.dispose()
-        record = partial(outcome.record, self.database.manager, started, delay)
         limit = time.monotonic() + self.record_for.total_seconds()
         backoff = INITIAL_BACKOFF
         before = self.events.interruptions
@@ -184,7 +237,7 @@ class Runner:
 
         while True:
             try:
-                return self.events.call(record, limit, is_stopped)
+                return self.events.call(write, limit, is_stopped)
             except (SQLAlchemyError, *RETRYABLE) as error:
                 left = limit - time.monotonic()
                 if left <= 0 or is_stopped():
@@ -205,15 +258,3 @@ class Runner:
         if outcome.output:
             with suppress(ExecutionProblem, SQLAlchemyError, TimeoutError):
                 self.events.call(log, time.monotonic() + self.record_for.total_seconds())
-
-
-def _describe_running(execution: Execution) -> str:
-    """Return who runs the execution, and what to do if that process is dead."""
-    seen = execution.heartbeat_at or execution.started_at or execution.updated_at
-    silent = timedelta(seconds=max(0, round((datetime.now(UTC) - seen).total_seconds())))
-    worker = f", worker {execution.worker!r}" if execution.worker else ""
-    return (
-        f"{AlreadyRunning.code}: Execution {execution.id} is already running elsewhere: attempt"
-        f" {execution.attempts}{worker}. Its last heartbeat was {silent} ago. If its worker is"
-        " dead, run this command with --stalled-after"
-    )

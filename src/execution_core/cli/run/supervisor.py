@@ -18,6 +18,7 @@ from ..streams import write_warning
 from . import exit_codes
 from .child_process import DRAIN_SECONDS, ChildProcess, OutputPump
 from .events import FORWARDED, EventQueue
+from .standard_input import AttemptInput
 
 POLL_SECONDS: Final = 0.05
 KILL_WAIT_SECONDS: Final = 1.0
@@ -53,22 +54,28 @@ def start_heartbeats(
 
 @dataclass
 class Command:
-    """Run a command once: `Command(words, environment, kill_after, events).run(...)`."""
+    """Run a command once: `Command(words, environment, input, kill_after, events).run(...)`."""
 
     words: Sequence[str]
     environment: Mapping[str, str]
+    input: AttemptInput
     kill_after: timedelta
     events: EventQueue
+    secret: str | None = None
+    """A file to delete if this process is killed."""
     _output: OutputPump | None = None
 
     def run(self, heartbeat: threading.Event, timeout: timedelta | None) -> exit_codes.Outcome:
         """Run the command and return its outcome."""
         if self.events.interrupted:
             return exit_codes.after_interrupt(self.events.interrupted)
+        given = self.environment, self.input.stdin, self.events.post, self.secret
         try:
-            child = ChildProcess(self.words, self.environment, self.events.post)
+            child = ChildProcess(self.words, *given)
         except OSError as problem:
             return exit_codes.after_start_failure(self.words, problem)
+        finally:
+            self.input.begin()
         self._output = child.output
         after_end = self._watch(child, heartbeat, timeout)
         if after_end is not None:

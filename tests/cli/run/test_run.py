@@ -9,26 +9,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from execution_core import AttemptLost, Execution, ExecutionManager, SqlExecutionStore
+from execution_core import AttemptLost
 from execution_core.cli import main
 from execution_core.cli.run import exit_codes
 from execution_core.cli.run.child_process import TAIL_BYTES, TAIL_LINES, ChildProcess
 from execution_core.cli.run.events import EventQueue
+from execution_core.cli.run.standard_input import AttemptInput
 from execution_core.cli.run.supervisor import Command
 
-from ..conftest import Database, open_database
+from ...conftest import Database
+from .shell import PATIENCE, PROGRAM, Shell, is_gone, wait_for
 
-PROGRAM = Path(sys.executable).with_name("execution-core")
-PATIENCE = 30
 # No process of the group ends on SIGTERM. Each writes its pid, and would outlive the test.
 FAMILY = """
 trap '' TERM
@@ -38,106 +38,6 @@ echo $$ >> pids
 echo "begun $EXECUTION_ATTEMPT"
 wait
 """
-
-
-class Shell:
-    """Call `execution-core run` in a directory of its own, on a database."""
-
-    def __init__(self, database: Database, folder: Path) -> None:
-        self.database = database
-        self.folder = folder
-        self.manager = ExecutionManager(SqlExecutionStore(database.engine))
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def begin(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-        program = options.pop("program", [PROGRAM])
-        url = options.pop("url", self.database.url)
-        environment = os.environ | {"EXECUTION_CORE_URL": url, "PATH": path()}
-        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        process = subprocess.Popen(
-            [*program, "run", *arguments], cwd=self.folder, env=environment, **(pipes | options)
-        )
-        self.started.append(cast("subprocess.Popen[bytes]", process))
-        return self.started[-1]
-
-    def run(self, *arguments: str, **options: Any) -> tuple[int, bytes, str]:
-        return self.end(self.begin(*arguments, **options))
-
-    def end(self, process: "subprocess.Popen[bytes]") -> tuple[int, bytes, str]:
-        out, err = process.communicate(timeout=PATIENCE)
-        message = (err or b"").decode()
-        assert "Traceback" not in message, message
-        return process.returncode, out, message
-
-    @property
-    def execution(self) -> Execution:
-        (execution,) = self.manager.list()
-        return execution
-
-    def is_(self, status: str) -> bool:
-        return [each.status for each in self.manager.list()] == [status]
-
-    def attempts(self) -> list[tuple[str, str | None]]:
-        """Return outcome and error code of each attempt."""
-        error = "error ->> 'code'"
-        rows = self.database.rows(
-            f"SELECT outcome, {error} AS code FROM execution_attempts ORDER BY attempt"
-        )
-        return [(row["outcome"], row["code"]) for row in rows]
-
-    def pids(self) -> list[int]:
-        written = self.folder / "pids"
-        return [int(line) for line in written.read_text().split()] if written.exists() else []
-
-    def close(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdout, process.stderr):
-                if pipe:
-                    pipe.close()
-        for pid in self.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def path() -> str:
-    return f"{PROGRAM.parent}:{os.environ['PATH']}"
-
-
-@pytest.fixture
-def shell(database: Database, tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(database, tmp_path)
-    yield shell
-    shell.close()
-
-
-@pytest.fixture
-def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
-    """SQLite only, for behaviour that does not depend on the database."""
-    with open_database("sqlite", request) as database:
-        shell = Shell(database, tmp_path)
-        yield shell
-        shell.close()
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, "the condition did not become true"
-        time.sleep(0.02)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    # A zombie: an orphan that has ended but was not reaped.
-    stat = Path(f"/proc/{pid}/stat")
-    with suppress(FileNotFoundError):
-        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
 
 
 def assert_group_ended(shell: Shell, members: int) -> None:
@@ -413,7 +313,8 @@ def test_run_signal_during_start_runs_nothing(tmp_path: Path) -> None:
     """The signal arrives before there is a command: nothing runs, on any database."""
     events = EventQueue()
     events.interrupted = signal.SIGINT
-    command = Command(["touch", f"{tmp_path}/ran"], os.environ, timedelta(0), events)
+    nothing = AttemptInput(None)
+    command = Command(["touch", f"{tmp_path}/ran"], os.environ, nothing, timedelta(0), events)
     outcome = command.run(threading.Event(), None)
     assert (outcome.code, list(tmp_path.iterdir())) == (130, [])
 
@@ -662,7 +563,7 @@ def run_script(capfdbinary: pytest.CaptureFixture[bytes]) -> RunScript:
 
     def run(script: str) -> tuple[int | None, str, bytes]:
         events = EventQueue()
-        child = ChildProcess(["sh", "-c", script], os.environ, events.post)
+        child = ChildProcess(["sh", "-c", script], os.environ, None, events.post)
         limit = time.monotonic() + PATIENCE
         assert {events.next(limit), events.next(limit)} == {child, child.output}
         assert len(child.output._tail) <= TAIL_BYTES + 1
@@ -899,7 +800,8 @@ def test_run_cancelled_earlier_refused(embedded: Shell) -> None:
     embedded.manager.cancel(embedded.manager.create("echo", payload, idempotency_key="k").id)
     code, out, err = embedded.run("--key", "k", "--", "echo", "ran")
     assert (code, out) == (1, b"")
-    assert "its status is cancelled, not pending or retrying" in err
+    assert "was cancelled at" in err
+    assert err.endswith("To run it again: --again\n")
 
 
 def test_run_options_of_command_are_passed(embedded: Shell) -> None:
