@@ -1,13 +1,21 @@
 """`progress`, `checkpoint` and `log`, as called inside `execution-core run`."""
 
 import json
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from execution_core import Execution, ExecutionManager, SqlExecutionStore
 from execution_core.cli import main
+from execution_core.cli.database import open_database as opened
+from execution_core.cli.run.report_server import ReportServer
 
 from ..conftest import Database
 
@@ -24,13 +32,59 @@ def running(manager: ExecutionManager) -> Execution:
     return manager.start(manager.create("job", max_attempts=3).id)
 
 
-@pytest.fixture
-def call(database: Database, running: Execution, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Return a function that runs the command line in the environment of the first attempt."""
+@pytest.fixture(params=["direct", "served"])
+def call(
+    database: Database,
+    running: Execution,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Call]:
+    """Return a function that runs the command line in the environment of the first attempt.
+
+    It is carried out by a new process or, inside `run`, by `run`.
+    """
     monkeypatch.setenv("EXECUTION_CORE_URL", database.url)
+    monkeypatch.setenv("EXECUTION_CORE_SCHEMA", "")
     monkeypatch.setenv("EXECUTION_ID", running.id)
     monkeypatch.setenv("EXECUTION_ATTEMPT", str(running.attempts))
-    return lambda *arguments: main(arguments)
+    if request.param == "direct":
+        yield lambda *arguments: main(arguments)
+        return
+    with serve(database, database.url, tmp_path, monkeypatch) as server:
+        before = server.answered
+
+        def call(*arguments: str) -> int:
+            nonlocal before
+            code = main(arguments)
+            if "-" not in arguments and "--id" not in arguments:
+                assert server.answered == before + 1
+            before = server.answered
+            return code
+
+        yield call
+
+
+class CountingServer(ReportServer):
+    answered = 0
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        reply = super().answer(request)
+        self.answered += reply["code"] is not None
+        return reply
+
+
+@contextmanager
+def serve(
+    database: Database, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CountingServer]:
+    environment = {"EXECUTION_CORE_URL": url, "EXECUTION_CORE_SCHEMA": ""}
+    path = str(folder / "socket")
+    monkeypatch.setenv("EXECUTION_CORE_SOCKET", path)
+    with opened(database.url, None) as found, CountingServer(path, found, environment) as server:
+        server.start()
+        yield server
+        server.shutdown()
 
 
 def second_attempt(manager: ExecutionManager, id: str) -> None:
@@ -140,9 +194,7 @@ def test_report_without_execution_exits_2(
     call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("EXECUTION_ID")
-    with pytest.raises(SystemExit) as exit:
-        call("progress", "1", "2")
-    assert exit.value.code == 2
+    assert call("progress", "1", "2") == 2
     assert "use --id, or run this inside execution-core run" in capsys.readouterr().err
 
 
@@ -159,16 +211,12 @@ def test_report_without_execution_exits_2(
     ],
 )
 def test_report_usage_error_exits_2(call: Call, arguments: tuple[str, ...]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        call(*arguments)
-    assert exit.value.code == 2
+    assert call(*arguments) == 2
 
 
 def test_report_invalid_attempt_exits_2(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECUTION_ATTEMPT", "first")
-    with pytest.raises(SystemExit) as exit:
-        call("progress", "1", "2")
-    assert exit.value.code == 2
+    assert call("progress", "1", "2") == 2
 
 
 @pytest.mark.parametrize(
@@ -188,3 +236,67 @@ def test_report_invalid_value_refused(
     error = capsys.readouterr().err
     assert "INVALID_VALUE" in error
     assert message in error
+
+
+# Inside `run`
+
+
+def test_report_with_other_database_is_not_served(
+    database: Database, running: Execution, manager: ExecutionManager, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A command may name another database than that of its run."""
+    monkeypatch.setenv("EXECUTION_ID", running.id)
+    with serve(database, "sqlite:///another.db", tmp_path, monkeypatch) as server:
+        monkeypatch.setenv("EXECUTION_CORE_URL", database.url)
+        assert main(["log", "from the environment"]) == 0
+        monkeypatch.setenv("EXECUTION_CORE_URL", "sqlite:///another.db")
+        assert main(["log", "--url", database.url, "from the option"]) == 0
+        assert server.answered == 0
+    assert len(manager.logs(running.id)) == 2
+
+
+def test_report_after_end_of_run_is_direct(
+    database: Database, running: Execution, manager: ExecutionManager, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("EXECUTION_CORE_SOCKET", str(tmp_path / "gone"))
+    monkeypatch.setenv("EXECUTION_CORE_URL", database.url)
+    monkeypatch.setenv("EXECUTION_ID", running.id)
+    assert main(["log", "late"]) == 0
+    assert [entry.message for entry in manager.logs(running.id)] == ["late"]
+
+
+@pytest.mark.parametrize("reply", [b"", b"no JSON\n"])
+def test_report_without_reply_says_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    reply: bytes,
+) -> None:  # fmt: skip
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.recv(65536)
+            connection.sendall(reply)
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setenv("EXECUTION_CORE_SOCKET", path)
+        assert main(["log", "hello"]) == 1
+        thread.join()
+    assert "it is unknown whether this was recorded" in capsys.readouterr().err
+
+
+def test_report_inside_run_imports_neither_pydantic_nor_sqlalchemy(tmp_path: Path) -> None:
+    script = (
+        "import sys; from execution_core.cli.report_client import report_to_run;"
+        " report_to_run(['log', 'hello']); print(*sys.modules)"
+    )
+    code = [sys.executable, "-c", script]
+    loaded = set(subprocess.run(code, capture_output=True, text=True, check=True).stdout.split())
+    assert "execution_core.cli.report_client" in loaded
+    assert not {"sqlalchemy", "pydantic", "argparse", "asyncio"} & loaded

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 from ..core.validation import MAX_NAME, MAX_PAGE
 from ..sql.driver.url import DEFAULT_URL
+from .output import mask_passwords
 
 Commands = Any
 """The result of `add_subparsers`, whose type argparse does not publish."""
@@ -27,6 +28,20 @@ _UNITS: Final = {
     "w": 7 * 86_400_000,
 }
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
+
+
+class UsageError(Exception):
+    """A command line that cannot be parsed; the text includes the usage."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises its errors, without the password of a misplaced URL."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UsageError with the usage and the message."""
+        raise UsageError(
+            mask_passwords(f"{self.format_usage()}{self.prog}: error: {message}")
+        ) from None
 
 
 def add_command(

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ..core.errors import ExecutionProblem, InvalidValue
+from ..core.errors import ExecutionNotFound, ExecutionProblem, InvalidValue
 from ..sql.driver.engine import create_sync_engine
 from ..sql.driver.url import check_schema, parse_url, sqlite_file
 from ..sql.recovery.verify_commit import is_schema_error
@@ -30,6 +30,9 @@ ADVICE: Final = {
     " pool_size",
 }
 """The likely cause of an error and what to do, by a part of the driver's message."""
+REFUSED, NOT_FOUND = 1, 3
+EXPLAINED: Final = (ExecutionProblem, SQLAlchemyError, ValueError)
+"""The errors for which `explain_failure` has a message."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,18 @@ def mask_password(url: str) -> str:
     parsed = parse_url(url).set(query={})
     driver = parsed.get_backend_name()
     return parsed.set(drivername=driver).render_as_string(hide_password=True)
+
+
+def explain_failure(error: Exception, url: str, schema: str | None) -> tuple[int, str]:
+    """Return the exit code and the message for an error of a command."""
+    code = NOT_FOUND if isinstance(error, ExecutionNotFound) else REFUSED
+    if isinstance(error, ExecutionProblem):
+        message = f"{error.code}: {error}"
+    elif isinstance(error, SQLAlchemyError):
+        message = explain(error, url, schema)
+    else:  # manual SQL stored February 30, or a number beyond a float
+        message = f"a stored value is invalid: {error}. Correct the row with manual SQL"
+    return code, f"execution-core: {message}"
 
 
 def explain(error: SQLAlchemyError, url: str, schema: str | None = None) -> str:

@@ -2,20 +2,11 @@
 
 import argparse
 from importlib.metadata import version
-from typing import NoReturn
 
+from .arguments import Parser
 from .commands import doctor, maintain, migrate, operate, report, show, stats, watch
 from .commands import list as list_command
-from .output import mask_passwords
 from .run import command
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose error messages contain no password of a misplaced URL."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with 2."""
-        super().error(mask_passwords(message))
 
 
 def build_parser() -> argparse.ArgumentParser:

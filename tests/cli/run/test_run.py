@@ -763,9 +763,7 @@ def test_run_closed_standard_streams_are_safe(embedded: Shell) -> None:
     ],
 )
 def test_run_usage_error_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        main(["run", *arguments])
-    assert exit.value.code == 2
+    assert main(["run", *arguments]) == 2
     assert "error: " in capsys.readouterr().err
 
 

@@ -4,15 +4,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from ...core.models import LogLevel
 from ...tracking.manager import ExecutionManager
-from ..arguments import AddArgument, Commands, add_command, json_value
-from ..database import open_database
-from ..output import warn
+from ..arguments import AddArgument, Commands, Parser, add_command, json_value
+from ..database import Database, open_database
 
 NOT_SET = 3
 EPILOG = (
@@ -22,24 +20,31 @@ EPILOG = (
     " owns the execution, nothing is written and the exit code is 1."
 )
 
-Handler = Callable[[ExecutionManager, argparse.Namespace], int | None]
-"""Runs a command for the execution `id` and for the `attempt` that must own it, if any."""
+
+class Reply(NamedTuple):
+    """What a command prints, and its exit code."""
+
+    code: int = 0
+    out: str = ""
+    err: str = ""
+
+
+Handler = Callable[[ExecutionManager, argparse.Namespace], Reply]
+"""Carries out a command for the execution `id` and the `attempt` that must own it, if any."""
 
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    add = _add_command(commands, "progress", progress, "set the progress of an execution")
+    add = _add_command(commands, "progress", "set the progress of an execution")
     add("current", metavar="CURRENT", type=int, help="number of units done")
     add("total", metavar="TOTAL", type=int, help="total number of units; 0 if unknown")
     add("--message", metavar="M", help="description of the current step")
-    add = _add_command(
-        commands, "checkpoint", checkpoint, "set or print a checkpoint of an execution"
-    )
+    add = _add_command(commands, "checkpoint", "set or print a checkpoint of an execution")
     add("key", metavar="KEY", help="name of the checkpoint")
     add("value", metavar="VALUE", nargs="?", help="text. Without VALUE, print the checkpoint, or"
         " exit with 3 if it is not set")  # fmt: skip
     add("--json", action="store_true", help="VALUE is JSON; print the checkpoint as JSON")
-    add = _add_command(commands, "log", log, "add an entry to the log of an execution")
+    add = _add_command(commands, "log", "add an entry to the log of an execution")
     add("message", metavar="MESSAGE", help="text of the log entry; - reads standard input, and each"
         " line becomes an entry")  # fmt: skip
     add("--level", metavar="L", default=LogLevel.INFO,
@@ -47,16 +52,24 @@ def register(commands: Commands) -> None:
     add("--data", metavar="JSON", type=json_value, help="JSON data of the log entry")
 
 
-def progress(manager: ExecutionManager, options: argparse.Namespace) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """Return a parser for these commands alone."""
+    parser = Parser(prog="execution-core")
+    register(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    return parser
+
+
+def progress(manager: ExecutionManager, options: argparse.Namespace) -> Reply:
     """Set the progress."""
     current, total, message = options.current, options.total, options.message
     if current > total > 0:
         options.usage_error(f"CURRENT {current} is more than TOTAL {total}")
     manager.update_progress(options.id, current, total, message=message, attempt=options.attempt)
+    return Reply()
 
 
-def checkpoint(manager: ExecutionManager, options: argparse.Namespace) -> int | None:
-    """Set or print a checkpoint."""
+def checkpoint(manager: ExecutionManager, options: argparse.Namespace) -> Reply:
+    """Set or return a checkpoint."""
     key, value = options.key, options.value
     if value is not None:
         try:
@@ -64,36 +77,55 @@ def checkpoint(manager: ExecutionManager, options: argparse.Namespace) -> int | 
         except argparse.ArgumentTypeError as error:
             options.usage_error(f"VALUE is {error}")
         manager.checkpoint(options.id, key, value, attempt=options.attempt)
-        return None
+        return Reply()
     checkpoints = manager.get(options.id).checkpoints
     if key not in checkpoints:
-        return NOT_SET
+        return Reply(NOT_SET)
     found = checkpoints[key]
     plain = isinstance(found, str) and not options.json
-    print(found if plain else json.dumps(found, allow_nan=False))
-    return None
+    return Reply(out=f"{found if plain else json.dumps(found, allow_nan=False)}\n")
 
 
-def log(manager: ExecutionManager, options: argparse.Namespace) -> None:
+def log(manager: ExecutionManager, options: argparse.Namespace) -> Reply:
     """Add an entry to the log."""
     given: Any = {"level": options.level, "data": options.data, "attempt": options.attempt}
     if options.message != "-":
         manager.log(options.id, options.message, **given)
-        return
+        return Reply()
     for line in sys.stdin.buffer:  # as it comes, for a command that still runs
         if text := line.decode(errors="replace").rstrip("\r\n"):
             manager.log(options.id, text, **given)
+    return Reply()
 
 
-def _add_command(commands: Commands, name: str, handler: Handler, summary: str) -> AddArgument:
-    add = add_command(
-        commands,
-        name,
-        partial(_run, handler),
-        help=summary,
-        description=f"{summary.capitalize()}.",
-        epilog=EPILOG,
-    )
+def carry_out(
+    options: argparse.Namespace, database: Database, environment: Mapping[str, str | None]
+) -> Reply:
+    """Run a parsed command; without --id, for the execution of the environment."""
+    if options.id is not None:
+        options.id = database.resolve_id(options.id)
+    else:
+        options.id, number = environment.get("EXECUTION_ID"), environment.get("EXECUTION_ATTEMPT")
+        if options.id == "":
+            code = NOT_SET if getattr(options, "value", "") is None else 0
+            reason = "this command runs without a record"
+            return Reply(code, err=f"execution-core: nothing was written: {reason}\n")
+        if options.id is None:
+            options.usage_error(
+                "no execution given: use --id, or run this inside execution-core run"
+            )
+        if options.attempt is None and number:
+            try:
+                options.attempt = int(number)
+            except ValueError:
+                options.usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
+    handlers: dict[str, Handler] = {"progress": progress, "checkpoint": checkpoint, "log": log}
+    return handlers[options.command](database.manager, options)
+
+
+def _add_command(commands: Commands, name: str, summary: str) -> AddArgument:
+    description = f"{summary.capitalize()}."
+    add = add_command(commands, name, _run, help=summary, description=description, epilog=EPILOG)
     add(
         "--id",
         metavar="ID",
@@ -104,23 +136,9 @@ def _add_command(commands: Commands, name: str, handler: Handler, summary: str) 
     return add
 
 
-def _run(handler: Handler, options: argparse.Namespace) -> int | None:
-    prefix = options.id
-    if prefix is None:
-        options.id, number = os.environ.get("EXECUTION_ID"), os.environ.get("EXECUTION_ATTEMPT")
-        if options.id == "":
-            warn("execution-core: nothing was written: this command runs without a record")
-            return NOT_SET if handler is checkpoint and options.value is None else None
-        if options.id is None:
-            options.usage_error(
-                "no execution given: use --id, or run this inside execution-core run"
-            )
-        if options.attempt is None and number:
-            try:
-                options.attempt = int(number)
-            except ValueError:
-                options.usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
+def _run(options: argparse.Namespace) -> int:
     with open_database(options.url, options.schema) as database:
-        if prefix is not None:
-            options.id = database.resolve_id(prefix)
-        return handler(database.manager, options)
+        reply = carry_out(options, database, os.environ)
+    sys.stdout.write(reply.out)
+    sys.stderr.write(reply.err)
+    return reply.code

@@ -25,7 +25,7 @@ _OVERWRITTEN: Final = re.compile(rb"[^\r\n]*\r+(?=[^\r\n])")
 _WATCHDOG: Final = """\
 trap '' HUP INT QUIT TERM
 read group && ! read ended || exit
-[ -z "$1" ] || rm -f -- "$1"
+[ -z "$1" ] || rm -rf -- "$1"
 kill -s TERM -- "-$group" && sleep 0.5 && kill -s KILL -- "-$group"
 """
 """Reads the number of the group, and then a line if all is well. At the end of the file without
@@ -38,7 +38,8 @@ Notify = Callable[[object], None]
 class ChildProcess:
     """Start a command in its own session: `ChildProcess(["make"], os.environ, None, print)`.
 
-    `stdin` is that of `subprocess.Popen`. If this process is killed, `secret` is deleted.
+    `stdin` is that of `subprocess.Popen`. The folder `secrets` is deleted if this process is
+    killed.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class ChildProcess:
         environment: Mapping[str, str],
         stdin: int | None,
         notify: Notify,
-        secret: str | None = None,
+        secrets: str | None = None,
     ) -> None:
         # If both have the same target, one pipe keeps their order.
         together = os.path.sameopenfile(STDOUT, STDERR)
-        self._watchdog = _start_watchdog(secret)
+        self._watchdog = _start_watchdog(secrets)
         self._process = subprocess.Popen(  # noqa: S603 - the command of the user
             command,
             env=environment,
@@ -108,10 +109,10 @@ class ChildProcess:
         self._notify(self)
 
 
-def _start_watchdog(secret: str | None) -> "subprocess.Popen[bytes] | None":
+def _start_watchdog(secrets: str | None) -> "subprocess.Popen[bytes] | None":
     try:
         return subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", _WATCHDOG, "execution-core", secret or ""],
+            ["/bin/sh", "-c", _WATCHDOG, "execution-core", secrets or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from .events import EventQueue
 from .init_process import become_init
 from .request import Request
 from .runner import Runner
-from .shared_url import share_url
+from .shared_database import share_database
 
 KILL_AFTER = "EXECUTION_CORE_KILL_AFTER"
 """The variable by which a run inside a run learns the grace period of the outer one, in seconds."""
@@ -135,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
     missing = options.run_anyway
     with (
         open_database(options.url, options.schema, may_be_missing=missing) as database,
-        share_url(options.url) as (shared_url, secret),
+        share_database(database, options.url, options.schema) as (environment, secrets),
     ):
         return Runner(
             database=database,
@@ -148,12 +148,8 @@ def run(options: argparse.Namespace) -> int:
                 actor=user_name(),
             ),
             command=words,
-            environment={
-                "EXECUTION_CORE_URL": shared_url,
-                "EXECUTION_CORE_SCHEMA": options.schema or "",
-                KILL_AFTER: str(kill_after.total_seconds()),
-            },
-            secret=secret,
+            environment=environment | {KILL_AFTER: str(kill_after.total_seconds())},
+            secrets=secrets,
             backoff=backoff,
             kill_after=kill_after,
             heartbeat=heartbeat,

@@ -53,8 +53,8 @@ class Runner:
     """Empty to run the command that the execution has as its payload."""
     environment: dict[str, str]
     """Where the command finds the database."""
-    secret: str | None
-    """A file with the password, to delete if this process is killed."""
+    secrets: str | None
+    """A folder to delete if this process is killed."""
     backoff: Backoff | None
     kill_after: timedelta
     heartbeat: timedelta
@@ -151,7 +151,7 @@ class Runner:
             given,
             self.kill_after,
             self.events,
-            self.secret,
+            self.secrets,
         )
         try:
             return command.run(heartbeat, timeout), command

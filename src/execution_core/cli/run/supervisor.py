@@ -61,15 +61,15 @@ class Command:
     input: AttemptInput
     kill_after: timedelta
     events: EventQueue
-    secret: str | None = None
-    """A file to delete if this process is killed."""
+    secrets: str | None = None
+    """A folder to delete if this process is killed."""
     _output: OutputPump | None = None
 
     def run(self, heartbeat: threading.Event, timeout: timedelta | None) -> exit_codes.Outcome:
         """Run the command and return its outcome."""
         if self.events.interrupted:
             return exit_codes.after_interrupt(self.events.interrupted)
-        given = self.environment, self.input.stdin, self.events.post, self.secret
+        given = self.environment, self.input.stdin, self.events.post, self.secrets
         try:
             child = ChildProcess(self.words, *given)
         except OSError as problem:
