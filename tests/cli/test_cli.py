@@ -132,3 +132,32 @@ def test_main_version_is_printed(tmp_path: Path) -> None:
 def test_main_help_is_printed(call: Call) -> None:
     assert "migrate" in call("--help")[1]
     assert "EXECUTION_CORE_URL" in call("migrate", "--help")[1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_prints_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    assert "--stalled-after" in out or shell == "tcsh"
+    assert "checkpoint" in out
+
+
+def test_completion_completes_in_bash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    asked = (
+        "source ./script; COMP_WORDS=(execution-core {}); COMP_CWORD={}; _shtab_execution_core;"
+        ' echo "${{COMPREPLY[@]}}"'
+    )
+    for words, position, expected in (("ret", 1, "retry"), ("run --ag", 2, "--again")):
+        command = ["bash", "-c", asked.format(words, position)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [expected]
+
+
+def test_completion_without_shtab_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 1
+    assert "pip install 'execution-core[cli]'" in capsys.readouterr().err

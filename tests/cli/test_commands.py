@@ -90,11 +90,12 @@ def test_list_in_pipe_prints_one_uncut_line_per_row(shell: Shell, plain: Executi
     for type in (long, several):
         plain.start(plain.create(type).id, worker=type)
     header, *lines = shell("list").splitlines()
-    assert header.startswith("ID ")
+    assert header.startswith("ID\tTYPE\tSTATUS\t")
+    assert {line.count("\t") for line in lines} == {header.count("\t")}
     assert [line.count("running") for line in lines] == [1, 1]
     assert r"first line\nsecond line\t\x0b" in lines[0]
     assert lines[1].count(long) == 2
-    assert f"\n{long} " in shell("stats")
+    assert f"\n{long}\t" in shell("stats")
 
 
 def test_list_ages_select_rows(shell: Shell, database: Database) -> None:
@@ -206,7 +207,18 @@ def test_show_prints_everything(shell: Shell, plain: ExecutionManager) -> None:
     for part in ("OSError: second", "host-1", "retrying", child.id, again.id, "half way",
                  '"rows": 5', "5 of 10, 50%  reading", "once"):  # fmt: skip
         assert part in text, part
-    assert f"replay of   {parent.id}" in shell("show", again.id)
+    assert f"replay of\t{parent.id}" in shell("show", again.id)
+
+
+def test_show_keeps_lines_of_log(shell: Shell, plain: ExecutionManager) -> None:
+    """A logged traceback stays readable."""
+    job = bring_to(plain, "running")
+    plain.log(job.id, "Traceback:\n  File x\n\x1b[2JValueError: y", level="error", data={"n": 1})
+    plain.log(job.id, "afterwards")
+    log = shell("show", job.id).rpartition("\nLog\n")[2].splitlines()
+    assert log[0].endswith("Z  1  error  Traceback:")
+    assert log[1:4] == ["      File x", r"    \x1b[2JValueError: y", '    {"n": 1}']
+    assert log[4].endswith("  info  afterwards")
 
 
 def test_show_completed_after_retry_prints_last_failure(
@@ -258,7 +270,7 @@ def test_stats_prints_counts_and_durations(shell: Shell, database: Database) -> 
     assert (of_a["finished"], of_a["completed"]) == (21, 20)
     assert (of_a["p50_seconds"], of_a["p95_seconds"], of_a["longest_seconds"]) == (10, 19, 20)
     assert of_work["type"] == "work"
-    assert re.search(r"^a +1 +- +20 +", shell("stats"), re.MULTILINE)
+    assert re.search(r"^a\t1\t-\t20\t", shell("stats"), re.MULTILINE)
 
 
 def test_stats_empty_database_prints_nothing(shell: Shell) -> None:
@@ -348,15 +360,18 @@ def test_watch_id_prints_changes_until_finished(
         text=True,
     )
     assert watching.stdout is not None
-    assert "pending  attempt 0/1" in watching.stdout.readline()
+    headers = watching.stdout.readline().rstrip("\n").split("\t")
+    assert headers[:4] == ["TIME", "ID", "TYPE", "STATUS"]
+    first = dict(zip(headers, watching.stdout.readline().split("\t"), strict=True))
+    assert (first["STATUS"], first["DONE"], first["ATTEMPT"]) == ("pending", "-", "0/1\n")
     plain.start(job.id, worker="host")
     assert "running" in watching.stdout.readline()
     for n in (10, 20):
         plain.update_progress(job.id, n, 40, message="half")
         line = watching.stdout.readline()
         assert f"{n}/40 {2.5 * n:.4g}%" in line
-        assert "half" in line
-        assert "worker host" in line
+        assert "\thalf\t" in line
+        assert "\thost\t" in line
     plain.complete(job.id)
     assert "completed" in watching.stdout.read()
     assert watching.wait() == 0
@@ -510,7 +525,7 @@ def test_list_broken_pipe_exits_quietly(database: Database, plain: ExecutionMana
         plain.create("a" * 200)
     command = f"'{PROGRAM}' list --limit 9999 --with payload --url '{database.url}' | head -1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("ID ")
+    assert done.stdout.startswith("ID\tTYPE\t")
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
 

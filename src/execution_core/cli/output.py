@@ -1,4 +1,7 @@
-"""Print text, tables and JSON: with rich in a terminal where it is installed, else plain text.
+"""Print text, tables and JSON.
+
+A terminal shows tables and colors if rich is installed. Otherwise the same cells are plain text, in
+a pipe with tabs between them.
 
 Stored text is escaped: it cannot send control sequences to the terminal of the reader.
 """
@@ -149,11 +152,17 @@ def print_table(columns: Columns, rows: Sequence[Row], *, title: str | None = No
         return
     if title:
         print(f"\n{title}")
-    # One line per row, also in a pipe: rich would wrap it, and takes a thousand times as long.
     words = [list(columns), *([format_cell(cell) for cell in cells] for cells in table)]
-    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+    widths = [0] * len(columns)
+    if sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(*words, strict=True)]
     for row in words:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+        print(join_cells(map(str.ljust, row, widths)))
+
+
+def join_cells(cells: Iterable[str]) -> str:
+    """Return a line of plain text: with tabs for a program that reads it, else with spaces."""
+    return "  ".join(cells).rstrip() if sys.stdout.isatty() else "\t".join(cells)
 
 
 def _print_to_terminal(
@@ -192,11 +201,10 @@ def print_facts(facts: Iterable[tuple[str, Cell]]) -> None:
     """Print pairs of a name and a value, one per line."""
     terminal = console()
     for name, value in facts:
-        label = f"{name:<10}  "
         if terminal is None:
-            print(label + format_cell(value))
+            print(join_cells([f"{name:<10}" if sys.stdout.isatty() else name, format_cell(value)]))
         else:
-            terminal.print(label, style="dim", end="")
+            terminal.print(f"{name:<10}  ", style="dim", end="")
             terminal.print(style_cell(value), soft_wrap=True)
 
 

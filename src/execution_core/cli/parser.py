@@ -4,7 +4,7 @@ import argparse
 from importlib.metadata import version
 
 from .arguments import Parser
-from .commands import doctor, maintain, migrate, operate, report, show, stats, watch
+from .commands import completion, doctor, maintain, migrate, operate, report, show, stats, watch
 from .commands import list as list_command
 from .run import command
 
@@ -18,6 +18,6 @@ def build_parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=version("execution-core"))
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     reading = (list_command, show, stats, watch)
-    for module in (command, report, *reading, operate, maintain, migrate, doctor):
+    for module in (command, report, *reading, operate, maintain, migrate, doctor, completion):
         module.register(commands)
     return whole

@@ -104,16 +104,24 @@ def print_execution(
         },
         "children": linked,
         "replays": linked,
-        "log": {
-            "WHEN": "logged_at",
-            "ATTEMPT": "attempt",
-            "LEVEL": "level",
-            "MESSAGE": lambda row: row["message"][:limit],
-            "DATA": lambda row: output.shorten_json(row["data"]),
-        },
     }
     for name, columns in tables.items():
         output.print_table(columns, related[name], title=name.title())
+    _print_log(related["log"], limit)
+
+
+def _print_log(entries: queries.Rows, limit: int | None) -> None:
+    """Print log entries, not as a table: a message may have many lines."""
+    for number, entry in enumerate(entries):
+        if not number:
+            print("\nLog")
+        head = entry["logged_at"], entry["attempt"], entry["level"]
+        first, *more = output.escape(entry["message"][:limit], lines=True).splitlines() or [""]
+        print("  ".join([*map(output.format_cell, head), first]))
+        if entry["data"] is not None:
+            more.append(str(output.shorten_json(entry["data"])))
+        for line in more:
+            print(f"    {line}")
 
 
 def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:

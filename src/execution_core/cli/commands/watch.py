@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 WINDOW: Final = timedelta(seconds=30)
 """A rate is measured over this time."""
 BAR_WIDTH: Final = 20
-UNLABELLED: Final = ("ID", "TYPE", "STATUS", "DONE", "MESSAGE")
-"""Columns whose values are printed without their header in a line."""
 
 
 def register(commands: Commands) -> None:
@@ -155,17 +153,14 @@ def _print(snapshots: Iterator[Snapshot]) -> Snapshot:
     """Print a line for each execution whose state has changed."""
     printed: dict[str, tuple[Any, ...]] = {}
     state_of = itemgetter("status", "attempts", "progress_current", "progress_message")
+    print(output.join_cells(["TIME", *COLUMNS]), flush=True)
     for snapshot in snapshots:
         for row in snapshot.executions:
             if printed.get(row["id"]) == state_of(row):
                 continue
             printed[row["id"]] = state_of(row)
-            words = [output.format_cell(snapshot.now)]
-            for header, cell in zip(COLUMNS, output.to_cells(COLUMNS, row), strict=True):
-                if cell is not None:
-                    word = output.format_cell(cell)
-                    words.append(word if header in UNLABELLED else f"{header.lower()} {word}")
-            print(*words, sep="  ", flush=True)
+            cells = [snapshot.now, *output.to_cells(COLUMNS, row)]
+            print(output.join_cells(map(output.format_cell, cells)), flush=True)
     return snapshot
 
 

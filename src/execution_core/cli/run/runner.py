@@ -30,12 +30,15 @@ from ..streams import write_warning
 from .events import EventQueue, Interrupted
 from .exit_codes import NOT_RECORDED, REFUSED, SIGNAL_CODE, Outcome
 from .request import Request, stored_command
+from .shared_database import SharedDatabase
 from .standard_input import InputSource
 from .supervisor import Command, start_heartbeats
 
 RETRYABLE: Final = (ConcurrentUpdate, ConnectionLost)
 """These errors changed nothing, so the call can be repeated."""
 UNAVAILABLE: Final = (SQLAlchemyError, TimeoutError, *RETRYABLE)
+KILL_AFTER: Final = "EXECUTION_CORE_KILL_AFTER"
+"""The variable by which a run inside a run learns the grace period of the outer one, in seconds."""
 START_SECONDS: Final = 60.0
 """Time limit of a start, which signals do not interrupt: its outcome must be known."""
 INITIAL_BACKOFF: Final = 0.1
@@ -51,10 +54,8 @@ class Runner:
     request: Request
     command: Sequence[str]
     """Empty to run the command that the execution has as its payload."""
-    environment: dict[str, str]
+    shared: SharedDatabase
     """Where the command finds the database."""
-    secrets: str | None
-    """A folder to delete if this process is killed."""
     backoff: Backoff | None
     kill_after: timedelta
     heartbeat: timedelta
@@ -144,17 +145,19 @@ class Runner:
             manager, timeout = self.database.manager, started.timeout
             heartbeat = start_heartbeats(manager, started, self.heartbeat, self.events)
             again = started.attempts < started.max_attempts
+        environment[KILL_AFTER] = str(self.kill_after.total_seconds())
         given = self._input.open(again=again or self.run_anyway)
         command = Command(
             self.command,
-            os.environ | self.environment | environment,
+            os.environ | self.shared.environment | environment,
             given,
             self.kill_after,
             self.events,
-            self.secrets,
+            self.shared.folder,
         )
         try:
-            return command.run(heartbeat, timeout), command
+            with self.shared.password():
+                return command.run(heartbeat, timeout), command
         finally:
             heartbeat.set()
             given.end()

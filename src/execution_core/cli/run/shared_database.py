@@ -4,7 +4,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 from sqlalchemy import URL, make_url
@@ -15,15 +17,43 @@ from ..report_client import SOCKET
 from ..streams import write_warning
 from .report_server import ReportServer
 
+PASSWORD_FILE: Final = "password"  # noqa: S105 - its name
+
+
+@dataclass(frozen=True)
+class SharedDatabase:
+    """What a command gets: `with share_database(…) as shared, shared.password(): …`."""
+
+    environment: dict[str, str]
+    folder: str | None
+    """A folder to delete if this process is killed."""
+    secret: str | None = None
+
+    @contextmanager
+    def password(self) -> Iterator[None]:
+        """Have the password in a file that only this user may read."""
+        if self.secret is None or self.folder is None:
+            yield
+            return
+        file = Path(self.folder, PASSWORD_FILE)
+        escaped = self.secret.replace("\\", r"\\").replace(":", r"\:")
+        try:
+            file.touch(mode=0o600)
+            file.write_text(f"*:*:*:*:{escaped}\n")
+        except OSError as error:
+            write_warning(f"The command does not get the password of the database: {error}")
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
 
 @contextmanager
-def share_database(
-    database: Database, url: str, schema: str | None
-) -> Iterator[tuple[dict[str, str], str | None]]:
-    """Give the environment for the command, and a folder to delete if this process is killed.
+def share_database(database: Database, url: str, schema: str | None) -> Iterator[SharedDatabase]:
+    """Give a command the database of its run, until `run` ends.
 
     The environment of a command is easily printed, and so stored with its output. A password is
-    therefore in a file of PostgreSQL's format in the folder, which exists until `run` ends.
+    therefore in a file of PostgreSQL's format.
     """
     folder = None
     try:
@@ -31,48 +61,34 @@ def share_database(
     except OSError as error:
         write_warning(f"No folder for the password and the socket: {error}")
     try:
-        environment = {
-            "EXECUTION_CORE_URL": _share_url(url, folder),
-            "EXECUTION_CORE_SCHEMA": schema or "",
-        }
+        shared, secret = _share_url(url, folder)
+        environment = {"EXECUTION_CORE_URL": shared, "EXECUTION_CORE_SCHEMA": schema or ""}
         if folder is not None:
             with suppress(OSError):  # its path is too long: reports use the URL, which is slower
                 socket = str(Path(folder, "socket"))
                 ReportServer(socket, database, environment).start()
                 environment[SOCKET] = socket
-        yield environment, folder
+        yield SharedDatabase(environment, folder, secret)
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _share_url(url: str, folder: str | None) -> str:
+def _share_url(url: str, folder: str | None) -> tuple[str, str | None]:
+    """Return the URL for the command, and the password that it does not contain."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
-        return _make_absolute(url, parsed)
+        return _make_absolute(url, parsed), None
     password = parsed.query.get("password", parsed.password)
     if password is None:
-        return url
-    shared = parsed._replace(password=None).difference_update_query(["password"])
-    file = folder and _write_password(str(password), Path(folder, "password"))
-    if file is not None:
-        shared = shared.update_query_dict({"passfile": file})
-    return shared.render_as_string(hide_password=False)
-
-
-def _write_password(password: str, file: Path) -> str | None:
-    """Write a file that only this user may read, and return its name."""
-    if {"\r", "\n"} & {*password}:
-        write_warning("The command does not get the database's password, which has a line break")
-        return None
-    escaped = password.replace("\\", r"\\").replace(":", r"\:")
-    try:
-        file.touch(mode=0o600)
-        file.write_text(f"*:*:*:*:{escaped}\n")
-    except OSError as error:
-        write_warning(f"The command does not get the database's password: {error}")
-        return None
-    return str(file)
+        return url, None
+    shared, secret = parsed._replace(password=None).difference_update_query(["password"]), None
+    if {"\r", "\n"} & {*str(password)}:
+        write_warning("The command does not get the password of the database: it has a line break")
+    elif folder is not None:
+        secret = str(password)
+        shared = shared.update_query_dict({"passfile": str(Path(folder, PASSWORD_FILE))})
+    return shared.render_as_string(hide_password=False), secret
 
 
 def _make_absolute(url: str, parsed: URL) -> str:
