@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from sqlalchemy import ForeignKey, String, select
+from sqlalchemy import ForeignKey, String, func, select
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
@@ -66,9 +66,10 @@ class Order(Base):
     __tablename__ = "orders"
 
     id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(unique=True)
     item: Mapped[str]
     parcels: Mapped[int]
-    # The type of executions.id, so that SQL can join the two tables.
+    # What ships it, or did so last. The type of executions.id, so that SQL can join the tables.
     execution_id: Mapped[str] = mapped_column(
         String(36).with_variant(UUID(as_uuid=False), "postgresql"), unique=True
     )
@@ -132,17 +133,19 @@ async def work(executions: AsyncExecutionManager, sessions: Sessions) -> bool:
 
 
 async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
-    async with sessions() as session:
-        query = select(Order).where(Order.execution_id == attempt.execution.id)
+    execution = attempt.execution
+    async with sessions.begin() as session:
+        # By the key in the metadata, which a replay of the execution has as well.
+        query = select(Order).where(Order.key == execution.metadata["order"])
         order = (await session.scalars(query)).one()
-    shipped = attempt.checkpoints.get("shipped", 0)
+        order.execution_id = execution.id
+        parcels = select(func.count()).where(Parcel.order_id == order.id)
+        shipped = (await session.scalars(parcels)).one()
     for number in range(shipped + 1, order.parcels + 1):
         await asyncio.sleep(0.05)  # stands for a call to the carrier
-        async with sessions.begin() as session:  # the row and the checkpoint commit together
+        async with sessions.begin() as session:  # the row and the progress commit together
             session.add(Parcel(order_id=order.id, number=number))
-            await attempt.within(session).advance(
-                number, order.parcels, key="shipped", value=number
-            )
+            await attempt.within(session).update_progress(number, order.parcels)
     return {"shipped": order.parcels}
 
 
@@ -179,12 +182,15 @@ async def place(
     async with sessions.begin() as session:
         # The payload is the request: with it, `create` distinguishes a repeat from a conflict.
         execution = await executions.within(session).create(
-            "ship", new, idempotency_key=f"order-{idempotency_key}", max_attempts=5
+            "ship",
+            new,
+            idempotency_key=f"order-{idempotency_key}",
+            metadata={"order": idempotency_key},
+            max_attempts=5,
         )
-        query = select(Order).where(Order.execution_id == execution.id)
-        order = await session.scalar(query)
+        order = await session.scalar(select(Order).where(Order.key == idempotency_key))
         if order is None:  # otherwise an earlier request created it with the execution
-            order = Order(execution_id=execution.id, **new.model_dump())
+            order = Order(key=idempotency_key, execution_id=execution.id, **new.model_dump())
             session.add(order)
     return state(order, execution)
 

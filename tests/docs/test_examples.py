@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import inspect
 
+from execution_core import ExecutionManager, SqlExecutionStore
 from execution_core.sql.driver.engine import create_sync_engine
 
 from ..conftest import Database
@@ -195,6 +196,12 @@ def test_example_fastapi_killed_process_other_ships_the_rest(host: Host) -> None
     assert host.outcomes(shipping["id"])[0] == ("timed_out", "stalled")
     (done,) = host.database.rows("SELECT worker FROM executions")
     assert done["worker"].endswith(f":{survivor}")
+
+    replay = ExecutionManager(SqlExecutionStore(host.database.engine)).replay(shipping["id"])
+    host.until(lambda: host.status(replay.id) == "completed")
+    (order,) = host.database.rows("SELECT execution_id FROM orders")
+    assert str(order["execution_id"]) == replay.id
+    assert len(host.database.rows("SELECT number FROM parcels")) == 20
 
     assert place(n, key="stopped")[0] == 202
     running = host.wait_for_progress()
