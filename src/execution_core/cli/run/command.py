@@ -14,28 +14,41 @@ Run a command as a tracked execution, for example a cron job that records whethe
 
 (In a crontab, write % as \\%.)
 
-The command gets EXECUTION_ID, EXECUTION_ATTEMPT, EXECUTION_CORE_URL and EXECUTION_CORE_SCHEMA in
-its environment, so `execution-core progress 30 100`, `checkpoint` and `log` inside it report to
-this execution. EXECUTION_CORE_KILL_AFTER is for a run inside it. Its output is forwarded unchanged.
-The last lines are stored in the result or the error; after a timeout or a cancellation they are
-stored in the log. The command line is stored as the payload: pass secrets in the environment.
+Inside the command, `execution-core progress 30 100`, `checkpoint` and `log` report to this
+execution. The environment variables EXECUTION_ID, EXECUTION_ATTEMPT, EXECUTION_CORE_URL,
+EXECUTION_CORE_SCHEMA, EXECUTION_CORE_SOCKET and EXECUTION_CORE_KILL_AFTER are for them and for a
+run inside the command. The output of the command is forwarded unchanged. Its last lines are stored
+in the result or the error; after a timeout or a cancellation they are stored in the log. The
+command line is stored as the payload: pass secrets in the environment.
 """
 EPILOG = """\
 With --key, the command runs at most once successfully per key. A later call with the same key makes
 the remaining attempts, with the options of the first call. It does not run the command if the
-execution is completed, or while it is running elsewhere.
+execution is completed, or while it is running elsewhere. With --again, one that is completed or
+cancelled is replayed, and one that has used its attempts gets another one. --id makes an attempt of
+a given execution, for example of a replay.
 
-The command runs in its own session and process group, without a terminal. Its standard input is
-that of run, or /dev/null if that is a terminal. SIGHUP, SIGINT, SIGQUIT and SIGTERM are forwarded
-to the group and recorded as a failure; the next call with the same key tries again. SIGUSR1 and
-SIGUSR2 are only forwarded. After the command has exited, its background children keep running;
-their output is discarded. If run itself is killed, a watchdog kills the process group of the
-command within two seconds; processes that have left the group are not covered.
+The command runs in its own session and process group, without a terminal. SIGHUP, SIGINT, SIGQUIT
+and SIGTERM are forwarded to the group and recorded as a failure; the next call with the same key
+tries again. SIGUSR1 and SIGUSR2 are only forwarded. After the command has exited, its background
+children keep running; their output is discarded. If run itself is killed, a watchdog kills the
+process group of the command within two seconds; processes that have left the group are not covered.
+As the first process of a container, run also reaps orphans.
+
+The standard input of the command is that of run, or /dev/null if that is a terminal. For each
+attempt it begins again: a file is rewound, and what a pipe delivers is kept in a temporary file, at
+most 256 MiB. After more than that, no further attempt is made.
 
 Output that cannot be written, on a full disk for example, closes the pipe of the command: it gets
 SIGPIPE, as when it writes into a closed pipe itself, and the run is not completed. The recorded
 lines are those that a terminal would show: what \\r overwrites is not kept, and passwords in URLs
 are masked. Inside another run of the same database, the execution has the outer one as its parent.
+
+The EXECUTION_CORE_URL of the command contains no password: it names a file that contains it, which
+only this user can read, and which is deleted when the attempt ends.
+
+If the database is unavailable, the command is not run. With --run-anyway it runs, perhaps a second
+time for its key, and is recorded afterwards; the log of the execution then says when it ran.
 
 exit codes:
   the exit code of the last attempt of the command: 0 success
