@@ -105,7 +105,7 @@ def test_list_attention_names_reason_and_action(
     shell: Shell, plain: ExecutionManager, database: Database
 ) -> None:
     assert shell("list", "--attention").splitlines()[1:] == []
-    assert shell.err == "nothing needs attention\n"
+    assert shell.err == ""
     assert "attention: nothing\n" in shell("doctor")
     failed = bring_to(plain, "failed").id
     past = SqlExecutionStore(database.engine, clock=lambda: datetime.now(UTC) - timedelta(hours=2))

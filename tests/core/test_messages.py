@@ -45,16 +45,16 @@ ID = "0198a000-0000-7000-8000-000000000001"
             MaxRetriesExceeded(ID, 1, 1),
             (
                 f"Cannot start execution {ID}: it has used its only attempt (max_attempts=1). "
-                "To allow another one, call retry(id, extra_attempts=1); replay(id) repeats the"
-                " work as a new execution."
+                "To allow another one, retry it with extra_attempts=1 (--extra-attempts 1); replay"
+                " repeats the work as a new execution."
             ),
         ),
         (
             MaxRetriesExceeded(ID, 3, 3, "retry"),
             (
                 f"Cannot retry execution {ID}: it has used all 3 attempts (max_attempts=3). "
-                "To allow another one, call retry(id, extra_attempts=1); replay(id) repeats the"
-                " work as a new execution."
+                "To allow another one, retry it with extra_attempts=1 (--extra-attempts 1); replay"
+                " repeats the work as a new execution."
             ),
         ),
         (

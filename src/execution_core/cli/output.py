@@ -221,6 +221,12 @@ def warn(text: str) -> None:
     print(escape(mask_passwords(text), lines=True), file=sys.stderr)
 
 
+def note(text: str) -> None:
+    """Tell a person that there was nothing to do; a log or a mail of cron does not need that."""
+    if sys.stderr.isatty():
+        warn(text)
+
+
 def mask_passwords(text: str) -> str:
     """Return a text in which the passwords of URLs are replaced by ***."""
     return _PASSWORD.sub(r"\1\2***", text)

@@ -109,8 +109,8 @@ class MaxRetriesExceeded(ExecutionProblem):
         return (
             f"Cannot {_action(self.verb, self.execution_id)}: "
             f"it has used {used} (max_attempts={self.max_attempts}). "
-            "To allow another one, call retry(id, extra_attempts=1); replay(id) repeats the"
-            " work as a new execution."
+            "To allow another one, retry it with extra_attempts=1 (--extra-attempts 1); replay"
+            " repeats the work as a new execution."
         )
 
 

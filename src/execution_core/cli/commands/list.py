@@ -124,6 +124,6 @@ def _print_attention(options: argparse.Namespace) -> None:
     }
     output.print_table(columns, found)
     if not found:
-        output.warn("nothing needs attention")
+        output.note("nothing needs attention")
     elif len(found) == options.limit:
         output.warn("there may be more: increase --limit")

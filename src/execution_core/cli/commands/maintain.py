@@ -77,7 +77,8 @@ def sweep(options: argparse.Namespace) -> None:
             size = len(batch)
             swept += size
             retried += sum(each.status is ExecutionStatus.RETRYING for each in batch)
-    output.warn(f"{swept} timed out" + (f", {retried} of them to be retried" if retried else ""))
+    tell = output.warn if swept else output.note
+    tell(f"{swept} timed out" + (f", {retried} of them to be retried" if retried else ""))
 
 
 def prune(options: argparse.Namespace) -> None:
@@ -103,4 +104,7 @@ def prune(options: argparse.Namespace) -> None:
                 limit=BATCH,
             )
             pruned += size
-    print(f"{pruned} deleted")
+    if pruned:
+        print(f"{pruned} deleted")
+    else:
+        output.note("0 deleted")

@@ -19,6 +19,7 @@ EPILOG = (
     " execution and the attempt. If this attempt no longer"
     " owns the execution, nothing is written and the exit code is 1."
 )
+NO_RECORD = "this command runs without a record"
 
 
 class Reply(NamedTuple):
@@ -98,27 +99,32 @@ def log(manager: ExecutionManager, options: argparse.Namespace) -> Reply:
     return Reply()
 
 
-def carry_out(
-    options: argparse.Namespace, database: Database, environment: Mapping[str, str | None]
-) -> Reply:
-    """Run a parsed command; without --id, for the execution of the environment."""
-    if options.id is not None:
-        options.id = database.resolve_id(options.id)
-    else:
-        options.id, number = environment.get("EXECUTION_ID"), environment.get("EXECUTION_ATTEMPT")
-        if options.id == "":
-            code = NOT_SET if getattr(options, "value", "") is None else 0
-            reason = "this command runs without a record"
-            return Reply(code, err=f"execution-core: nothing was written: {reason}\n")
-        if options.id is None:
-            options.usage_error(
-                "no execution given: use --id, or run this inside execution-core run"
-            )
-        if options.attempt is None and number:
-            try:
-                options.attempt = int(number)
-            except ValueError:
-                options.usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
+def complete_options(
+    options: argparse.Namespace, environment: Mapping[str, str | None]
+) -> Reply | None:
+    """Take what is not given from the environment; return a reply if there is no record."""
+    options.prefix = options.id
+    if options.prefix is not None:
+        return None
+    id, number = environment.get("EXECUTION_ID"), environment.get("EXECUTION_ATTEMPT")
+    if id is None:
+        options.usage_error("no execution given: use --id, or run this inside execution-core run")
+    if not id:  # see `run --run-anyway`
+        code = NOT_SET if getattr(options, "value", "") is None else 0
+        return Reply(code, err=f"execution-core: nothing was written: {NO_RECORD}\n")
+    options.id = id
+    if options.attempt is None and number:
+        try:
+            options.attempt = int(number)
+        except ValueError:
+            options.usage_error(f"EXECUTION_ATTEMPT is {number!r}, not a whole number")
+    return None
+
+
+def carry_out(options: argparse.Namespace, database: Database) -> Reply:
+    """Run a parsed command with complete options."""
+    if options.prefix is not None:
+        options.id = database.resolve_id(options.prefix)
     handlers: dict[str, Handler] = {"progress": progress, "checkpoint": checkpoint, "log": log}
     return handlers[options.command](database.manager, options)
 
@@ -137,8 +143,13 @@ def _add_command(commands: Commands, name: str, summary: str) -> AddArgument:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with open_database(options.url, options.schema) as database:
-        reply = carry_out(options, database, os.environ)
+    reply = complete_options(options, os.environ)
+    if reply is None:
+        with open_database(options.url, options.schema) as database:
+            reply = carry_out(options, database)
+    elif options.command == "log" and options.message == "-":
+        for _ in sys.stdin.buffer:  # what writes into the pipe is not to fail
+            pass
     sys.stdout.write(reply.out)
     sys.stderr.write(reply.err)
     return reply.code

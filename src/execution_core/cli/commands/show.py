@@ -42,8 +42,10 @@ def register(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print one execution."""
     with open_database(options.url, options.schema) as database:
+        id = database.resolve_id(options.id)
+        execution = database.manager.get(id)
+        logs = database.manager.logs(id, limit=options.limit)[::-1]
         with database.reader.connect() as connection:
-            id = queries.resolve_id(connection, options.id)
             now = queries.now(connection)
             selects = {
                 "attempts": queries.history(execution_attempts, id, "attempt"),
@@ -52,8 +54,6 @@ def run(options: argparse.Namespace) -> None:
                 "replays": queries.replays(id, options.limit),
             }
             related = {name: queries.rows(connection, query) for name, query in selects.items()}
-        execution = database.manager.get(id)
-        logs = database.manager.logs(id, limit=options.limit)[::-1]
     log = [entry.model_dump(exclude={"execution_id"}) for entry in logs]
     if options.json:
         facts = execution.model_dump(exclude={"fingerprint", "timeout"})
@@ -75,7 +75,7 @@ def print_execution(
             output.print_block(name.upper(), text, limit)
     failures = [each for each in related["attempts"] if each["error"]]
     if failures and (stack := failures[-1]["error"].get("stack")):
-        title = f"STACK OF ATTEMPT {failures[-1]['attempt']}"
+        title = f"STACK OR OUTPUT OF ATTEMPT {failures[-1]['attempt']}"
         output.print_block(title, str(stack).rstrip(), None if limit is None else MAX_STACK)
     linked: output.Columns = {
         "ID": "id",

@@ -21,12 +21,12 @@ TAIL_BYTES: Final = 8 * 1024
 DRAIN_SECONDS: Final = 1.0
 """After the command has ended, wait this long for output of children that hold its pipes."""
 _CHUNK: Final = 64 * 1024  # the capacity of a pipe
-_OVERWRITTEN: Final = re.compile(rb"[^\r\n]*\r+(?=[^\r\n])")
+_OVERWRITTEN: Final = re.compile(rb"(?<![^\r\n])[^\r\n]*\r+(?=[^\r\n])")
 _WATCHDOG: Final = """\
 trap '' HUP INT QUIT TERM
-read group && ! read ended || exit
+read group && read ended && exit
 [ -z "$1" ] || rm -rf -- "$1"
-kill -s TERM -- "-$group" && sleep 0.5 && kill -s KILL -- "-$group"
+[ -n "$group" ] && kill -s TERM -- "-$group" && sleep 0.5 && kill -s KILL -- "-$group"
 """
 """Reads the number of the group, and then a line if all is well. At the end of the file without
 that line, `run` is dead. A shell starts ten times as fast as Python."""

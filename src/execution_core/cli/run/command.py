@@ -101,7 +101,8 @@ def register(commands: Commands) -> None:
         " heartbeat for D")  # fmt: skip
     add_duration("--record-for", default="30s", help="keep retrying for D to save the outcome while"
         " the database is unavailable (default: 30s)")  # fmt: skip
-    add("--quiet", action="store_true", help="say nothing if the execution is completed already")
+    add("--quiet", action="store_true", help="say nothing if the execution is completed"
+        " already, or is running elsewhere")  # fmt: skip
     add("--id", metavar="ID", help="make an attempt of this execution, e.g. after retry or replay;"
         " without COMMAND, run the command that it has as its payload")  # fmt: skip
     add("--again", action="store_true", help="with --key: run the command although it was"

@@ -44,6 +44,11 @@ class Outcome:
     output: str = ""
     error: ExecutionFailure | None = None
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal to `run` ended the attempt."""
+        return self.error is not None and self.error.code == INTERRUPTED
+
     def record(
         self, manager: ExecutionManager, started: Execution, retry_after: timedelta
     ) -> Execution:
@@ -74,7 +79,7 @@ class Outcome:
             return RUNNING_ELSEWHERE
         if COMPLETED in (self.status, execution.status):
             return self.code if self.status is execution.status else REFUSED
-        if self.error is not None and self.error.code == INTERRUPTED:
+        if self.interrupted:
             return self.code
         left = execution.attempts < execution.max_attempts
         if execution.status is RETRYING or (execution.status is TIMED_OUT and left):

@@ -4,6 +4,7 @@ import json
 import socketserver
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..arguments import UsageError
@@ -39,7 +40,8 @@ class ReportServer(socketserver.ThreadingUnixStreamServer):
             return {"code": None}
         try:
             options = self._parser.parse_args(request["words"])
-            return report.carry_out(options, self._database, given)._asdict()
+            reply = report.complete_options(options, given)
+            return (reply or report.carry_out(options, self._database))._asdict()
         except UsageError as error:
             code, message = USAGE_ERROR, str(error)
         except EXPLAINED as error:
@@ -51,5 +53,6 @@ class _Handler(socketserver.StreamRequestHandler):
     server: ReportServer
 
     def handle(self) -> None:
-        reply = self.server.answer(json.loads(self.rfile.readline()))
-        self.wfile.write(json.dumps(reply).encode() + b"\n")
+        with suppress(OSError, ValueError):  # the other end was killed
+            request = json.loads(self.rfile.readline())
+            self.wfile.write(json.dumps(self.server.answer(request)).encode() + b"\n")

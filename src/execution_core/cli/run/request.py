@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ...core.errors import AlreadyRunning, ExecutionNotFound, InvalidValue, MaxRetriesExceeded
+from sqlalchemy import select
+
+from ...core.errors import (
+    AlreadyRunning,
+    ExecutionNotFound,
+    InvalidStateTransition,
+    InvalidValue,
+    MaxRetriesExceeded,
+)
 from ...core.models import Execution
 from ...core.state_machine import CANCELLED, COMPLETED, LIVE, RUNNING
+from ...sql.schema.tables import executions
 from .. import queries
 from ..database import Database
-from ..output import format_cell
+from ..output import format_cell, format_duration
 from .exit_codes import REFUSED, RUNNING_ELSEWHERE
 
 
@@ -31,16 +40,13 @@ class Request:
     def find(self, database: Database) -> Execution:
         """Return the execution whose attempt is to be made."""
         execution = self._create(database) if self.id is None else self._get(database, self.id)
-        if self.stalled_after is not None and execution.status is RUNNING:
-            # Sweep this execution only: others of its type may have longer heartbeat intervals.
-            sweep = database.manager._sweep_one  # noqa: SLF001
-            execution = sweep(execution, stalled_after=self.stalled_after) or execution
+        execution = self._sweep(database, execution)
         return self._reopen(database, execution) if self.again else execution
 
     def refuse(self, execution: Execution) -> tuple[int, str] | None:
         """Return the exit code and the reason why no attempt is to be made; None if one is."""
         id, ended = execution.id, format_cell(execution.completed_at)
-        again = "--again" if self.id is None else f"execution-core replay {id}"
+        again = "add --again" if self.id is None else f"execution-core replay {id}"
         if execution.status is RUNNING:
             return RUNNING_ELSEWHERE, _describe_running(execution)
         if execution.status in (COMPLETED, CANCELLED):
@@ -52,10 +58,11 @@ class Request:
             return None
         if self.id is not None:
             again = f"execution-core retry {id} --extra-attempts 1, and then this command"
+        status = execution.status.replace("_", " ")
         return REFUSED, (
-            f"{MaxRetriesExceeded.code}: Execution {id} has used {execution.attempts} of"
-            f" {execution.max_attempts} attempts, the last until {ended}: the command was not run."
-            f" To run it again: {again}"
+            f"{MaxRetriesExceeded.code}: Execution {id} {status} at {ended} and has used its"
+            f" {execution.max_attempts} attempt{'s'[: execution.max_attempts > 1]}: the command was"
+            f" not run. To run it again: {again}"
         )
 
     def _get(self, database: Database, id: str) -> Execution:
@@ -67,26 +74,45 @@ class Request:
         except ExecutionNotFound:  # that of the environment is of another database, or was deleted
             return database.manager.create(**{**self.new_execution, "parent_id": None})
 
+    def _sweep(self, database: Database, execution: Execution) -> Execution:
+        """Return the execution, timed out if its attempt is stalled."""
+        if self.stalled_after is None or execution.status is not RUNNING:
+            return execution
+        # This execution only: others of its type may have longer heartbeat intervals.
+        sweep = database.manager._sweep_one  # noqa: SLF001
+        return sweep(execution, stalled_after=self.stalled_after) or execution
+
     def _reopen(self, database: Database, execution: Execution) -> Execution:
         """Return an execution with an attempt left: a replay of one that is not to be retried."""
-        manager = database.manager
-        if execution.status in LIVE:
+        if execution.status in (COMPLETED, CANCELLED):
+            execution = self._sweep(database, self._find_replay(database, execution.id))
+        if execution.status in LIVE or execution.attempts < execution.max_attempts:
             return execution
-        if execution.status not in (COMPLETED, CANCELLED):
-            if execution.attempts < execution.max_attempts:
-                return execution
-            return manager.retry(execution.id, extra_attempts=1, by=self.actor)
-        with database.reader.connect() as connection:
-            newest = queries.rows(connection, queries.replays(execution.id, 1))
-        if newest and newest[0]["status"] in LIVE:
-            return manager.get(newest[0]["id"])
-        return manager.replay(execution.id, by=self.actor)
+        try:
+            return database.manager.retry(execution.id, extra_attempts=1, by=self.actor)
+        except InvalidStateTransition:  # another process was faster
+            return database.manager.get(execution.id)
+
+    def _find_replay(self, database: Database, id: str) -> Execution:
+        """Return the newest replay if it is live, or a new one."""
+        engine = database.engine
+        if engine.dialect.name == "postgresql":
+            engine = engine.execution_options(isolation_level="READ COMMITTED")
+        with engine.begin() as connection:
+            # Of several processes, one at a time: the others find its replay.
+            lock = select(executions.c.id).where(executions.c.id == id).with_for_update()
+            connection.execute(lock)
+            manager = database.manager.within(connection)
+            newest = queries.rows(connection, queries.replays(id, 1))
+            if newest and newest[0]["status"] in LIVE:
+                return manager.get(newest[0]["id"])
+            return manager.replay(id, by=self.actor)
 
 
 def _describe_running(execution: Execution) -> str:
     """Return who runs the execution, and what to do if that process is dead."""
     seen = execution.heartbeat_at or execution.started_at or execution.updated_at
-    silent = timedelta(seconds=max(0, round((datetime.now(UTC) - seen).total_seconds())))
+    silent = format_duration(max(0, round((datetime.now(UTC) - seen).total_seconds())))
     worker = f", worker {execution.worker!r}" if execution.worker else ""
     return (
         f"{AlreadyRunning.code}: Execution {execution.id} is already running elsewhere: attempt"

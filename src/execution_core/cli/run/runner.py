@@ -19,16 +19,17 @@ from ...core.errors import (
     ConcurrentUpdate,
     ConnectionLost,
     ExecutionProblem,
+    IdempotencyConflict,
     InvalidStateTransition,
 )
 from ...core.models import Execution
 from ...core.state_machine import COMPLETED, FAILED, RUNNING, TIMED_OUT
 from ...tracking.decorator import seconds_until_due
 from ..database import Database, short_reason
-from ..output import format_cell
+from ..output import format_cell, format_duration
 from ..streams import write_warning
 from .events import EventQueue, Interrupted
-from .exit_codes import NOT_RECORDED, REFUSED, SIGNAL_CODE, Outcome
+from .exit_codes import NOT_RECORDED, REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
 from .request import Request, stored_command
 from .shared_database import SharedDatabase
 from .standard_input import InputSource
@@ -64,6 +65,8 @@ class Runner:
     """Whether to say nothing when there is nothing to do."""
     run_anyway: bool
     """Whether to run the command although the database is unavailable."""
+    _found: Execution | None = None
+    """What a record is made for when the database is back."""
     _delay: float | None = None
     """Seconds to wait after an attempt of this process."""
 
@@ -87,7 +90,15 @@ class Runner:
         try:
             if execution is None:
                 execution = self.events.call(partial(self.request.find, self.database))
+            self._found = execution
             ready = self._start_if_allowed(execution)
+        except IdempotencyConflict as conflict:
+            id, differs = conflict.execution_id, conflict.differs.replace("payload", "command")
+            write_warning(
+                f"{conflict.code}: The key belongs to execution {id}, which has another {differs}:"
+                f" the command was not run. Use another key, or --id {id} instead of the key"
+            )
+            return REFUSED
         except UNAVAILABLE as error:
             if not self.run_anyway:
                 raise
@@ -118,7 +129,7 @@ class Runner:
                 )
                 return REFUSED
         code, message = refusal
-        if not (self.quiet and code == 0):
+        if not (self.quiet and code in (0, RUNNING_ELSEWHERE)):
             write_warning(message)
         return code
 
@@ -126,7 +137,7 @@ class Runner:
         delay, self._delay = self._delay, None
         seconds = seconds_until_due(execution) if delay is None else delay
         if seconds >= 1:
-            write_warning(f"Next attempt in {timedelta(seconds=round(seconds))}")
+            write_warning(f"Next attempt in {format_duration(round(seconds))}")
         self.events.sleep(seconds)
         self.command = self.command or stored_command(execution)
         if execution.status in (FAILED, TIMED_OUT):
@@ -187,7 +198,9 @@ class Runner:
             command.drain()
 
     def _start_late(self) -> Execution:
-        execution = self.request.find(self.database)
+        if self._found is None:
+            self._found = self.request.find(self.database)
+        execution = self.database.manager.get(self._found.id)
         if (execution.status, execution.worker) == (RUNNING, self._worker):
             return execution  # its start was not answered
         if execution.status in (FAILED, TIMED_OUT):
@@ -196,7 +209,9 @@ class Runner:
 
     def _finish(self, started: Execution, outcome: Outcome) -> Execution | int:
         """Save the outcome; return the execution if it is to be tried again, or the exit code."""
-        delay = self.backoff.delay(started.attempts) if self.backoff else timedelta(0)
+        delay = timedelta(0)
+        if self.backoff and not outcome.interrupted:
+            delay = self.backoff.delay(started.attempts)
         name = f"Attempt {started.attempts} of {started.max_attempts} of execution {started.id}"
         try:
             execution = self._record(started, outcome, delay)

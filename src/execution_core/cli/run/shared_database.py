@@ -39,7 +39,8 @@ class SharedDatabase:
         escaped = self.secret.replace("\\", r"\\").replace(":", r"\:")
         try:
             file.touch(mode=0o600)
-            file.write_text(f"*:*:*:*:{escaped}\n")
+            # psycopg encodes a password in UTF-8, and libpq sends the bytes of the file.
+            file.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             write_warning(f"The command does not get the password of the database: {error}")
         try:
@@ -82,7 +83,8 @@ def _share_url(url: str, folder: str | None) -> tuple[str, str | None]:
     password = parsed.query.get("password", parsed.password)
     if password is None:
         return url, None
-    shared, secret = parsed._replace(password=None).difference_update_query(["password"]), None
+    shared = parsed._replace(password=None, drivername=url.partition(":")[0])
+    shared, secret = shared.difference_update_query(["password"]), None
     if {"\r", "\n"} & {*str(password)}:
         write_warning("The command does not get the password of the database: it has a line break")
     elif folder is not None:

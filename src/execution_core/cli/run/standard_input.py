@@ -13,6 +13,8 @@ from ..streams import STDIN, write_warning
 
 MAX_SPOOL_BYTES: Final = 256 * 1024 * 1024
 """What a later attempt can get again of an input that cannot be rewound."""
+STOP_SECONDS: Final = 5.0
+"""After an attempt has ended, wait this long for a read that another process made block."""
 _CHUNK: Final = 64 * 1024
 
 
@@ -40,7 +42,11 @@ class InputSource:
         if self._start is not None:
             os.lseek(STDIN, self._start, os.SEEK_SET)
             return AttemptInput(None)
-        if not (again or self._spooled) or stat.S_ISCHR(os.fstat(STDIN).st_mode):
+        if stat.S_ISCHR(os.fstat(STDIN).st_mode):
+            return AttemptInput(None)
+        if not again:  # another process may nevertheless allow one more attempt
+            self.refusal = self.refusal or "standard input was not kept: it was the last attempt"
+        if not (again or self._spooled):
             return AttemptInput(None)
         return SpooledInput(self, keep=again)
 
@@ -102,7 +108,10 @@ class SpooledInput(AttemptInput):
         """Stop passing on, and keep the rest for the next attempt."""
         os.close(self._stop_writer)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            self._source.refusal = "another process reads the same standard input"
+            return
         os.close(self._stop_reader)
 
     def _pass_on(self) -> None:
@@ -111,8 +120,17 @@ class SpooledInput(AttemptInput):
             while data := self._source.read(position):
                 position += len(data)
                 self._write(data)
-            while self._is_ready([], [self._writer]) and self._is_ready([STDIN], []):
-                if not (data := self._read()):
+            while self._is_ready(self._writer, select.POLLOUT) and self._is_ready(
+                STDIN, select.POLLIN
+            ):
+                try:
+                    data = os.read(STDIN, _CHUNK)
+                except BlockingIOError:  # another process was faster
+                    continue
+                except OSError as error:
+                    write_warning(f"Standard input ends early: {error.strerror}")
+                    return
+                if not data:
                     return
                 if self._keep:
                     self._source.keep(data)
@@ -122,23 +140,15 @@ class SpooledInput(AttemptInput):
         finally:
             os.close(self._writer)
 
-    def _read(self) -> bytes:
-        while True:
-            try:
-                return os.read(STDIN, _CHUNK)
-            except BlockingIOError:  # another process was faster
-                select.select([STDIN], [], [])
-            except OSError as error:
-                write_warning(f"Standard input ends early: {error.strerror}")
-                return b""
-
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
-        while rest and self._is_ready([], [self._writer]):
+        while rest and self._is_ready(self._writer, select.POLLOUT):
             with suppress(BlockingIOError):
                 rest = rest[os.write(self._writer, rest) :]
 
-    def _is_ready(self, readers: list[int], writers: list[int]) -> bool:
+    def _is_ready(self, descriptor: int, event: int) -> bool:
         """Wait until a descriptor is ready; return False if the attempt has ended."""
-        stopped, _, _ = select.select([*readers, self._stop_reader], writers, [])
-        return self._stop_reader not in stopped
+        poll = select.poll()  # `select` refuses descriptors from 1024 on
+        poll.register(descriptor, event)
+        poll.register(self._stop_reader, select.POLLIN)
+        return self._stop_reader not in dict(poll.poll())
