@@ -6,6 +6,7 @@ PostgreSQL only: SQLite has no connection to lose.
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -334,6 +335,7 @@ def test_lost_connection_process_that_ends_by_itself_leaves_outcome_known(
     with connect(proxy.url) as manager:
         id = manager.create("work").id
         manager.start(id)
+        time.sleep(0.05)
         proxy.cut(Cut.BEFORE)
         manager.update_progress(id, 1, 2)
     assert len(queried) == 2
@@ -392,7 +394,7 @@ def test_connection_ended_while_idle_is_not_used(
         id = manager.create("work").id
         ended = postgres_database.rows(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'behind-a-pooler'"
+            " WHERE application_name = 'behind-a-pooler' AND datname = current_database()"
         )
         assert ended
         wait_for(lambda: not proxy.open_connections)

@@ -4,6 +4,7 @@ import asyncio
 import io
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -229,6 +230,7 @@ def test_schema_search_path_of_sessions_stays_unchanged(
         for when in (Cut.BEFORE, Cut.AFTER, Cut.RACING):
             proxy.cut(when)
             manager.start(id)
+            time.sleep(0.05)  # else a slow recovery could not tell which of the two writes was last
             proxy.cut(when)
             manager.update_progress(id, 1, 2)
             proxy.cut(when)

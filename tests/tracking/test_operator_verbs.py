@@ -60,7 +60,7 @@ def test_retry_after_delays_next_attempt(any_manager: ExecutionManager) -> None:
 @pytest.mark.parametrize("state", ["failed-last", "timed_out-last"])
 def test_retry_extra_attempts_allows_more(any_manager: ExecutionManager, state: str) -> None:
     ended = bring_to(any_manager, state)
-    with pytest.raises(MaxRetriesExceeded, match=r"retry\(id, extra_attempts=1\)"):
+    with pytest.raises(MaxRetriesExceeded, match="extra_attempts=1"):
         any_manager.retry(ended.id)
     again = any_manager.retry(ended.id, extra_attempts=1)
     assert (again.status, again.attempts, again.max_attempts) == ("retrying", 2, 3)
