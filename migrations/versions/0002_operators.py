@@ -174,6 +174,7 @@ ATTENTION = {
     "attempts": "Number of starts.",
     "max_attempts": "Maximum number of attempts.",
     "worker": "Name of the worker that runs it or ran it last.",
+    "idempotency_key": "Its idempotency key.",
     "error_code": "Short name of the last failure.",
     "error_message": "Message of the last failure.",
 }
@@ -302,7 +303,7 @@ def attention_view() -> str:
         SELECT e.id AS execution_id, e.type, e.status, {typed(reason, "TEXT")} AS reason,
                {typed(action, "TEXT")} AS action, {since} AS since_at,
                {seconds(since, now)} AS since_seconds, e.attempts, e.max_attempts, e.worker,
-               {parts_of("e.error")}
+               e.idempotency_key, {parts_of("e.error")}
           FROM executions AS e
          WHERE {condition}"""
         for reason, (action, since, condition) in parts.items()

@@ -90,7 +90,7 @@ def test_list_in_pipe_prints_one_uncut_line_per_row(shell: Shell, plain: Executi
     for type in (long, several):
         plain.start(plain.create(type).id, worker=type)
     header, *lines = shell("list").splitlines()
-    assert header.startswith("ID\tTYPE\tSTATUS\t")
+    assert header.startswith("ID\tTYPE\tKEY\tSTATUS\t")
     assert {line.count("\t") for line in lines} == {header.count("\t")}
     assert [line.count("running") for line in lines] == [1, 1]
     assert r"first line\nsecond line\t\x0b" in lines[0]
@@ -472,7 +472,7 @@ def test_list_missing_schema_advises_migrate(
     assert main(["list", "--url", empty_url]) == 1
     error = capsys.readouterr().err
     assert "execution_overview" in error
-    assert error.endswith("Its schema is not up to date: run execution-core migrate\n")
+    assert error.endswith("create them with execution-core migrate\n")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -543,7 +543,7 @@ def test_list_without_rich_prints_plain_text(database: Database, plain: Executio
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^\S+ +import +pending +0/1", done.stdout, re.MULTILINE)
+    assert re.search(r"^\S+ +import +- +pending +0/1", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_list_attention_names_reason_and_action(
     assert "attention: 1 failed, 1 unclaimed: see execution-core list" in shell("doctor")
     lines = shell("list", "--attention").splitlines()
     assert lines[0].split() == [
-        *("ID", "TYPE", "STATUS", "REASON", "ACTION", "FOR", "ATTEMPT", "WORKER", "ERROR")
+        *("ID", "TYPE", "KEY", "REASON", "ACTION", "FOR", "ATTEMPT", "WORKER", "ERROR")
     ]
     assert "2h 00m" in lines[2]
     (only,) = shell.json("list", "--attention", "--type", "mail")["executions"]

@@ -135,7 +135,7 @@ def test_cron_recipe_failure_is_mailed(host: Host) -> None:
 
 def test_cron_recipe_variables_are_known() -> None:
     variables, jobs = recipes.crontab()
-    assert variables.keys() == {"EXECUTION_CORE_URL", "MAILTO"}
+    assert variables.keys() == {"EXECUTION_CORE_URL", "MAILTO", "PATH"}
     assert len(jobs) == 5
     for job in jobs:
         assert "/opt/jobs/bin/execution-core " in job.command  # the PATH of cron is short

@@ -28,6 +28,11 @@ MISSING = ("does not exist", "no such", "has no column named")
 
 MIGRATE = "Its schema is not up to date: run execution-core migrate\n"
 
+CREATE = (
+    "It has no tables of execution-core. If it is the right database, create them with"
+    " execution-core migrate\n"
+)
+
 DOCTOR = "Part of its schema is missing: run execution-core doctor to see what\n"
 
 INCOMPATIBLE = (
@@ -99,7 +104,7 @@ def test_unmigrated_database_writes_refused_until_migrated(
             assert any(each in str(caught.value.orig) for each in MISSING)
             assert "execution-core migrate" in caught.value.__notes__[0]
         for name in ("list", "stats", "sweep"):
-            assert_one_line(run_cli(own_database.url, name), MISSING, MIGRATE)
+            assert_one_line(run_cli(own_database.url, name), MISSING, CREATE)
         assert "no table executions is visible" in doctor_problems(own_database.url)["migrated"]
         assert main(["migrate", "--url", own_database.url]) == 0
         Subjects(own_database).assert_usable(manager)

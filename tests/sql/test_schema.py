@@ -376,7 +376,7 @@ VIEWS = {
     "execution_history": "execution_id seq from_status to_status attempt occurred_at worker reason"
     " error write_token actor",
     "executions_needing_attention": "execution_id type status reason action since_at since_seconds"
-    " attempts max_attempts worker error_code error_message",
+    " attempts max_attempts worker idempotency_key error_code error_message",
     "execution_logs": "execution_id id attempt logged_at level message data",
 }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..core.errors import ExecutionNotFound, ExecutionProblem, InvalidValue
@@ -26,6 +26,8 @@ ADVICE: Final = {
     " this role: connect to the primary server with a role that may write",
     "due to lock timeout": "Another session holds a lock on a table or a row: find it with"
     " execution-core doctor, end it, and try again",
+    "unable to open database file": "The file does not exist, or this user may not open it: is its"
+    " disk mounted?",
     "QueuePool limit": "All connections of the pool are in use: close unused ones, or increase"
     " pool_size",
 }
@@ -61,10 +63,11 @@ def open_database(
 ) -> Iterator[Database]:
     """Open the database of a URL. PostgreSQL is not contacted yet.
 
-    A SQLite file must exist; if it `may_be_missing`, it must exist when a connection is opened.
+    A SQLite file must exist, now unless it `may_be_missing`, and whenever a connection is opened.
     """
     parsed = parse_url(url)
     schema = check_schema(schema, parsed.get_backend_name())
+    opened: str | URL = url
     if parsed.get_backend_name() == "sqlite":
         if (file := sqlite_file(parsed)) is None:
             raise InvalidValue(
@@ -73,14 +76,15 @@ def open_database(
         if not (file.exists() or may_be_missing):
             raise InvalidValue(
                 "url",
-                f"names a file that does not exist, {mask_password(url)}: name another with --url"
-                " or EXECUTION_CORE_URL, or create it with execution-core migrate",
+                f"names a file that does not exist, {mask_password(url)}: is its disk mounted? Name"
+                " another file with --url or EXECUTION_CORE_URL, or create it with execution-core"
+                " migrate",
             )
-        if may_be_missing:  # it must not be created empty
-            named = parsed.set(database=f"file:{quote(str(file))}")
-            url = named.update_query_dict({"mode": "rw", "uri": "true"}).render_as_string()
+        # Otherwise SQLite would create an empty database in place of a file that was moved.
+        named = parsed.set(database=f"file:{quote(str(file))}")
+        opened = named.update_query_dict({"uri": "true"} | {"mode": "rw"} | dict(parsed.query))
     options = {"schema_translate_map": {None: schema}} if schema else {}
-    engine = create_sync_engine(url, bounded=True, execution_options=options)
+    engine = create_sync_engine(opened, bounded=True, execution_options=options)
     try:
         yield Database(engine, ExecutionManager(SqlExecutionStore(engine)))
     finally:
@@ -131,7 +135,12 @@ def _schema_advice(url: str, schema: str | None) -> str:
         return ""  # the database has become unreachable
     if at == known[0] or migrate.is_newer(at):
         return "\nPart of its schema is missing: run execution-core doctor to see what"
-    if at is None or at in known:
+    if at is None:
+        return (
+            "\nIt has no tables of execution-core. If it is the right database, create them with"
+            " execution-core migrate"
+        )
+    if at in known:
         return "\nIts schema is not up to date: run execution-core migrate"
     return (
         f"\nIts schema is at {at}, with which this version does not work: install the version that"

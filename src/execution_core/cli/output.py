@@ -172,6 +172,14 @@ def _print_to_terminal(
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
+    # What is empty in all rows takes room that the others need.
+    filled = [
+        number
+        for number in range(len(headers))
+        if not rows or any(row[number] is not None for row in rows)
+    ]
+    headers = [headers[number] for number in filled]
+    rows = [[row[number] for number in filled] for row in rows]
     table = Table(
         box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold",
         pad_edge=False, collapse_padding=True,

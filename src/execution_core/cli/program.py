@@ -1,5 +1,6 @@
 """The whole program: parse the command line, run the command, and explain what went wrong."""
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -18,6 +19,7 @@ INTERRUPTED = 128 + 2
 
 def run_program(words: Sequence[str]) -> int:
     """Run one command and return the exit code of the program."""
+    logging.basicConfig(format="execution-core: %(message)s")
     try:
         return _run(build_parser().parse_args(words))
     except UsageError as error:

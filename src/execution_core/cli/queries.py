@@ -96,6 +96,7 @@ def page(
     statuses: Sequence[str] = (),
     type: str | None = None,
     parent_id: str | None = None,
+    key: str | None = None,
     created: tuple[datetime | None, datetime | None] = (None, None),
     finished_since: datetime | None = None,
     before: str | None = None,
@@ -109,6 +110,8 @@ def page(
         where.append(overview.type == type)
     if parent_id is not None:
         where.append(overview.parent_id == parent_id)
+    if key is not None:  # at most one
+        return select(*_COLUMNS).where(*where, overview.idempotency_key == key)
     if since is not None:
         where += [overview.created_at >= since, overview.execution_id >= bound_of_ids(since, -1)]
     if until is not None:

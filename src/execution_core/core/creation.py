@@ -157,7 +157,7 @@ def _warn_about_options(new: NewExecution, existing: Execution) -> None:
     for name in ("max_attempts", "timeout"):
         asked, kept = getattr(new, name), getattr(existing, name)
         grown = name == "max_attempts" and asked <= kept  # by `retry` or `release`, perhaps
-        if asked != kept and not grown:
+        if asked is not None and asked != kept and not grown:
             logger.warning(
                 "Execution %s exists under the idempotency key %r and keeps %s=%s: %s is ignored",
                 existing.id,

@@ -33,7 +33,7 @@ def sqlite_settings(engine: Engine, *, given: bool) -> list[Finding]:
             to_finding("writable", read_only, "the file and its directory, by this user"),
         ]
     if not given:
-        message = "not checked for a URL: pass an Engine to check its connections"
+        message = "those of a service are checked in it, by doctor.examine(engine)"
         return [*findings, Finding("connections", "ok", message)]
     immediate = event.contains(engine, "begin", begin_sqlite)
     wrong = {

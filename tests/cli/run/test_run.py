@@ -126,7 +126,7 @@ def test_run_cancelled_meanwhile_exits_143(shell: Shell) -> None:
     shell.manager.cancel(shell.execution.id, "no longer wanted")
     code, _, err = shell.end(process)
     assert code == 143
-    assert "its status is cancelled (no longer wanted)" in err
+    assert "was cancelled: no longer wanted. The command: " in err
     assert_group_ended(shell, 3)
     assert shell.attempts() == [("cancelled", None)]
     (entry,) = shell.manager.logs(shell.execution.id)
@@ -401,7 +401,7 @@ def test_run_deleted_execution_exits_1(embedded: Shell) -> None:
     wait_for(lambda: len(embedded.pids()) == 3)
     embedded.manager.delete(embedded.execution.id)
     code, _, err = embedded.end(process)
-    assert (code, "it was deleted" in err) == (1, True)
+    assert (code, "was deleted. The command: " in err) == (1, True)
     assert_group_ended(embedded, 3)
 
 

@@ -83,7 +83,7 @@ def test_run_anyway_without_database_exits_69(shell: Shell) -> None:
             *("--run-anyway", "--record-for", "200ms", "--", "sh", "-c", WAITS), url=database.url
         )
         assert (code, out) == (69, b"done\n")
-        assert "NOT RECORDED: Exited with status 0. " in err
+        assert "NOT RECORDED: The command ran: Exited with status 0. " in err
     assert (shell.folder / "ran").read_text() == "ran\n"
     assert shell.manager.list() == []
 
@@ -105,7 +105,7 @@ def test_run_anyway_unreachable_runs_once_and_creates_nothing(embedded: Shell, u
     command = ("--", "sh", "-c", "echo $EXECUTION_ID$EXECUTION_ATTEMPT; exit 4")
     code, out, err = embedded.run(*options, *command, url=url.format(port=free_port()))
     assert (code, out) == (69, b"\n")
-    assert "NOT RECORDED: Exited with status 4" in err
+    assert "NOT RECORDED: The command ran: Exited with status 4" in err
     assert "secret" not in err
     assert {each.name for each in embedded.folder.iterdir()} == before
 
@@ -134,7 +134,7 @@ def test_run_anyway_file_that_is_no_database_stays_unchanged(embedded: Shell) ->
     options = ("--run-anyway", "--record-for", "100ms")
     code, out, err = embedded.run(*options, "--", "echo", "ran", url="sqlite:///other.db")
     assert (code, out) == (69, b"ran\n")
-    assert "NOT RECORDED: Exited with status 0" in err
+    assert "NOT RECORDED: The command ran: Exited with status 0" in err
     assert file.read_bytes() == content
 
 
@@ -244,7 +244,7 @@ def test_run_anyway_key_completed_meanwhile_exits_69(embedded: Shell) -> None:
         database.end()
         (embedded.folder / "enough").touch()
         code, _, err = embedded.end(process)
-        assert (code, "NOT RECORDED: Exited with status 0" in err) == (69, True)
+        assert (code, "NOT RECORDED: The command ran: Exited with status 0" in err) == (69, True)
         assert embedded.execution.result == "elsewhere"
 
 
@@ -294,4 +294,4 @@ def test_run_anyway_inside_a_run_without_record_has_no_parent(embedded: Shell) -
     options = ("--run-anyway", "--record-for", "100ms")
     code, out, err = embedded.run(*options, "--", "sh", "-c", inner, url="sqlite:///missing.db")
     assert (code, out) == (69, b"inner\n")
-    assert "NOT RECORDED: Exited with status 69" in err
+    assert "NOT RECORDED: The command ran: Exited with status 69" in err

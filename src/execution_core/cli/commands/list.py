@@ -23,6 +23,7 @@ def register(commands: Commands) -> None:
     add_json_flag(add)
     add_choices(add, "--status", ExecutionStatus, "only executions with this status")
     add("--type", help="only executions of this type")
+    add("--key", metavar="K", help="only the execution with this idempotency key")
     add("--parent", metavar="ID", help="only children of this execution")
     for option, which in (
         ("--newer-than", "created less than AGE ago, e.g. 2h"),
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
             statuses=options.status,
             type=None if options.type is None else validation.name("type", options.type),
             parent_id=full_id(options.parent),
+            key=options.key,
             created=(time_of(options.newer_than), time_of(options.older_than)),
             finished_since=time_of(options.finished_within),
             before=full_id(options.before),
@@ -77,10 +79,12 @@ def run(options: argparse.Namespace) -> None:
     columns: output.Columns = {
         "ID": lambda row: ids[row["id"]],
         "TYPE": "type",
+        "KEY": lambda row: output.shorten(row["idempotency_key"], 40),
         "STATUS": "status",
         "ATTEMPT": output.format_attempt,
         "PROGRESS": lambda row: output.format_percent(row["progress_percent"]),
         "AGE": lambda row: now - row["created_at"],
+        "SILENT": "silent_seconds",
         "WORKER": "worker",
         "ERROR": lambda row: output.shorten(row["error_message"], 60),
         **{name.upper(): name for name in extra},
@@ -93,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _print_attention(options: argparse.Namespace) -> None:
-    others = ("parent", "newer_than", "older_than", "finished_within", "before", "with")
+    others = ("key", "parent", "newer_than", "older_than", "finished_within", "before", "with")
     if wrong := next((name for name in others if getattr(options, name)), None):
         option = wrong.replace("_", "-")
         options.usage_error(f"--attention takes --status, --type and --limit, not --{option}")
@@ -114,9 +118,9 @@ def _print_attention(options: argparse.Namespace) -> None:
     columns: output.Columns = {
         "ID": lambda row: ids[row["id"]],
         "TYPE": "type",
-        "STATUS": "status",
+        "KEY": lambda row: output.shorten(row["idempotency_key"], 40),
         "REASON": "reason",
-        "ACTION": "action",
+        "ACTION": _describe_action,
         "FOR": "since_seconds",
         "ATTEMPT": output.format_attempt,
         "WORKER": "worker",
@@ -127,3 +131,9 @@ def _print_attention(options: argparse.Namespace) -> None:
         output.note("nothing needs attention")
     elif len(found) == options.limit:
         output.warn("there may be more: increase --limit")
+
+
+def _describe_action(row: output.Row) -> str:
+    """Return what to do first, as a command of this program if it is one."""
+    used = row["action"] == "retry" and row["attempts"] >= row["max_attempts"]
+    return "retry --extra-attempts 1" if used else str(row["action"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from ...core.models import Execution
+from ...core.models import Execution, ExecutionStatus
 from ...sql.schema.views import execution_attempts, execution_timeline
 from .. import output, queries
 from ..arguments import Commands, add_command, add_id, add_json_flag, page_limit
@@ -100,6 +100,7 @@ def print_execution(
             "FROM": "from_status",
             "TO": "to_status",
             "WORKER": "worker",
+            "BY": "actor",
             "REASON": "reason",
         },
         "children": linked,
@@ -145,4 +146,6 @@ def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]
     for name in ("created", "started", "heartbeat", "deadline", "due", "completed"):
         if (time := getattr(execution, f"{name}_at")) is not None:
             past, age = time <= now, output.format_cell(abs(now - time))
+            if name == "completed" and execution.status is not ExecutionStatus.COMPLETED:
+                name = "ended"  # noqa: PLW2901
             yield name, f"{output.format_cell(time)}  " + (f"{age} ago" if past else f"in {age}")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WINDOW: Final = timedelta(seconds=30)
 """A rate is measured over this time."""
 BAR_WIDTH: Final = 20
+WIDE: Final = 80
+"""From this width on, a terminal has room for a bar."""
 
 
 def register(commands: Commands) -> None:
@@ -183,14 +185,16 @@ def render(snapshot: Snapshot, width: int) -> "RenderableType":
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [map(output.style_cell, output.to_cells(COLUMNS, row)) for row in snapshot.executions]
     columns: list[Sequence[RenderableType]] = []
-    room = width - BAR_WIDTH - 4
+    bar = width >= WIDE
+    room = width - (BAR_WIDTH + 4 if bar else 0)
     for header, *cells in zip(COLUMNS, *rows, strict=True):
         needed = max(len(header), *(cell.cell_len for cell in cells), 0) + 3
-        if needed <= room or not columns:
-            room -= needed
-            table.add_column(header, no_wrap=True)
-            columns.append(cells)
-        if header == "ID":
+        if needed > room and columns:
+            break
+        room -= needed
+        table.add_column(header, no_wrap=True)
+        columns.append(cells)
+        if header == "ID" and bar:
             table.add_column("", width=BAR_WIDTH)
             columns.append([_bar(row) for row in snapshot.executions])
     for row in zip(*columns, strict=True):

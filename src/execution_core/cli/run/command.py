@@ -90,7 +90,8 @@ def register(commands: Commands) -> None:
         " attempts (default: 1); a failed or timed-out attempt is retried immediately without"
         " --backoff")  # fmt: skip
     add_duration = partial(add, metavar="D", type=duration)
-    add_duration("--backoff", help="delay before a retry, e.g. 5s; doubles each time, up to 1h")
+    add_duration("--backoff", help="delay before a retry, e.g. 5s; doubles each time, up to 1h,"
+        " and is up to a tenth shorter, at random")  # fmt: skip
     add_duration("--timeout", help="maximum run time per attempt, e.g. 30s or 1h30m; then the"
         " process group gets SIGTERM, and SIGKILL after --kill-after")  # fmt: skip
     add_duration("--kill-after", default="8s", help="grace period between the signal and SIGKILL"
@@ -98,7 +99,7 @@ def register(commands: Commands) -> None:
     add_duration("--heartbeat", default="2s", help="interval between heartbeats, which also notice"
         " a cancellation (default: 2s)")  # fmt: skip
     add_duration("--stalled-after", help="take over if the current run of the key has sent no"
-        " heartbeat for D")  # fmt: skip
+        " heartbeat for D and has an attempt left: see --max-attempts")  # fmt: skip
     add_duration("--record-for", default="30s", help="keep retrying for D to save the outcome while"
         " the database is unavailable (default: 30s)")  # fmt: skip
     add("--quiet", action="store_true", help="say nothing if the execution is completed"

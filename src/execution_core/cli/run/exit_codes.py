@@ -49,6 +49,16 @@ class Outcome:
         """Whether a signal to `run` ended the attempt."""
         return self.error is not None and self.error.code == INTERRUPTED
 
+    def command(self, started: Execution) -> str:
+        """Return the command line that records it by hand."""
+        words = ["complete", started.id]
+        if self.error is not None:
+            words = ["fail", started.id, shlex.quote(self.error.message)]
+            words += ["--retryable"] if self.error.retryable else []
+        elif self.status is TIMED_OUT:
+            words[0] = "timeout"
+        return " ".join([*words, "--attempt", str(started.attempts)])
+
     def record(
         self, manager: ExecutionManager, started: Execution, retry_after: timedelta
     ) -> Execution:
@@ -99,12 +109,14 @@ def after_exit(status: int, output: str, lost: OSError | None = None) -> Outcome
         return Outcome(0, "Exited with status 0", COMPLETED, output)
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), None)
     detail = f": {last}" if last else ""
+    after = ""
     if lost is not None:
-        detail = f", after its output could not be written: {lost.strerror}"
+        detail, after = "", f", after its output could not be written: {lost.strerror}"
     if status > 0:
-        return _failure(status, f"Exited with status {status}", f"exit_{status}", output, detail)
+        message = f"Exited with status {status}{after}"
+        return _failure(status, message, f"exit_{status}", output, detail)
     name = signal_name(-status)
-    return _failure(SIGNAL_CODE - status, f"Ended by {name}", name, output, detail)
+    return _failure(SIGNAL_CODE - status, f"Ended by {name}{after}", name, output, detail)
 
 
 def after_interrupt(signal: Signals, output: str = "") -> Outcome:

@@ -48,7 +48,7 @@ class Request:
         id, ended = execution.id, format_cell(execution.completed_at)
         again = "add --again" if self.id is None else f"execution-core replay {id}"
         if execution.status is RUNNING:
-            return RUNNING_ELSEWHERE, _describe_running(execution)
+            return RUNNING_ELSEWHERE, self._describe_running(execution)
         if execution.status in (COMPLETED, CANCELLED):
             return 0 if execution.status is COMPLETED else REFUSED, (
                 f"Execution {id} was {execution.status} at {ended}: the command was not run. To run"
@@ -63,6 +63,20 @@ class Request:
             f"{MaxRetriesExceeded.code}: Execution {id} {status} at {ended} and has used its"
             f" {execution.max_attempts} attempt{'s'[: execution.max_attempts > 1]}: the command was"
             f" not run. To run it again: {again}"
+        )
+
+    def _describe_running(self, execution: Execution) -> str:
+        """Return who runs the execution, and what to do if that process is dead."""
+        seen = execution.heartbeat_at or execution.started_at or execution.updated_at
+        silent = format_duration(max(0, round((datetime.now(UTC) - seen).total_seconds())))
+        worker = f", worker {execution.worker!r}" if execution.worker else ""
+        advice = "If its worker is dead, run this command with --stalled-after"
+        if self.stalled_after is not None:
+            limit = format_duration(self.stalled_after.total_seconds())
+            advice = f"It can be taken over when it has been silent for {limit}"
+        return (
+            f"{AlreadyRunning.code}: Execution {execution.id} is already running elsewhere: attempt"
+            f" {execution.attempts}{worker}. Its last heartbeat was {silent} ago. {advice}"
         )
 
     def _get(self, database: Database, id: str) -> Execution:
@@ -107,18 +121,6 @@ class Request:
             if newest and newest[0]["status"] in LIVE:
                 return manager.get(newest[0]["id"])
             return manager.replay(id, by=self.actor)
-
-
-def _describe_running(execution: Execution) -> str:
-    """Return who runs the execution, and what to do if that process is dead."""
-    seen = execution.heartbeat_at or execution.started_at or execution.updated_at
-    silent = format_duration(max(0, round((datetime.now(UTC) - seen).total_seconds())))
-    worker = f", worker {execution.worker!r}" if execution.worker else ""
-    return (
-        f"{AlreadyRunning.code}: Execution {execution.id} is already running elsewhere: attempt"
-        f" {execution.attempts}{worker}. Its last heartbeat was {silent} ago. If its worker is"
-        " dead, run this command with --stalled-after"
-    )
 
 
 def stored_command(execution: Execution) -> list[str]:

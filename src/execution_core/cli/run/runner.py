@@ -23,7 +23,7 @@ from ...core.errors import (
     InvalidStateTransition,
 )
 from ...core.models import Execution
-from ...core.state_machine import COMPLETED, FAILED, RUNNING, TIMED_OUT
+from ...core.state_machine import CANCELLED, COMPLETED, FAILED, RUNNING, TIMED_OUT
 from ...tracking.decorator import seconds_until_due
 from ..database import Database, short_reason
 from ..output import format_cell, format_duration
@@ -83,6 +83,10 @@ class Runner:
         except Interrupted as interruption:
             write_warning(f"Interrupted by {interruption.signal.name} while no attempt was running")
             return SIGNAL_CODE + interruption.signal
+        except (ExecutionProblem, SQLAlchemyError):
+            again = "" if self._delay is None else " again"
+            write_warning(f"The command was not run{again}:")
+            raise
         return step
 
     def _step(self, execution: Execution | None) -> Execution | int:
@@ -192,7 +196,9 @@ class Runner:
                 )
             return self._finish(started, outcome)
         except (*UNAVAILABLE, ExecutionProblem) as error:
-            write_warning(f"NOT RECORDED: {outcome.message}. {short_reason(error)}")
+            write_warning(
+                f"NOT RECORDED: The command ran: {outcome.message}. {short_reason(error)}"
+            )
             return NOT_RECORDED
         finally:
             command.drain()
@@ -216,13 +222,16 @@ class Runner:
         try:
             execution = self._record(started, outcome, delay)
         except AttemptLost as lost:
-            write_warning(f"{lost.code}: {lost} Outcome of the command: {outcome.message}")
+            write_warning(f"{_describe_loss(lost)}. The command: {outcome.message}")
             if lost.execution is None:
                 return REFUSED
             execution = lost.execution
             self._log(started, outcome)
         except UNAVAILABLE as error:
-            write_warning(f"NOT RECORDED: {name}: {outcome.message}. {short_reason(error)}")
+            write_warning(
+                f"NOT RECORDED: {name}: {outcome.message}. {short_reason(error)}. When the database"
+                f" is back: execution-core {outcome.command(started)}"
+            )
             return NOT_RECORDED
         else:
             self._delay = delay.total_seconds()  # this host's clock may be wrong
@@ -253,10 +262,14 @@ class Runner:
         def is_stopped() -> bool:
             return self.events.interruptions > before  # by a signal after the command has ended
 
+        failure: Exception | None = None
         while True:
             try:
-                return self.events.call(write, limit, is_stopped)
+                execution = self.events.call(write, limit, is_stopped)
+            except TimeoutError:
+                raise failure or TimeoutError("The database did not respond in time") from None
             except (SQLAlchemyError, *RETRYABLE) as error:
+                failure = error
                 left = limit - time.monotonic()
                 if left <= 0 or is_stopped():
                     raise
@@ -267,6 +280,10 @@ class Runner:
                 while not is_stopped() and self.events.next(until) is not None:
                     pass
                 backoff = min(2 * backoff, MAX_BACKOFF)
+            else:
+                if failure is not None:
+                    write_warning("Recorded now")
+                return execution
 
     def _log(self, started: Execution, outcome: Outcome) -> None:
         """Try to log the output, which is in neither the result nor the error."""
@@ -276,3 +293,14 @@ class Runner:
         if outcome.output:
             with suppress(ExecutionProblem, SQLAlchemyError, TimeoutError):
                 self.events.call(log, time.monotonic() + self.record_for.total_seconds())
+
+
+def _describe_loss(lost: AttemptLost) -> str:
+    """Return what happened to an attempt that another process has ended."""
+    execution = lost.execution
+    if execution is None:
+        return f"Execution {lost.execution_id} was deleted"
+    if execution.status is not CANCELLED:
+        return f"{lost.code}: {lost}"
+    reason = execution.metadata.get("cancellation_reason")
+    return f"Execution {execution.id} was cancelled" + (f": {reason}" if reason else "")

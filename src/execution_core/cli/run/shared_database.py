@@ -1,7 +1,9 @@
 """How a command reaches the database of its run: a URL without the password, and a socket."""
 
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ from ..streams import write_warning
 from .report_server import ReportServer
 
 PASSWORD_FILE: Final = "password"  # noqa: S105 - its name
+PREFIX: Final = "execution-core-run-"
+SOCKET_FILE: Final = "socket"
+ABANDONED_AFTER: Final = 60.0
+"""A younger folder may be one whose socket does not listen yet."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def share_database(database: Database, url: str, schema: str | None) -> Iterator
     """
     folder = None
     try:
-        folder = tempfile.mkdtemp(prefix="execution-core-")
+        _delete_abandoned_folders()
+        folder = tempfile.mkdtemp(prefix=PREFIX)
     except OSError as error:
         write_warning(f"No folder for the password and the socket: {error}")
     try:
@@ -66,13 +73,25 @@ def share_database(database: Database, url: str, schema: str | None) -> Iterator
         environment = {"EXECUTION_CORE_URL": shared, "EXECUTION_CORE_SCHEMA": schema or ""}
         if folder is not None:
             with suppress(OSError):  # its path is too long: reports use the URL, which is slower
-                socket = str(Path(folder, "socket"))
-                ReportServer(socket, database, environment).start()
-                environment[SOCKET] = socket
+                path = str(Path(folder, SOCKET_FILE))
+                ReportServer(path, database, environment).start()
+                environment[SOCKET] = path
         yield SharedDatabase(environment, folder, secret)
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_abandoned_folders() -> None:
+    """Delete what runs left behind that were killed together with their watchdogs."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            if time.time() - folder.stat().st_mtime < ABANDONED_AFTER:
+                continue
+            try:
+                connection.connect(str(folder / SOCKET_FILE))
+            except ConnectionRefusedError:  # nobody listens any more
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _share_url(url: str, folder: str | None) -> tuple[str, str | None]:

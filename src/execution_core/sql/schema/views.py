@@ -107,6 +107,7 @@ executions_needing_attention = Table(
     Column("attempts", Integer(), nullable=False),
     Column("max_attempts", Integer(), nullable=False),
     Column("worker", Text()),
+    Column("idempotency_key", Text()),
     Column("error_code", Text()),
     Column("error_message", Text()),
 )
