@@ -98,6 +98,31 @@ def test_list_in_pipe_prints_one_uncut_line_per_row(shell: Shell, plain: Executi
     assert f"\n{long}\t" in shell("stats")
 
 
+def test_list_key_selects_one(shell: Shell, plain: ExecutionManager) -> None:
+    keyed = plain.create("a", idempotency_key="backup-2030-01-31")
+    plain.create("a", idempotency_key="backup-2030-02-01")
+    (found,) = shell.json("list", "--key", "backup-2030-01-31")["executions"]
+    assert found["id"] == keyed.id
+    assert shell("list", "--key", "backup") == ""
+    assert "\tbackup-2030-01-31\t" in shell("list")
+
+
+def test_list_shows_silent_worker(shell: Shell, database: Database) -> None:
+    past = SqlExecutionStore(database.engine, clock=lambda: datetime.now(UTC) - timedelta(hours=2))
+    bring_to(ExecutionManager(past), "running")
+    header, row = (line.split("\t") for line in shell("list").splitlines())
+    assert dict(zip(header, row, strict=True))["SILENT"] == "2h 00m"
+
+
+def test_list_in_terminal_omits_empty_columns(database: Database, plain: ExecutionManager) -> None:
+    plain.create("work")
+    _, out = run_in_terminal("list", "--url", database.url, columns=100)
+    assert "PROGRESS" not in remove_control_sequences(out)
+    plain.start(plain.create("work").id, worker="host")
+    _, out = run_in_terminal("list", "--url", database.url, columns=100)
+    assert "WORKER" in remove_control_sequences(out)
+
+
 def test_list_ages_select_rows(shell: Shell, database: Database) -> None:
     ages = {}
     for hours in (1, 50, 100):

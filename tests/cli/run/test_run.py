@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -403,6 +404,48 @@ def test_run_deleted_execution_exits_1(embedded: Shell) -> None:
     code, _, err = embedded.end(process)
     assert (code, "was deleted. The command: " in err) == (1, True)
     assert_group_ended(embedded, 3)
+
+
+def test_run_file_moved_meanwhile_is_not_created_and_recorded_later(embedded: Shell) -> None:
+    """A disk may be unmounted and mounted again."""
+    file = Path(str(make_url(embedded.database.url).database))
+    script = "touch begun; while [ ! -e enough ]; do sleep 0.02; done"
+    process = embedded.begin("--heartbeat", "50ms", "--", "sh", "-c", script)
+    wait_for((embedded.folder / "begun").exists)
+    embedded.database.engine.dispose()
+    moved = embedded.folder / "moved.db"
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            file.with_name(file.name + suffix).rename(moved.with_name(moved.name + suffix))
+    (embedded.folder / "enough").touch()
+    time.sleep(1)
+    assert not file.exists()
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            moved.with_name(moved.name + suffix).rename(file.with_name(file.name + suffix))
+    code, _, err = embedded.end(process)
+    assert (code, "Recorded now" in err) == (0, True)
+    assert embedded.is_("completed")
+
+
+def test_run_not_recorded_names_the_command_that_records_it(embedded: Shell) -> None:
+    file = Path(str(make_url(embedded.database.url).database))
+    script = "touch begun; while [ ! -e enough ]; do sleep 0.02; done; echo why; exit 3"
+    options = ("--record-for", "300ms", "--heartbeat", "1h")
+    process = embedded.begin(*options, "--", "sh", "-c", script)
+    wait_for((embedded.folder / "begun").exists)
+    embedded.database.engine.dispose()
+    moved = file.rename(embedded.folder / "moved.db")
+    (embedded.folder / "enough").touch()
+    code, _, err = embedded.end(process)
+    assert (code, "unable to open database file" in err.splitlines()[-1]) == (69, True)
+    moved.rename(file)
+    advised = shlex.split(err.rpartition("When the database is back: execution-core ")[2])
+    assert main([*advised, "--url", embedded.database.url]) == 0
+    assert embedded.attempts() == [("failed", None)]
+    error = embedded.execution.error
+    assert error is not None
+    assert error.message == "Exited with status 3: why"
 
 
 def test_run_success_after_loss_is_not_repeated(embedded: Shell) -> None:

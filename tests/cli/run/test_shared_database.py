@@ -1,10 +1,13 @@
 """The URL that a command gets: its password is in a file, which exists until `run` ends."""
 
 import json
+import os
 import resource
 import signal
+import socket
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -242,3 +245,23 @@ def test_shared_url_authenticates_a_command(asking: str, tmp_path: Path, folder:
         shell.close()
         engine.dispose()
     assert list(folder.iterdir()) == []
+
+
+def test_abandoned_folder_is_deleted_by_the_next_run(
+    trusted: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run and its watchdog may be killed together."""
+    # The path of a socket must be short.
+    with tempfile.TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as living:  # noqa: S108
+        monkeypatch.setenv("TMPDIR", name)
+        dead, young, live = (Path(name, f"execution-core-run-{which}") for which in "dyl")
+        for each in (dead, young, live):
+            each.mkdir()
+            (each / "password").write_text("s3cret")
+            with socket.socket(socket.AF_UNIX) as closed:
+                (living if each == live else closed).bind(str(each / "socket"))
+            if each != young:
+                os.utime(each, (0, 0))
+        living.listen()
+        assert trusted.run("--", "true")[0] == 0
+        assert sorted(Path(name).iterdir()) == [live, young]
