@@ -252,7 +252,7 @@ def test_abandoned_folder_is_deleted_by_the_next_run(
 ) -> None:
     """A run and its watchdog may be killed together."""
     # The path of a socket must be short.
-    with tempfile.TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as living:  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as living:
         monkeypatch.setenv("TMPDIR", name)
         dead, young, live = (Path(name, f"execution-core-run-{which}") for which in "dyl")
         for each in (dead, young, live):
