@@ -291,6 +291,43 @@ def test_report_without_reply_says_unknown(
     assert "it is unknown whether this was recorded" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "request_",
+    ["", "[]", "1", "{}", '{"words": 5}', '{"words": [1]}', "[" * 100_000,
+     '{"words": ["log", "m"], "EXECUTION_ID": {}}'],
+)  # fmt: skip
+def test_report_malformed_request_changes_nothing(
+    database: Database, running: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], request_: str,
+) -> None:  # fmt: skip
+    with serve(database, database.url, tmp_path, monkeypatch) as server:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "socket"))
+            client.sendall(request_.encode() + b"\n")
+            client.shutdown(socket.SHUT_WR)
+            assert client.makefile().read() in ("", '{"code": null}\n')
+        assert server.answered == 0
+    assert capfd.readouterr().err == ""
+    assert database.rows("SELECT * FROM execution_logs") == []
+    assert running
+
+
+def test_report_error_is_escaped(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("log", "m", "\x1b[31m postgresql://a:s3cret@host/x") == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "s3cret" not in error
+
+
+def test_report_help_belongs_to_its_own_process(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call("log", "--help")
+    assert "add an entry to the log" in capsys.readouterr().out.lower()
+    assert call("log", "--h") == 2
+
+
 def test_report_inside_run_imports_neither_pydantic_nor_sqlalchemy(tmp_path: Path) -> None:
     script = (
         "import sys; from execution_core.cli.report_client import report_to_run;"

@@ -1,5 +1,6 @@
 """The command line: `execution-core`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     ready_standard_streams()
+    if words[:1] == ["run"] and os.getpid() == 1:
+        from .run.init_process import become_init  # noqa: PLC0415 - needs POSIX
+
+        become_init()
     # Each imports only what it needs: the program takes ten times as long to start.
     from .report_client import report_to_run  # noqa: PLC0415
 

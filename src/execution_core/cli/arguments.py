@@ -37,6 +37,9 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """A parser that raises its errors, without the password of a misplaced URL."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError with the usage and the message."""
         raise UsageError(

@@ -31,7 +31,7 @@ STYLES: Final = {
     "error": "red",
     "critical": "bold red",
 }
-_PASSWORD: Final = re.compile(r"(://[^\s:@/]*:)\S*(?=@)|([?&]password=)[^\s&'\"]*")
+_PASSWORD: Final = re.compile(r"(://[^\s:@/]*:)\S*(?=@)|([?&](?:ssl)?password=)[^\s&'\"]*")
 EMPTY: Final = "-"
 
 Row = dict[str, Any]
@@ -195,6 +195,8 @@ def _print_to_terminal(
         needed += minimum + 2
     if title:
         terminal.print()
+    if title and needed > terminal.width:
+        terminal.print(title, style="bold")
     if needed > terminal.width:
         for row in rows:
             print_facts(zip(headers, row, strict=True))

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from .output import warn
+
 SOCKET: Final = "EXECUTION_CORE_SOCKET"
 """The variable with the Unix socket of the run around this process."""
 SENT: Final = (
@@ -21,8 +23,9 @@ SENT: Final = (
 )
 """The variables that say what a report is about."""
 REPORTS: Final = ("progress", "checkpoint", "log")
-_OWN: Final = ("-", "-h", "--he", "--u", "--s")
-"""What needs this process: its standard input, the help, another database."""
+_OWN_DATABASE: Final = ("--url", "--schema")
+_OWN_STREAMS: Final = ("-", "-h", "--help")
+"""What needs the standard input or output of this process."""
 
 
 def report_to_run(words: Sequence[str]) -> int | None:
@@ -33,7 +36,7 @@ def report_to_run(words: Sequence[str]) -> int | None:
     path = os.environ.get(SOCKET)
     if not path or not words or words[0] not in REPORTS:
         return None
-    if any(word == _OWN[0] or word.startswith(_OWN[1:]) for word in words):
+    if any(word in _OWN_STREAMS or word.startswith(_OWN_DATABASE) for word in words):
         return None
     request = {"words": list(words), **{name: os.environ.get(name) for name in SENT}}
     with socket.socket(socket.AF_UNIX) as connection:
@@ -48,7 +51,8 @@ def report_to_run(words: Sequence[str]) -> int | None:
     if reply["code"] is None:
         return None
     sys.stdout.write(reply["out"])
-    sys.stderr.write(reply["err"])
+    if reply["err"]:
+        warn(reply["err"])
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     code: int = reply["code"]

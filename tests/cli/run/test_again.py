@@ -278,3 +278,48 @@ def test_run_contradictory_options_exit_2(
 ) -> None:
     assert main(["run", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_run_id_with_other_command_says_so_in_the_log(embedded: Shell) -> None:
+    embedded.run("--", "false")
+    id = embedded.execution.id
+    embedded.manager.retry(id, extra_attempts=1)
+    assert embedded.run("--id", id, "--", "echo", "else")[0] == 0
+    (said,) = (entry for entry in embedded.manager.logs(id) if entry.attempt == 2)
+    assert said.message == "Attempt 2 runs another command than the payload"
+    assert said.data == {"command": ["echo", "else"]}
+
+
+@pytest.mark.slow
+def test_run_cancelled_during_backoff_is_noticed(embedded: Shell) -> None:
+    options = ("--max-attempts", "2", "--backoff", "1h", "--heartbeat", "50ms")
+    process = embedded.begin(*options, "--", "false")
+    wait_for(lambda: embedded.is_("retrying"))
+    embedded.manager.cancel(embedded.execution.id)
+    code, _, err = embedded.end(process)
+    assert (code, "was cancelled at" in err) == (1, True)
+
+
+@pytest.mark.slow
+def test_run_retried_during_backoff_continues_at_once(embedded: Shell) -> None:
+    options = ("--max-attempts", "2", "--backoff", "1h", "--heartbeat", "50ms")
+    process = embedded.begin(*options, "--", "sh", "-c", "[ $EXECUTION_ATTEMPT = 2 ]")
+    wait_for(lambda: embedded.is_("retrying"))
+    embedded.manager.retry(embedded.execution.id)
+    assert embedded.end(process)[0] == 0
+    assert embedded.is_("completed")
+
+
+def test_run_ended_by_operator_is_refused(embedded: Shell) -> None:
+    for verb in ("fail $EXECUTION_ID broken", "complete $EXECUTION_ID"):
+        script = f"execution-core {verb}; sleep 60"
+        options = ("--max-attempts", "2", "--heartbeat", "50ms", "--type", verb[:4])
+        code, _, err = embedded.run(*options, "--", "sh", "-c", script)
+        assert (code, "ATTEMPT_LOST" in err) == (1, True)
+
+
+def test_run_quiet_says_nothing_of_options_that_are_ignored(embedded: Shell) -> None:
+    embedded.run("--key", "k", "--", "true")
+    other = ("--key", "k", "--max-attempts", "3", "--", "true")
+    assert embedded.run("--quiet", *other)[2] == ""
+    assert "execution-core: Execution " in embedded.run(*other)[2]

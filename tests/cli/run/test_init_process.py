@@ -29,11 +29,14 @@ def _permitted() -> None:
         pytest.skip("this user may not create a PID namespace")
 
 
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def first_process(unshare: "subprocess.Popen[bytes]") -> int:
     """Return the number of the first process, outside the namespace."""
-    children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
-    assert len(children) == 1
-    return int(children[0])
+    (child,) = children_of(unshare.pid)
+    return int(child)
 
 
 def send(unshare: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
@@ -110,3 +113,13 @@ def test_init_input_is_given_to_each_attempt(embedded: Shell) -> None:
             stdin=writer.stdout,
         )
     assert (code, out) == (0, b"input\n" * 2)
+
+
+def test_init_signal_before_the_command_begins_is_not_lost(embedded: Shell) -> None:
+    """The kernel drops signals for the first process while it has no handler."""
+    process = embedded.begin("--", "sleep", "60", program=CONTAINER)
+    # The first child exists as soon as the handlers do.
+    wait_for(lambda: children_of(first_process(process)) if children_of(process.pid) else [])
+    send(process, signal.SIGTERM)
+    assert embedded.end(process)[0] == 143
+    assert embedded.manager.list() == [] or embedded.is_("failed")

@@ -617,6 +617,13 @@ def run_script(capfdbinary: pytest.CaptureFixture[bytes]) -> RunScript:
     return run
 
 
+def test_run_many_carriage_returns_take_little_time(run_script: RunScript) -> None:
+    began = time.monotonic()
+    status, tail, out = run_script("head -c 2000000 /dev/zero | tr '\\0' '\\r'; echo; echo end")
+    assert (status, tail[-4:], len(out)) == (0, "end\n", 2_000_005)
+    assert time.monotonic() - began < 5
+
+
 def test_child_process_long_line_keeps_tail(run_script: RunScript) -> None:
     status, tail, out = run_script("head -c 50000000 /dev/zero | tr '\\0' x")
     assert (status, tail) == (0, "x" * TAIL_BYTES)

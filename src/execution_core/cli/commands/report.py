@@ -4,13 +4,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ...core.models import LogLevel
 from ...tracking.manager import ExecutionManager
 from ..arguments import AddArgument, Commands, Parser, add_command, json_value
 from ..database import Database, open_database
+from ..output import warn
 
 NOT_SET = 3
 EPILOG = (
@@ -90,19 +91,14 @@ def checkpoint(manager: ExecutionManager, options: argparse.Namespace) -> Reply:
 def log(manager: ExecutionManager, options: argparse.Namespace) -> Reply:
     """Add an entry to the log."""
     given: Any = {"level": options.level, "data": options.data, "attempt": options.attempt}
-    if options.message != "-":
-        manager.log(options.id, options.message, **given)
-        return Reply()
-    for line in sys.stdin.buffer:  # as it comes, for a command that still runs
-        if text := line.decode(errors="replace").rstrip("\r\n"):
-            manager.log(options.id, text, **given)
+    manager.log(options.id, options.message, **given)
     return Reply()
 
 
-def complete_options(
+def complete_from(
     options: argparse.Namespace, environment: Mapping[str, str | None]
 ) -> Reply | None:
-    """Take what is not given from the environment; return a reply if there is no record."""
+    """Take what is not given from the environment; return the reply if there is no record."""
     options.prefix = options.id
     if options.prefix is not None:
         return None
@@ -110,8 +106,10 @@ def complete_options(
     if id is None:
         options.usage_error("no execution given: use --id, or run this inside execution-core run")
     if not id:  # see `run --run-anyway`
-        code = NOT_SET if getattr(options, "value", "") is None else 0
-        return Reply(code, err=f"execution-core: nothing was written: {NO_RECORD}\n")
+        reads = options.command == "checkpoint" and options.value is None
+        return Reply(
+            NOT_SET if reads else 0, err=f"execution-core: nothing was written: {NO_RECORD}"
+        )
     options.id = id
     if options.attempt is None and number:
         try:
@@ -143,13 +141,27 @@ def _add_command(commands: Commands, name: str, summary: str) -> AddArgument:
 
 
 def _run(options: argparse.Namespace) -> int:
-    reply = complete_options(options, os.environ)
+    lines = options.command == "log" and options.message == "-"
+    reply = complete_from(options, os.environ)
     if reply is None:
         with open_database(options.url, options.schema) as database:
-            reply = carry_out(options, database)
-    elif options.command == "log" and options.message == "-":
-        for _ in sys.stdin.buffer:  # what writes into the pipe is not to fail
+            if lines:
+                for options.message in _read_lines():
+                    reply = carry_out(options, database)
+            else:
+                reply = carry_out(options, database)
+    elif lines:
+        for _ in _read_lines():  # what writes into the pipe is not to fail
             pass
+    reply = reply or Reply()
     sys.stdout.write(reply.out)
-    sys.stderr.write(reply.err)
+    if reply.err:
+        warn(reply.err)
     return reply.code
+
+
+def _read_lines() -> Iterator[str]:
+    """Yield the lines of standard input as they come, for a command that still runs."""
+    for line in sys.stdin.buffer:
+        if text := line.decode(errors="replace").rstrip("\r\n"):
+            yield text

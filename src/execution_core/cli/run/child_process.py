@@ -4,7 +4,6 @@ The group ends with the process that started it: a watchdog kills it when `run` 
 """
 
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -21,15 +20,15 @@ TAIL_BYTES: Final = 8 * 1024
 DRAIN_SECONDS: Final = 1.0
 """After the command has ended, wait this long for output of children that hold its pipes."""
 _CHUNK: Final = 64 * 1024  # the capacity of a pipe
-_OVERWRITTEN: Final = re.compile(rb"(?<![^\r\n])[^\r\n]*\r+(?=[^\r\n])")
 _WATCHDOG: Final = """\
 trap '' HUP INT QUIT TERM
-read group && read ended && exit
-[ -z "$1" ] || rm -rf -- "$1"
+read -r folder
+read -r group && read -r ended && exit
+[ -z "$folder" ] || rm -rf -- "$folder"
 [ -n "$group" ] && kill -s TERM -- "-$group" && sleep 0.5 && kill -s KILL -- "-$group"
 """
-"""Reads the number of the group, and then a line if all is well. At the end of the file without
-that line, `run` is dead. A shell starts ten times as fast as Python."""
+"""Reads a folder to delete, the number of the group, and then a line if all is well. At the end of
+the file without that line, `run` is dead. A shell starts ten times as fast as Python."""
 
 Notify = Callable[[object], None]
 """Receives, from another thread, the `ChildProcess` or `OutputPump` that has ended."""
@@ -38,7 +37,7 @@ Notify = Callable[[object], None]
 class ChildProcess:
     """Start a command in its own session: `ChildProcess(["make"], os.environ, None, print)`.
 
-    `stdin` is that of `subprocess.Popen`. The folder `secrets` is deleted if this process is
+    `stdin` is that of `subprocess.Popen`. `folder` is deleted if this process is
     killed.
     """
 
@@ -48,11 +47,12 @@ class ChildProcess:
         environment: Mapping[str, str],
         stdin: int | None,
         notify: Notify,
-        secrets: str | None = None,
+        folder: str | None = None,
     ) -> None:
         # If both have the same target, one pipe keeps their order.
         together = os.path.sameopenfile(STDOUT, STDERR)
-        self._watchdog = _start_watchdog(secrets)
+        self._watchdog = _start_watchdog()
+        self._tell_watchdog(f"{folder or ''}\n")
         self._process = subprocess.Popen(  # noqa: S603 - the command of the user
             command,
             env=environment,
@@ -109,10 +109,10 @@ class ChildProcess:
         self._notify(self)
 
 
-def _start_watchdog(secrets: str | None) -> "subprocess.Popen[bytes] | None":
+def _start_watchdog() -> "subprocess.Popen[bytes] | None":
     try:
         return subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", _WATCHDOG, "execution-core", secrets or ""],
+            ["/bin/sh", "-c", _WATCHDOG],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -196,7 +196,7 @@ class OutputPump:
 
     def _keep(self, data: bytes) -> None:
         if b"\r" in data:  # a terminal would show what came last
-            data = _OVERWRITTEN.sub(b"", self._tail + data)
+            data = b"\n".join(map(_visible, bytes(self._tail + data).split(b"\n")))
             self._tail.clear()
         self._tail += data[-TAIL_BYTES - 1 :]  # one byte more shows that the tail was cut
         del self._tail[: -TAIL_BYTES - 1]
@@ -204,6 +204,12 @@ class OutputPump:
     def _close(self, pipe: Any) -> None:
         del self._pipes[pipe]
         pipe.close()
+
+
+def _visible(line: bytes) -> bytes:
+    """Return what a terminal shows of a line, with the carriage returns at its end."""
+    text = line.rstrip(b"\r")
+    return line[text.rfind(b"\r") + 1 :]
 
 
 def _discard(pipe: IO[bytes]) -> None:

@@ -39,8 +39,9 @@ The standard input of the command is that of run, or /dev/null if that is a term
 attempt it begins again: a file is rewound, and what a pipe delivers is kept in a temporary file, at
 most 256 MiB. After more than that, no further attempt is made.
 
-Output that cannot be written, on a full disk for example, closes the pipe of the command: it gets
-SIGPIPE, as when it writes into a closed pipe itself, and the run is not completed. The recorded
+Output that cannot be written closes the pipe of the command: it gets SIGPIPE, as when it writes
+into a closed pipe itself. If the reason is a full disk, for example, the run is not completed, even
+if the command exits with 0. A closed standard output is /dev/null. The recorded
 lines are those that a terminal would show: what \\r overwrites is not kept, and passwords in URLs
 are masked. Inside another run of the same database, the execution has the outer one as its parent.
 
@@ -53,7 +54,8 @@ time for its key, and is recorded afterwards; the log of the execution then says
 exit codes:
   the exit code of the last attempt of the command: 0 success
   1      refused (all attempts are used, the execution was cancelled earlier, or the key belongs to
-         another command), or the database is unreachable: see the message on standard error
+         another command), or the database is unreachable, or somebody else ended the attempt: see
+         the message on standard error
   2      usage error
   3      the execution was deleted between two attempts
   69     the outcome could not be recorded: the database stayed unavailable

@@ -94,7 +94,9 @@ class Outcome:
         left = execution.attempts < execution.max_attempts
         if execution.status is RETRYING or (execution.status is TIMED_OUT and left):
             return None
-        return self.code
+        # Somebody else may have recorded another outcome.
+        expected = FAILED if self.error is not None else self.status
+        return self.code if execution.status in (expected, TIMED_OUT) else REFUSED
 
 
 def after_exit(status: int, output: str, lost: OSError | None = None) -> Outcome:

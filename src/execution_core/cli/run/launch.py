@@ -1,6 +1,7 @@
 """Turn the options of `run` into a `Runner`."""
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,8 +13,7 @@ from ...core.backoff import Backoff
 from ..arguments import user_name
 from ..database import open_database
 from .events import EventQueue
-from .init_process import become_init
-from .request import Request
+from .request import Request, payload_of
 from .runner import KILL_AFTER, Runner
 from .shared_database import share_database
 
@@ -21,17 +21,17 @@ from .shared_database import share_database
 def launch(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Run the command and return the exit code."""
     heartbeat = validation.duration("heartbeat", options.heartbeat)
-    if options.stalled_after and options.stalled_after < 2 * heartbeat:
+    if options.stalled_after is not None and options.stalled_after < 2 * heartbeat:
         options.usage_error("--stalled-after must be at least twice --heartbeat: between two of its"
             " heartbeats, a sound run would be taken over")  # fmt: skip
     backoff = options.backoff
-    if backoff:
+    if backoff is not None:
         initial = validation.duration("backoff", backoff)
         backoff = Backoff(initial, maximum=max(initial, timedelta(hours=1)))
     kill_after = _shorten(validation.delay("kill_after", options.kill_after))
     record_for = validation.duration("record_for", options.record_for)
-    if os.getpid() == 1:
-        become_init()
+    if options.quiet:
+        logging.getLogger("execution_core").setLevel(logging.ERROR)
     events = EventQueue()
     events.install_signal_handlers()
     missing = options.run_anyway
@@ -62,13 +62,14 @@ def launch(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _new_execution(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of `manager.create`."""
-    printable = [os.fsencode(word).decode(errors="replace") for word in words]
+    payload = payload_of(words)
     type = options.type
     if type is None and words:
-        type = (Path(printable[0]).name or printable[0])[: validation.MAX_NAME]
+        name = payload["command"][0]
+        type = (Path(name).name or name)[: validation.MAX_NAME]
     return {
         "type": type,
-        "payload": {"command": printable},
+        "payload": payload,
         "max_attempts": 1 if options.max_attempts is None else options.max_attempts,
         "timeout": options.timeout,
         "idempotency_key": options.key,

@@ -40,19 +40,31 @@ class ReportServer(socketserver.ThreadingUnixStreamServer):
             return {"code": None}
         try:
             options = self._parser.parse_args(request["words"])
-            reply = report.complete_options(options, given)
+            reply = report.complete_from(options, given)
             return (reply or report.carry_out(options, self._database))._asdict()
         except UsageError as error:
             code, message = USAGE_ERROR, str(error)
+        except SystemExit:  # the help, which belongs to the other process
+            return {"code": None}
         except EXPLAINED as error:
             code, message = explain_failure(error, options.url, options.schema)
-        return report.Reply(code, err=f"{message}\n")._asdict()
+        return report.Reply(code, err=message)._asdict()
 
 
 class _Handler(socketserver.StreamRequestHandler):
     server: ReportServer
 
     def handle(self) -> None:
-        with suppress(OSError, ValueError):  # the other end was killed
+        # The other end was killed, or is not `report_client`.
+        with suppress(OSError, ValueError, RecursionError):
             request = json.loads(self.rfile.readline())
-            self.wfile.write(json.dumps(self.server.answer(request)).encode() + b"\n")
+            reply = self.server.answer(request) if _is_request(request) else {"code": None}
+            self.wfile.write(json.dumps(reply).encode() + b"\n")
+
+
+def _is_request(request: object) -> bool:
+    """Return whether a JSON value has the form that `report_client` sends."""
+    if not isinstance(request, dict) or not isinstance(request.get("words"), list):
+        return False
+    values = [*request["words"], *(request.get(name) or "" for name in SENT)]
+    return all(isinstance(value, str) for value in values)

@@ -1,6 +1,7 @@
 """Which execution `run` is about: that of a key or of an id, or a new one."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -121,6 +122,11 @@ class Request:
             if newest and newest[0]["status"] in LIVE:
                 return manager.get(newest[0]["id"])
             return manager.replay(id, by=self.actor)
+
+
+def payload_of(command: Sequence[str]) -> dict[str, Any]:
+    """Return the payload for a command. Bytes that are not UTF-8 are replaced."""
+    return {"command": [os.fsencode(word).decode(errors="replace") for word in command]}
 
 
 def stored_command(execution: Execution) -> list[str]:

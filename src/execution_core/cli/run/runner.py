@@ -30,7 +30,7 @@ from ..output import format_cell, format_duration
 from ..streams import write_warning
 from .events import EventQueue, Interrupted
 from .exit_codes import NOT_RECORDED, REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
-from .request import Request, stored_command
+from .request import Request, payload_of, stored_command
 from .shared_database import SharedDatabase
 from .standard_input import InputSource
 from .supervisor import Command, start_heartbeats
@@ -121,6 +121,9 @@ class Runner:
         find = partial(self.database.manager.get, execution.id)
         while (refusal := self.request.refuse(execution)) is None:
             try:
+                if (found := self._wait(execution)) is not execution:
+                    execution = found
+                    continue
                 return self._start(execution)
             except (InvalidStateTransition, *RETRYABLE):  # another process was faster
                 execution = self.events.call(find)
@@ -137,18 +140,37 @@ class Runner:
             write_warning(message)
         return code
 
-    def _start(self, execution: Execution) -> Execution:
+    def _wait(self, execution: Execution) -> Execution:
+        """Wait until the execution is due; return it, as it is when others change it meanwhile."""
         delay, self._delay = self._delay, None
         seconds = seconds_until_due(execution) if delay is None else delay
+        until = time.monotonic() + seconds
         if seconds >= 1:
             write_warning(f"Next attempt in {format_duration(round(seconds))}")
-        self.events.sleep(seconds)
-        self.command = self.command or stored_command(execution)
-        if execution.status in (FAILED, TIMED_OUT):
-            self.events.call(lambda: self.database.manager.retry(execution.id))
         self.events.raise_if_interrupted()
-        start = partial(self.database.manager.start, execution.id, worker=self._worker)
-        return self.events.call(start, time.monotonic() + START_SECONDS)
+        find = partial(self.database.manager.get, execution.id)
+        while (left := until - time.monotonic()) > 0:
+            self.events.sleep(min(left, max(1.0, self.heartbeat.total_seconds())))
+            with suppress(SQLAlchemyError, *RETRYABLE):
+                found = self.events.call(find)
+                if found.updated_at != execution.updated_at:
+                    return found
+        return execution
+
+    def _start(self, execution: Execution) -> Execution:
+        self.command = self.command or stored_command(execution)
+        manager, actor = self.database.manager, self.request.actor
+        if execution.status in (FAILED, TIMED_OUT):
+            self.events.call(lambda: manager.retry(execution.id, by=actor))
+        self.events.raise_if_interrupted()
+        start = partial(manager.start, execution.id, worker=self._worker)
+        started = self.events.call(start, time.monotonic() + START_SECONDS)
+        if execution.payload != (given := payload_of(self.command)):
+            words = f"Attempt {started.attempts} runs another command than the payload"
+            log = partial(manager.log, execution.id, words, level="warning", data=given)
+            with suppress(*UNAVAILABLE):
+                self.events.call(log, time.monotonic() + START_SECONDS)
+        return started
 
     def _run_command(self, started: Execution | None) -> tuple[Outcome, Command]:
         """Run the command once, for an attempt or, without a database, for none."""
@@ -210,7 +232,7 @@ class Runner:
         if (execution.status, execution.worker) == (RUNNING, self._worker):
             return execution  # its start was not answered
         if execution.status in (FAILED, TIMED_OUT):
-            self.database.manager.retry(execution.id)
+            self.database.manager.retry(execution.id, by=self.request.actor)
         return self.database.manager.start(execution.id, worker=self._worker)
 
     def _finish(self, started: Execution, outcome: Outcome) -> Execution | int:

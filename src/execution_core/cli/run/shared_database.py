@@ -103,7 +103,7 @@ def _share_url(url: str, folder: str | None) -> tuple[str, str | None]:
     if password is None:
         return url, None
     shared = parsed._replace(password=None, drivername=url.partition(":")[0])
-    shared, secret = shared.difference_update_query(["password"]), None
+    shared, secret = shared.difference_update_query(["password", "sslpassword"]), None
     if {"\r", "\n"} & {*str(password)}:
         write_warning("The command does not get the password of the database: it has a line break")
     elif folder is not None:

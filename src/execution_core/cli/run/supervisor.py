@@ -61,7 +61,7 @@ class Command:
     input: AttemptInput
     kill_after: timedelta
     events: EventQueue
-    secrets: str | None = None
+    folder: str | None = None
     """A folder to delete if this process is killed."""
     _output: OutputPump | None = None
 
@@ -69,7 +69,7 @@ class Command:
         """Run the command and return its outcome."""
         if self.events.interrupted:
             return exit_codes.after_interrupt(self.events.interrupted)
-        given = self.environment, self.input.stdin, self.events.post, self.secrets
+        given = self.environment, self.input.stdin, self.events.post, self.folder
         try:
             child = ChildProcess(self.words, *given)
         except OSError as problem:
