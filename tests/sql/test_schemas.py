@@ -734,7 +734,7 @@ def test_cli_commands_use_the_given_schema(
 
 def test_cli_missing_schema_says_what_to_do(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--url", url, "--schema", "missing"]) == 1
-    assert "run execution-core migrate" in capsys.readouterr().err
+    assert "create them with execution-core migrate" in capsys.readouterr().err
     assert main(["list", "--url", url, "--schema", ""]) == 1
     assert "schema must not be empty" in capsys.readouterr().err
 

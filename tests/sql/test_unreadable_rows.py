@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -45,6 +46,7 @@ def test_claim_and_sweep_answer_the_readable_executions(
         assert bad in caplog.text
         assert "payload of" in caplog.text
         caplog.clear()
+        time.sleep(0.01)
         swept = manager.sweep(stalled_after=timedelta(milliseconds=1))
     assert [each.id for each in swept] == readable
     assert bad in caplog.text

@@ -849,7 +849,7 @@ def test_run_cancelled_earlier_refused(embedded: Shell) -> None:
     code, out, err = embedded.run("--key", "k", "--", "echo", "ran")
     assert (code, out) == (1, b"")
     assert "was cancelled at" in err
-    assert err.endswith("To run it again: --again\n")
+    assert err.endswith("To run it again: add --again\n")
 
 
 def test_run_options_of_command_are_passed(embedded: Shell) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from ...core import validation
 from ...core.backoff import Backoff
 from ..arguments import user_name
-from ..database import open_database
+from ..database import EXPLAINED, explain_failure, open_database
+from ..output import warn
 from .events import EventQueue
 from .request import Request, payload_of
 from .runner import KILL_AFTER, Runner
@@ -35,29 +36,37 @@ def launch(options: argparse.Namespace, words: Sequence[str]) -> int:
     events = EventQueue()
     events.install_signal_handlers()
     missing = options.run_anyway
-    with (
-        open_database(options.url, options.schema, may_be_missing=missing) as database,
-        share_database(database, options.url, options.schema) as shared,
-    ):
-        return Runner(
-            database=database,
-            events=events,
-            request=Request(
-                id=options.id,
-                new_execution=_new_execution(options, words),
-                again=options.again,
-                stalled_after=options.stalled_after,
-                actor=user_name(),
-            ),
-            command=words,
-            shared=shared,
-            backoff=backoff,
-            kill_after=kill_after,
-            heartbeat=heartbeat,
-            record_for=record_for,
-            quiet=options.quiet,
-            run_anyway=options.run_anyway,
-        ).run()
+    runner = None
+    try:
+        with (
+            open_database(options.url, options.schema, may_be_missing=missing) as database,
+            share_database(database, options.url, options.schema) as shared,
+        ):
+            runner = Runner(
+                database=database,
+                events=events,
+                request=Request(
+                    id=options.id,
+                    new_execution=_new_execution(options, words),
+                    again=options.again,
+                    stalled_after=options.stalled_after,
+                    actor=user_name(),
+                ),
+                command=words,
+                shared=shared,
+                backoff=backoff,
+                kill_after=kill_after,
+                heartbeat=heartbeat,
+                record_for=record_for,
+                quiet=options.quiet,
+                run_anyway=options.run_anyway,
+            )
+            return runner.run()
+    except EXPLAINED as error:
+        code, message = explain_failure(error, options.url, options.schema)
+        again = " again" if runner is not None and runner.has_run else ""
+        warn(message.replace(":", f": The command was not run{again}:", 1))
+        return code
 
 
 def _new_execution(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class Runner:
     """Whether to say nothing when there is nothing to do."""
     run_anyway: bool
     """Whether to run the command although the database is unavailable."""
+    has_run: bool = False
+    """Whether the command has been started."""
     _found: Execution | None = None
     """What a record is made for when the database is back."""
     _delay: float | None = None
@@ -83,10 +85,6 @@ class Runner:
         except Interrupted as interruption:
             write_warning(f"Interrupted by {interruption.signal.name} while no attempt was running")
             return SIGNAL_CODE + interruption.signal
-        except (ExecutionProblem, SQLAlchemyError):
-            again = "" if self._delay is None else " again"
-            write_warning(f"The command was not run{again}:")
-            raise
         return step
 
     def _step(self, execution: Execution | None) -> Execution | int:
@@ -174,6 +172,7 @@ class Runner:
 
     def _run_command(self, started: Execution | None) -> tuple[Outcome, Command]:
         """Run the command once, for an attempt or, without a database, for none."""
+        self.has_run = True
         environment = {"EXECUTION_ID": "", "EXECUTION_ATTEMPT": ""}
         heartbeat, timeout = threading.Event(), self.request.new_execution["timeout"]
         again = False
