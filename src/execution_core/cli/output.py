@@ -188,8 +188,8 @@ def _print_to_terminal(
     needed = 2
     for header, *column in zip(headers, *cells, strict=True):
         longest = max(len(header), *(cell.cell_len for cell in column))
-        # Do not fold short cells, and ids, which people copy; fold others to 6 characters at most.
-        whole = header == "ID" or longest <= 12
+        # Do not fold short cells, and ids and keys, which people copy; fold others to 6 characters.
+        whole = header == "ID" or longest <= (20 if header == "KEY" else 14)
         minimum = longest if whole else max(len(header), 6)
         table.add_column(header, overflow="fold", no_wrap=whole, min_width=minimum)
         needed += minimum + 2

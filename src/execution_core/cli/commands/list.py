@@ -134,6 +134,6 @@ def _print_attention(options: argparse.Namespace) -> None:
 
 
 def _describe_action(row: output.Row) -> str:
-    """Return what to do first, as a command of this program if it is one."""
+    """Return what to do first; with `retry --extra-attempts 1` if all attempts are used."""
     used = row["action"] == "retry" and row["attempts"] >= row["max_attempts"]
-    return "retry --extra-attempts 1" if used else str(row["action"])
+    return "retry, 1 extra" if used else str(row["action"])
