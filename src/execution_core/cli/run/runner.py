@@ -166,7 +166,7 @@ class Runner:
         if execution.payload != (given := payload_of(self.command)):
             words = f"Attempt {started.attempts} runs another command than the payload"
             log = partial(manager.log, execution.id, words, level="warning", data=given)
-            with suppress(*UNAVAILABLE):
+            with suppress(ExecutionProblem, *UNAVAILABLE):
                 self.events.call(log, time.monotonic() + START_SECONDS)
         return started
 
@@ -210,7 +210,7 @@ class Runner:
             started = self._persist(self._start_late)
             words = f"The command ran from {format_cell(began)} to {format_cell(ended)}, while the"
             log = partial(self.database.manager.log, started.id, level="warning")
-            with suppress(*UNAVAILABLE):
+            with suppress(ExecutionProblem, *UNAVAILABLE):
                 self.events.call(
                     partial(log, f"{words} database was unavailable"),
                     time.monotonic() + START_SECONDS,
