@@ -28,7 +28,7 @@ from execution_core.cli.run.standard_input import AttemptInput
 from execution_core.cli.run.supervisor import Command
 
 from ...conftest import Database
-from .shell import PATIENCE, PROGRAM, Shell, is_gone, wait_for
+from .shell import PATIENCE, PROGRAM, Shell, is_gone, wait_for, wait_for_watchdog
 
 # No process of the group ends on SIGTERM. Each writes its pid, and would outlive the test.
 FAMILY = """
@@ -350,6 +350,7 @@ def test_run_after_kill_stalled_after_takes_over(shell: Shell) -> None:
     wait_for(shell.pids)
     bystander = shell.manager.create("job")
     shell.manager.start(bystander.id, worker="silent")
+    wait_for_watchdog()
     process.kill()
     process.wait()
     wait_for(
@@ -713,6 +714,7 @@ STUBBORN = "trap '' TERM HUP INT; echo $$ >> pids; while :; do sleep 0.1; done"
 def test_run_killed_kills_the_group_within_two_seconds(embedded: Shell) -> None:
     process = embedded.begin("--", "sh", "-c", FAMILY)
     wait_for(lambda: len(embedded.pids()) == 3)
+    wait_for_watchdog()
     process.kill()
     killed_at = time.monotonic()
     wait_for(lambda: all(map(is_gone, embedded.pids())))
@@ -723,6 +725,7 @@ def test_run_killed_ends_a_run_inside_it(embedded: Shell) -> None:
     inner = [str(PROGRAM), "run", "--type", "inner", "--", "sh", "-c", STUBBORN]
     process = embedded.begin("--type", "outer", "--", *inner)
     wait_for(lambda: len(embedded.pids()) == 1)
+    wait_for_watchdog()
     process.kill()
     killed_at = time.monotonic()
     wait_for(lambda: all(map(is_gone, embedded.pids())))
