@@ -264,3 +264,10 @@ def test_abandoned_folder_is_deleted_by_the_next_run(
         living.listen()
         assert trusted.run("--", "true")[0] == 0
         assert sorted(Path(name).iterdir()) == [live, young]
+
+
+@pytest.mark.parametrize("user", ["app", "app:s3cret"])
+def test_shared_url_has_no_password_of_a_key(user: str, folder: Path) -> None:
+    shared, _ = _share_url(f"postgresql://{user}@host/db?sslpassword=hidden", str(folder))
+    assert "hidden" not in shared
+    assert "s3cret" not in shared

@@ -50,7 +50,7 @@ class Outcome:
         return self.error is not None and self.error.code == INTERRUPTED
 
     def command(self, started: Execution) -> str:
-        """Return the command line that records it by hand."""
+        """Return the command line with which an operator records it."""
         words = ["complete", started.id]
         if self.error is not None:
             words = ["fail", started.id, shlex.quote(self.error.message)]

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,34 +16,28 @@ from sqlalchemy.exc import SQLAlchemyError
 from ...core.backoff import Backoff
 from ...core.errors import (
     AttemptLost,
-    ConcurrentUpdate,
-    ConnectionLost,
     ExecutionProblem,
     IdempotencyConflict,
     InvalidStateTransition,
 )
 from ...core.models import Execution
-from ...core.state_machine import CANCELLED, COMPLETED, FAILED, RUNNING, TIMED_OUT
+from ...core.state_machine import COMPLETED, FAILED, RUNNING, TIMED_OUT
 from ...tracking.decorator import seconds_until_due
 from ..database import Database, short_reason
 from ..output import format_cell, format_duration
 from ..streams import write_warning
 from .events import EventQueue, Interrupted
 from .exit_codes import NOT_RECORDED, REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
+from .recorder import RETRYABLE, UNAVAILABLE, Recorder, describe_loss
 from .request import Request, payload_of, stored_command
 from .shared_database import SharedDatabase
 from .standard_input import InputSource
 from .supervisor import Command, start_heartbeats
 
-RETRYABLE: Final = (ConcurrentUpdate, ConnectionLost)
-"""These errors changed nothing, so the call can be repeated."""
-UNAVAILABLE: Final = (SQLAlchemyError, TimeoutError, *RETRYABLE)
 KILL_AFTER: Final = "EXECUTION_CORE_KILL_AFTER"
 """The variable by which a run inside a run learns the grace period of the outer one, in seconds."""
 START_SECONDS: Final = 60.0
 """Time limit of a start, which signals do not interrupt: its outcome must be known."""
-INITIAL_BACKOFF: Final = 0.1
-MAX_BACKOFF: Final = 5.0
 
 
 @dataclass(kw_only=True)
@@ -74,6 +68,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._input = InputSource()
+        self._recorder = Recorder(self.database, self.events, self.record_for)
         self._worker = f"{socket.gethostname()[:200]}:{os.getpid()}"
 
     def run(self) -> int:
@@ -207,7 +202,7 @@ class Runner:
         outcome, command = self._run_command(None)
         ended = datetime.now(UTC)
         try:
-            started = self._persist(self._start_late)
+            started = self._recorder.persist(self._start_late)
             words = f"The command ran from {format_cell(began)} to {format_cell(ended)}, while the"
             log = partial(self.database.manager.log, started.id, level="warning")
             with suppress(ExecutionProblem, *UNAVAILABLE):
@@ -241,13 +236,13 @@ class Runner:
             delay = self.backoff.delay(started.attempts)
         name = f"Attempt {started.attempts} of {started.max_attempts} of execution {started.id}"
         try:
-            execution = self._record(started, outcome, delay)
+            execution = self._recorder.record(started, outcome, delay)
         except AttemptLost as lost:
-            write_warning(f"{_describe_loss(lost)}. The command: {outcome.message}")
+            write_warning(f"{describe_loss(lost)}. The command: {outcome.message}")
             if lost.execution is None:
                 return REFUSED
             execution = lost.execution
-            self._log(started, outcome)
+            self._recorder.log(started, outcome)
         except UNAVAILABLE as error:
             write_warning(
                 f"NOT RECORDED: {name}: {outcome.message}. {short_reason(error)}. When the database"
@@ -259,7 +254,7 @@ class Runner:
             if outcome.status is not COMPLETED:
                 write_warning(f"{name}: {outcome.message}")
             if outcome.status is TIMED_OUT:
-                self._log(started, outcome)
+                self._recorder.log(started, outcome)
         code = outcome.code_after(started.attempts, execution)
         if code is not None:
             return code
@@ -268,60 +263,3 @@ class Runner:
             write_warning(f"No further attempt: {self._input.refusal}")
             return outcome.code
         return execution
-
-    def _record(self, started: Execution, outcome: Outcome, delay: timedelta) -> Execution:
-        return self._persist(partial(outcome.record, self.database.manager, started, delay))
-
-    def _persist(self, write: Callable[[], Execution]) -> Execution:
-        """Call a function that may be repeated until the database is available."""
-        # Reconnect: an old connection would write to a SQLite file that was deleted meanwhile.
-        self.database.engine.dispose()
-        limit = time.monotonic() + self.record_for.total_seconds()
-        backoff = INITIAL_BACKOFF
-        before = self.events.interruptions
-
-        def is_stopped() -> bool:
-            return self.events.interruptions > before  # by a signal after the command has ended
-
-        failure: Exception | None = None
-        while True:
-            try:
-                execution = self.events.call(write, limit, is_stopped)
-            except TimeoutError:
-                raise failure or TimeoutError("The database did not respond in time") from None
-            except (SQLAlchemyError, *RETRYABLE) as error:
-                failure = error
-                left = limit - time.monotonic()
-                if left <= 0 or is_stopped():
-                    raise
-                if backoff == INITIAL_BACKOFF:
-                    reason = short_reason(error)
-                    write_warning(f"Not recorded yet, retrying for {left:.0f} s: {reason}")
-                until = time.monotonic() + min(backoff, left)
-                while not is_stopped() and self.events.next(until) is not None:
-                    pass
-                backoff = min(2 * backoff, MAX_BACKOFF)
-            else:
-                if failure is not None:
-                    write_warning("Recorded now")
-                return execution
-
-    def _log(self, started: Execution, outcome: Outcome) -> None:
-        """Try to log the output, which is in neither the result nor the error."""
-        message = f"Last output of attempt {started.attempts}"
-        data = {"output": outcome.output}
-        log = partial(self.database.manager.log, started.id, message, level="warning", data=data)
-        if outcome.output:
-            with suppress(ExecutionProblem, SQLAlchemyError, TimeoutError):
-                self.events.call(log, time.monotonic() + self.record_for.total_seconds())
-
-
-def _describe_loss(lost: AttemptLost) -> str:
-    """Return what happened to an attempt that another process has ended."""
-    execution = lost.execution
-    if execution is None:
-        return f"Execution {lost.execution_id} was deleted"
-    if execution.status is not CANCELLED:
-        return f"{lost.code}: {lost}"
-    reason = execution.metadata.get("cancellation_reason")
-    return f"Execution {execution.id} was cancelled" + (f": {reason}" if reason else "")

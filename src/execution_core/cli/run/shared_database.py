@@ -100,13 +100,13 @@ def _share_url(url: str, folder: str | None) -> tuple[str, str | None]:
     if parsed.get_backend_name() == "sqlite":
         return _make_absolute(url, parsed), None
     password = parsed.query.get("password", parsed.password)
-    if password is None:
+    if password is None and "sslpassword" not in parsed.query:
         return url, None
     shared = parsed._replace(password=None, drivername=url.partition(":")[0])
     shared, secret = shared.difference_update_query(["password", "sslpassword"]), None
-    if {"\r", "\n"} & {*str(password)}:
+    if {"\r", "\n"} & {*str(password or "")}:
         write_warning("The command does not get the password of the database: it has a line break")
-    elif folder is not None:
+    elif password is not None and folder is not None:
         secret = str(password)
         shared = shared.update_query_dict({"passfile": str(Path(folder, PASSWORD_FILE))})
     return shared.render_as_string(hide_password=False), secret
