@@ -90,11 +90,6 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def wait_for_watchdog() -> None:
-    """Wait until `run` has told its watchdog the group, which may run a moment before."""
-    time.sleep(0.5)
-
-
 def is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)

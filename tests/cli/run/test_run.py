@@ -28,7 +28,7 @@ from execution_core.cli.run.standard_input import AttemptInput
 from execution_core.cli.run.supervisor import Command
 
 from ...conftest import Database
-from .shell import PATIENCE, PROGRAM, Shell, is_gone, wait_for, wait_for_watchdog
+from .shell import PATIENCE, PROGRAM, Shell, is_gone, wait_for
 
 # No process of the group ends on SIGTERM. Each writes its pid, and would outlive the test.
 FAMILY = """
@@ -350,7 +350,6 @@ def test_run_after_kill_stalled_after_takes_over(shell: Shell) -> None:
     wait_for(shell.pids)
     bystander = shell.manager.create("job")
     shell.manager.start(bystander.id, worker="silent")
-    wait_for_watchdog()
     process.kill()
     process.wait()
     wait_for(
@@ -714,18 +713,40 @@ STUBBORN = "trap '' TERM HUP INT; echo $$ >> pids; while :; do sleep 0.1; done"
 def test_run_killed_kills_the_group_within_two_seconds(embedded: Shell) -> None:
     process = embedded.begin("--", "sh", "-c", FAMILY)
     wait_for(lambda: len(embedded.pids()) == 3)
-    wait_for_watchdog()
     process.kill()
     killed_at = time.monotonic()
     wait_for(lambda: all(map(is_gone, embedded.pids())))
     assert time.monotonic() - killed_at < 2
 
 
+KILLED_AT_ONCE = """
+import os, signal, subprocess
+from execution_core.cli.run.child_process import ChildProcess
+
+class KilledAtOnce(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if command[0] == "sleep":
+            print(self.pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+subprocess.Popen = KilledAtOnce
+ChildProcess(["sleep", "600"], os.environ, None, print)
+"""
+
+
+def test_run_killed_as_it_starts_the_command_kills_the_command() -> None:
+    """The child announces its group before it becomes the command: it is always watched."""
+    program = [sys.executable, "-c", KILLED_AT_ONCE]
+    ended = subprocess.run(program, stdout=subprocess.PIPE, check=False, timeout=PATIENCE)
+    assert ended.returncode == -signal.SIGKILL
+    wait_for(lambda: is_gone(int(ended.stdout)))
+
+
 def test_run_killed_ends_a_run_inside_it(embedded: Shell) -> None:
     inner = [str(PROGRAM), "run", "--type", "inner", "--", "sh", "-c", STUBBORN]
     process = embedded.begin("--type", "outer", "--", *inner)
     wait_for(lambda: len(embedded.pids()) == 1)
-    wait_for_watchdog()
     process.kill()
     killed_at = time.monotonic()
     wait_for(lambda: all(map(is_gone, embedded.pids())))

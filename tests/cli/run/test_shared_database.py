@@ -24,7 +24,7 @@ from execution_core.sql.driver.engine import create_sync_engine
 
 from ...conftest import Database
 from ...support import postgres
-from .shell import Shell, is_gone, wait_for, wait_for_watchdog
+from .shell import Shell, is_gone, wait_for
 
 SHOWS: Final = (
     "import json, os, pathlib, re, stat; url = os.environ['EXECUTION_CORE_URL'];"
@@ -99,7 +99,6 @@ def test_shared_url_file_is_deleted_when_run_is_ended(
     wait_for(trusted.pids)
     (file,) = folder.glob("*/password")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    wait_for_watchdog()
     process.send_signal(how)
     process.wait()
     wait_for(lambda: not list(folder.iterdir()))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, Final
@@ -53,16 +54,22 @@ class ChildProcess:
         together = os.path.sameopenfile(STDOUT, STDERR)
         self._watchdog = _start_watchdog()
         self._tell_watchdog(f"{folder or ''}\n")
-        self._process = subprocess.Popen(  # noqa: S603 - the command of the user
-            command,
-            env=environment,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if together else subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-        )
-        self._tell_watchdog(f"{self._process.pid}\n")
+        try:
+            # Python 3.12 warns of forks beside threads: what runs in the child takes no lock.
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                self._process = subprocess.Popen(  # noqa: S603 - the command of the user
+                    command,
+                    env=environment,
+                    stdin=stdin,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT if together else subprocess.PIPE,
+                    bufsize=0,
+                    start_new_session=True,
+                    preexec_fn=self._announce_group,  # noqa: PLW1509
+                )
+        except BaseException:
+            self.end_watch()
+            raise
         self._notify = notify
         self.output = OutputPump(self._process.stdout, self._process.stderr, notify)
         threading.Thread(target=self._wait, name="child", daemon=True).start()
@@ -87,6 +94,10 @@ class ChildProcess:
         self._tell_watchdog("ended\n")
         if self._watchdog is not None:
             self._watchdog.communicate()
+
+    def _announce_group(self) -> None:
+        """Tell the watchdog the group, in the child: `run` may be killed before it knows it."""
+        self._tell_watchdog(f"{os.getpid()}\n")
 
     def _tell_watchdog(self, line: str) -> None:
         if self._watchdog is not None and self._watchdog.stdin is not None:
