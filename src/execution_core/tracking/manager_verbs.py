@@ -1,37 +1,26 @@
 """What the sync and the async manager share: every verb, with its one signature and docstring.
 
-Those that create or change one execution are in `transition_verbs`.
+Those that create or change one execution are in `transition_verbs`, those that read in
+`read_verbs`.
 """
 
 from collections.abc import Callable
 from copy import copy
 from datetime import timedelta
-from typing import Any, Generic, Self, TypeVar, Unpack, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 from ..core import transitions, validation
 from ..core.backoff import Backoff
 from ..core.models import Execution
-from ..core.selections import (
-    Conditions,
-    LogPage,
-    Page,
-    Selection,
-    Statuses,
-    check_batch,
-    check_bounds,
-    check_prune_request,
-    check_selection,
-)
+from ..core.selections import Statuses, check_batch, check_prune_request
 from ..core.store import store_within
 from . import verbs
 from .attempt_options import Exceptions, check_options
 from .attempt_state import AttemptState
 from .decorator import TrackedOptions
+from .read_verbs import CountT, EntriesT, ManyT, ReadVerbs
 from .transition_verbs import EntryT, FoundT, OneT, TransitionVerbs
 
-ManyT = TypeVar("ManyT")
-EntriesT = TypeVar("EntriesT")
-CountT = TypeVar("CountT")
 NoneT = TypeVar("NoneT")
 AttemptT = TypeVar("AttemptT", bound=AttemptState[Any, Any])
 TransactionT = TypeVar("TransactionT")
@@ -40,6 +29,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 class ManagerVerbs(
     TransitionVerbs[OneT, FoundT, EntryT],
+    ReadVerbs[OneT, FoundT, ManyT, EntriesT, CountT],
     Generic[OneT, FoundT, ManyT, EntryT, EntriesT, CountT, NoneT, AttemptT, TransactionT],
 ):
     """The verbs of a manager. Those of an `AsyncExecutionManager` are awaited."""
@@ -47,28 +37,6 @@ class ManagerVerbs(
     # Defined by the sync and the async manager.
     _attempt_class: type[AttemptT]
     _track: Callable[[TrackedOptions, Callable[[str], AttemptT], Callable[..., Any]], Any]
-
-    def logs(
-        self,
-        id: str,
-        *,
-        limit: int = 100,
-        before: str | None = None,
-        after: str | None = None,
-        oldest_first: bool = False,
-    ) -> EntriesT:
-        """Return the log of an execution, newest first: `manager.logs(id)[0].message`.
-
-        Args:
-            id: the id of the execution.
-            limit: the maximum number of entries, 1 to 10,000.
-            before: only entries older than this one: the last id of a page asks for the next page.
-            after: only entries newer than this one: to follow a log, with `oldest_first`.
-            oldest_first: return the oldest entries, in ascending order.
-        """
-        bounds = check_bounds(limit, before, after, oldest_first)
-        page = LogPage(execution_id=validation.execution_id(id), **bounds)
-        return cast("EntriesT", self._run(verbs.logs(self._store, page)))
 
     def claim(self, type: str | None = None, *, limit: int = 1, worker: str | None = None) -> ManyT:
         """Start waiting executions, the longest due first: `manager.claim("mail", limit=10)`.
@@ -224,18 +192,6 @@ class ManagerVerbs(
         new_attempt(validation.new_id())  # refuses invalid options now, not at the first call
         return lambda function: self._track(options, new_attempt, function)
 
-    def get(self, id: str) -> OneT:
-        """Read one execution: `manager.get(id).status`.
-
-        Raises ExecutionNotFound if there is none, also if the id is not a UUID.
-        """
-        return cast("OneT", self._run(verbs.get(self._store, id)))
-
-    def find_by_idempotency_key(self, key: str) -> FoundT:
-        """Return the holder of a key, or None: `manager.find_by_idempotency_key("ship-7")`."""
-        key = validation.name("key", key)
-        return cast("FoundT", self._store.find_by_idempotency_key(key))
-
     def delete(self, id: str) -> NoneT:
         """Delete an execution in any status, with its history and log: `manager.delete(id)`.
 
@@ -300,52 +256,3 @@ class ManagerVerbs(
         An engine of the caller's own stays open.
         """
         return cast("NoneT", self._run(verbs.close(self._store)))
-
-    def list(
-        self,
-        *,
-        limit: int = 100,
-        before: str | None = None,
-        after: str | None = None,
-        oldest_first: bool = False,
-        **conditions: Unpack[Conditions],
-    ) -> ManyT:
-        """Return executions, newest first: `manager.list(status="failed", before=last.id)`.
-
-        Args:
-            limit: the maximum number of executions, 1 to 10,000.
-            before: only ids below this one: the last id of a page asks for the next page.
-            after: only ids above this one.
-            oldest_first: return those with the lowest ids, in ascending order.
-            status: one or several statuses; by default any.
-            type: one or several types; by default any.
-            parent_id: only the children of this execution.
-            replay_of: only the replays of this execution.
-            worker: only those that this worker runs or ran last. It has no index: combine it with
-                a status or a window.
-            created_since: only those created at this time, an aware datetime, or later. They are
-                found by their ids, which sort by creation. An execution may be missed if the
-                library did not make its id, or the clock of its host was wrong by over a day.
-            created_until: only those created before this time, found in the same way.
-            finished_since: only those that finished at this time or later.
-            finished_until: only those that finished before this time.
-
-        Returns:
-            At most `limit` executions; an empty list if there are none.
-
-        Raises:
-            ExecutionNotFound: `parent_id` or `replay_of` is not a UUID.
-            InvalidValue: `before` is not a UUID, or another argument is invalid.
-        """
-        selected = check_selection(**conditions)
-        page = Page(**selected, **check_bounds(limit, before, after, oldest_first))
-        return cast("ManyT", self._store.list(page))
-
-    def count(self, **conditions: Unpack[Conditions]) -> CountT:
-        """Return the number of executions: `manager.count(status="failed", type="mail")`.
-
-        The conditions are those of `list`. Live executions are counted by index. To count a million
-        finished ones takes about a tenth of a second.
-        """
-        selection = Selection(**check_selection(**conditions))
-        return cast("CountT", self._store.count(selection))

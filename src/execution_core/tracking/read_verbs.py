@@ -1,0 +1,109 @@
+"""The verbs of the sync and the async manager that read.
+
+A verb returns the result of the store or of its steps, or a coroutine that returns it: the type
+parameters say which.
+"""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, Unpack, cast
+
+from ..core import validation
+from ..core.selections import Conditions, LogPage, Page, Selection, check_bounds, check_selection
+from ..core.steps import Steps
+from . import verbs
+
+OneT = TypeVar("OneT")
+FoundT = TypeVar("FoundT")
+ManyT = TypeVar("ManyT")
+EntriesT = TypeVar("EntriesT")
+CountT = TypeVar("CountT")
+
+
+class ReadVerbs(Generic[OneT, FoundT, ManyT, EntriesT, CountT]):
+    """The verbs that read executions and their logs."""
+
+    _store: Any
+    _run: Callable[[Steps[Any]], Any]  # defined by the sync and the async manager
+
+    def get(self, id: str) -> OneT:
+        """Read one execution: `manager.get(id).status`.
+
+        Raises ExecutionNotFound if there is none, also if the id is not a UUID.
+        """
+        return cast("OneT", self._run(verbs.get(self._store, id)))
+
+    def find_by_idempotency_key(self, key: str) -> FoundT:
+        """Return the holder of a key, or None: `manager.find_by_idempotency_key("ship-7")`."""
+        key = validation.name("key", key)
+        return cast("FoundT", self._store.find_by_idempotency_key(key))
+
+    def list(
+        self,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        after: str | None = None,
+        oldest_first: bool = False,
+        **conditions: Unpack[Conditions],
+    ) -> ManyT:
+        """Return executions, newest first: `manager.list(status="failed", before=last.id)`.
+
+        Args:
+            limit: the maximum number of executions, 1 to 10,000.
+            before: only ids below this one: the last id of a page asks for the next page.
+            after: only ids above this one.
+            oldest_first: return those with the lowest ids, in ascending order.
+            status: one or several statuses; by default any.
+            type: one or several types; by default any.
+            parent_id: only the children of this execution.
+            replay_of: only the replays of this execution.
+            worker: only those that this worker runs or ran last. It has no index: combine it with
+                a status or a window.
+            created_since: only those created at this time, an aware datetime, or later. They are
+                found by their ids, which sort by creation. An execution may be missed if the
+                library did not make its id, or the clock of its host was wrong by over a day.
+            created_until: only those created before this time, found in the same way.
+            finished_since: only those that finished at this time or later.
+            finished_until: only those that finished before this time.
+
+        Returns:
+            At most `limit` executions; an empty list if there are none.
+
+        Raises:
+            ExecutionNotFound: `parent_id` or `replay_of` is not a UUID.
+            InvalidValue: `before` is not a UUID, or another argument is invalid.
+        """
+        selected = check_selection(**conditions)
+        page = Page(**selected, **check_bounds(limit, before, after, oldest_first))
+        return cast("ManyT", self._store.list(page))
+
+    def count(self, **conditions: Unpack[Conditions]) -> CountT:
+        """Return the number of executions: `manager.count(status="failed", type="mail")`.
+
+        The conditions are those of `list`. Live executions are counted by index. To count a million
+        finished ones takes about a tenth of a second.
+        """
+        selection = Selection(**check_selection(**conditions))
+        return cast("CountT", self._store.count(selection))
+
+    def logs(
+        self,
+        id: str,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        after: str | None = None,
+        oldest_first: bool = False,
+    ) -> EntriesT:
+        """Return the log of an execution, newest first: `manager.logs(id)[0].message`.
+
+        Args:
+            id: the id of the execution.
+            limit: the maximum number of entries, 1 to 10,000.
+            before: only entries older than this one: the last id of a page asks for the next page.
+            after: only entries newer than this one: to follow a log, with `oldest_first`.
+            oldest_first: return the oldest entries, in ascending order.
+        """
+        bounds = check_bounds(limit, before, after, oldest_first)
+        page = LogPage(execution_id=validation.execution_id(id), **bounds)
+        return cast("EntriesT", self._run(verbs.logs(self._store, page)))
