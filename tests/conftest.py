@@ -197,7 +197,8 @@ class Blocking:
         method = getattr(self.target, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            answer = method(*args, **kwargs)
+            unwrapped = [each.target if isinstance(each, Blocking) else each for each in args]
+            answer = method(*unwrapped, **kwargs)
             if inspect.isawaitable(answer):
                 return self.runner.run(answer)  # type: ignore[arg-type]
             if isinstance(answer, AsyncAttempt):
@@ -224,6 +225,10 @@ class BlockingAttempt(Blocking):
     def each(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         return self._each(self.target.each(*args, **kwargs))
 
+    def chunks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        chunks = self._each(self.target.chunks(*args, **kwargs))
+        return (BlockingChunk(chunk, self.runner) for chunk in chunks)
+
     def _each(self, items: Any) -> Iterator[Any]:
         while True:
             try:
@@ -231,6 +236,26 @@ class BlockingAttempt(Blocking):
             except StopAsyncIteration:
                 return
             yield item
+
+
+class BlockingChunk(list[Any]):
+    """A sync wrapper of an async chunk, whose transaction is wrapped as well."""
+
+    def __init__(self, target: Any, runner: asyncio.Runner) -> None:
+        super().__init__(target)
+        self.target, self.runner = target, runner
+
+    @contextmanager
+    def begin(self, factory: Any) -> Iterator[Any]:
+        block = self.target.begin(factory)
+        transaction = self.runner.run(block.__aenter__())
+        try:
+            yield Blocking(transaction, self.runner)
+        except BaseException as error:
+            if not self.runner.run(block.__aexit__(type(error), error, error.__traceback__)):
+                raise
+        else:
+            self.runner.run(block.__aexit__(None, None, None))
 
 
 @pytest.fixture(params=["sync", "async"])

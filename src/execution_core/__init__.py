@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .tracking.async_attempt import AsyncAttempt as AsyncAttempt
     from .tracking.async_manager import AsyncExecutionManager as AsyncExecutionManager
     from .tracking.attempt import Attempt as Attempt
+    from .tracking.chunks import AsyncChunk as AsyncChunk
+    from .tracking.chunks import Chunk as Chunk
     from .tracking.log_capture import ExecutionLogHandler as ExecutionLogHandler
     from .tracking.manager import ExecutionManager as ExecutionManager
 
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
 _MODULES = {
     "AlreadyRunning": "core.errors",
     "AsyncAttempt": "tracking.async_attempt",
+    "AsyncChunk": "tracking.chunks",
     "AsyncExecutionManager": "tracking.async_manager",
     "AsyncSqlExecutionStore": "sql.async_store",
     "Attempt": "tracking.attempt",
     "AttemptLost": "core.errors",
     "Backoff": "core.backoff",
+    "Chunk": "tracking.chunks",
     "ConcurrentUpdate": "core.errors",
     "ConnectionLost": "core.errors",
     "Execution": "core.models",

@@ -5,17 +5,19 @@ from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from sqlalchemy import Connection, create_engine
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
 
 from execution_core import (
     AlreadyRunning,
     AsyncAttempt,
+    AsyncChunk,
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
     Attempt,
     AttemptLost,
     Backoff,
+    Chunk,
     Execution,
     ExecutionFailure,
     ExecutionManager,
@@ -121,7 +123,15 @@ def attempts(manager: ExecutionManager, session: Session) -> None:
         assert_type(attempt.execution, Execution)
         for item in attempt.each(["a"], checkpoint="last", every=10):
             assert_type(item, str)
+        for chunk in attempt.chunks(["a"], size=100, checkpoint="last"):
+            assert_type(chunk, Chunk[str])
+            with chunk.begin(sessionmaker()) as opened:
+                assert_type(opened, Session)
+            with chunk.begin(create_engine("sqlite://")) as connection:
+                assert_type(connection, Connection)
         attempt.update_progress(1, 2, message="message")
+        assert_type(attempt.within(session).complete({"any": 1}), None)
+        attempt.fail("no", retry_after=timedelta(1))
         attempt.within(session).advance(1, 2, key="key", value=[1])
         attempt.result = {"any": ["json", 1]}
         attempt.checkpoints["key"] = 1  # type: ignore[index]
@@ -144,6 +154,11 @@ async def async_attempts(manager: AsyncExecutionManager, session: AsyncSession) 
         assert_type(attempt, AsyncAttempt)
         async for item in attempt.each(["a"]):
             assert_type(item, str)
+        async for chunk in attempt.chunks(["a"]):
+            assert_type(chunk, AsyncChunk[str])
+            async with chunk.begin(async_sessionmaker()) as opened:
+                assert_type(opened, AsyncSession)
+        await attempt.within(session).complete()
         await attempt.within(session).checkpoint("key", 1)
 
     @manager.tracked("type")

@@ -27,9 +27,9 @@ PAIRS = [
     (SqlExecutionStore, AsyncSqlExecutionStore),
     (ExecutionStore, AsyncExecutionStore),
 ]
-PLAIN = {"within", "attempt", "tracked", "each"}
+PLAIN = {"within", "attempt", "tracked", "each", "chunks", "current_transaction"}
 """Functions of the async API that are not coroutine functions."""
-OWN = {"each", "within"}
+OWN = {"each", "chunks", "within"}
 """Functions that an async class may write again, since their types differ."""
 
 
@@ -55,7 +55,7 @@ def test_twins_have_the_same_docstrings(sync: type, asynchronous: type) -> None:
     ours, theirs = public(sync), public(asynchronous)
     for name in ours:
         assert ours[name].__doc__, name
-        doc = (theirs[name].__doc__ or "").replace("async for", "for")
+        doc = (theirs[name].__doc__ or "").replace("async for", "for").replace("async with", "with")
         assert doc == ours[name].__doc__, name
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
 
 
-@with_coroutines()
+@with_coroutines("current_transaction")
 class AsyncSqlExecutionStore(
     StoreMethods[
         Awaited[Execution | None],

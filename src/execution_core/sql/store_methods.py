@@ -127,6 +127,20 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         """Count the executions of a selection."""
         return cast("CountT", self._ask(queries.count(selection), _number))
 
+    def current_transaction(self) -> Any:
+        """Return the transaction that is open on the caller's connection or session, or None.
+
+        None as well for a store that does not run in a transaction of the caller's.
+        """
+        bind = self._bind
+        if isinstance(bind, Executor):
+            return None
+        if callable(bind):  # a scoped session
+            bind = bind()
+        for attribute in ("sync_session", "sync_connection"):
+            bind = getattr(bind, attribute, bind)
+        return bind.get_transaction()
+
     def _within(self, transaction: Any, types: tuple[type, ...], expected: str) -> Self:
         if not isinstance(transaction, types):
             found = type(transaction).__name__

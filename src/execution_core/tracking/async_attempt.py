@@ -13,6 +13,7 @@ from ..core.steps import run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .attempt_options import AttemptOptions
 from .attempt_state import AttemptState
+from .chunks import AsyncChunk
 from .iteration import CheckpointedIteration
 from .timers import TimerHeartbeat, start_heartbeats
 
@@ -70,8 +71,9 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
     ) -> AsyncIterator[T]:
         """Iterate, resuming after the last checkpoint: `async for row in attempt.each(rows): ...`.
 
-        An item counts as done when the loop asks for the next one. After every `every` items, and
-        at the end, one statement sets the checkpoint to the index of the last item done and
+        An item counts as done when the loop asks for the next one, so its effects must be
+        committed by then: for rows in the same database, use `chunks`. After every `every` items,
+        and at the end, one statement sets the checkpoint to the index of the last item done and
         updates the progress, whose total is `len(items)`, or 0 until the end if that is unknown.
 
         Args:
@@ -96,6 +98,44 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
             yield item
             await run_async(self._advance_steps(iteration.item_done()))
         iteration.check_length(found)
+        await run_async(self._advance_steps(iteration.exhausted()))
+
+    def chunks(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        size: int = 1000,
+        checkpoint: str = "last_index",
+    ) -> AsyncIterator[AsyncChunk[T]]:
+        """Iterate in transactions: `async for chunk in attempt.chunks(rows, size=1000): ...`.
+
+        The end of `async with chunk.begin(Session) as session: ...` commits the caller's rows, the
+        progress and the checkpoint together, so the next attempt resumes with the first chunk that
+        was not committed: each item is done exactly once. A chunk is a list of items. `break` ends
+        the loop, and what is committed stays. A chunk counts as a heartbeat.
+
+        Args:
+            items: the same items in the same order for every attempt. A set has no order.
+            size: the maximum number of items in a chunk. On SQLite, other writers wait for a
+                chunk, so it should take less than a second.
+            checkpoint: the key of the checkpoint: the index of the last item done, as for `each`.
+
+        Raises:
+            InvalidValue: as `each`; or the attempt runs in a transaction of the caller's.
+            RuntimeError: the loop asks for the next chunk although the last one is not committed.
+        """
+        return self._chunks(items, self._chunked_iteration(items, checkpoint, size), size)
+
+    async def _chunks(
+        self, items: Iterable[T] | AsyncIterable[T], iteration: CheckpointedIteration, size: int
+    ) -> AsyncIterator[AsyncChunk[T]]:
+        remaining, done, found = _to_async(items), iteration.done, 0
+        while found < done and (skipped := await _take(remaining, min(size, done - found))):
+            found += len(skipped)
+        iteration.check_length(found)
+        while chunk := AsyncChunk(await _take(remaining, size), self, iteration):
+            yield chunk
+            chunk.check_committed()
         await run_async(self._advance_steps(iteration.exhausted()))
 
     async def _leave(self, error: BaseException | None) -> None:
@@ -140,3 +180,14 @@ async def _to_async(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     else:
         for item in items:
             yield item
+
+
+async def _take(items: AsyncIterator[T], count: int) -> list[T]:
+    """Return the next items, at most `count`."""
+    taken = list[T]()
+    while len(taken) < count:
+        try:
+            taken.append(await anext(items))
+        except StopAsyncIteration:
+            break
+    return taken

@@ -12,6 +12,7 @@ from ..core.steps import run
 from ..core.store import ExecutionStore, Transaction
 from .attempt_options import AttemptOptions
 from .attempt_state import AttemptState
+from .chunks import Chunk
 from .iteration import CheckpointedIteration
 from .threads import LogThread, ThreadHeartbeat, start_heartbeats
 
@@ -68,8 +69,9 @@ class Attempt(AttemptState[None, Transaction]):
     ) -> Iterator[T]:
         """Iterate, resuming after the last checkpoint: `for row in attempt.each(rows): ...`.
 
-        An item counts as done when the loop asks for the next one. After every `every` items, and
-        at the end, one statement sets the checkpoint to the index of the last item done and
+        An item counts as done when the loop asks for the next one, so its effects must be
+        committed by then: for rows in the same database, use `chunks`. After every `every` items,
+        and at the end, one statement sets the checkpoint to the index of the last item done and
         updates the progress, whose total is `len(items)`, or 0 until the end if that is unknown.
 
         Args:
@@ -89,6 +91,38 @@ class Attempt(AttemptState[None, Transaction]):
         for item in remaining:
             yield item
             run(self._advance_steps(iteration.item_done()))
+        run(self._advance_steps(iteration.exhausted()))
+
+    def chunks(
+        self, items: Iterable[T], *, size: int = 1000, checkpoint: str = "last_index"
+    ) -> Iterator[Chunk[T]]:
+        """Iterate in transactions: `for chunk in attempt.chunks(rows, size=1000): ...`.
+
+        The end of `with chunk.begin(Session) as session: ...` commits the caller's rows, the
+        progress and the checkpoint together, so the next attempt resumes with the first chunk that
+        was not committed: each item is done exactly once. A chunk is a list of items. `break` ends
+        the loop, and what is committed stays. A chunk counts as a heartbeat.
+
+        Args:
+            items: the same items in the same order for every attempt. A set has no order.
+            size: the maximum number of items in a chunk. On SQLite, other writers wait for a
+                chunk, so it should take less than a second.
+            checkpoint: the key of the checkpoint: the index of the last item done, as for `each`.
+
+        Raises:
+            InvalidValue: as `each`; or the attempt runs in a transaction of the caller's.
+            RuntimeError: the loop asks for the next chunk although the last one is not committed.
+        """
+        return self._chunks(items, self._chunked_iteration(items, checkpoint, size), size)
+
+    def _chunks(
+        self, items: Iterable[T], iteration: CheckpointedIteration, size: int
+    ) -> Iterator[Chunk[T]]:
+        remaining = iter(items)
+        iteration.check_length(sum(1 for _ in islice(remaining, iteration.done)))
+        while chunk := Chunk(list(islice(remaining, size)), self, iteration):
+            yield chunk
+            chunk.check_committed()
         run(self._advance_steps(iteration.exhausted()))
 
     def _start_heartbeat(self, interval: timedelta) -> None:

@@ -7,22 +7,25 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Final, Generic, Self, TypeVar, cast
 from weakref import ref
 
-from ..core import transitions
+from ..core import transitions, validation
 from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
 from ..core.json_values import JsonMembers
-from ..core.models import Execution, ExecutionStatus, LogLevel
-from ..core.state_machine import RETRYING
+from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel
+from ..core.state_machine import COMPLETED, RETRYING, RUNNING
 from ..core.steps import Steps
 from ..core.store import store_within
 from ..core.transitions import Transition
 from .attempt_log import AttemptLog
 from .attempt_options import AttemptOptions
 from .iteration import CheckpointedIteration
+from .joined_writes import JoinedWrites
 from .log_capture import ACTIVE, ActiveAttempt, innermost_active
 
+MAX_CHUNK: Final = 1_000_000
+"""The maximum number of items in a chunk."""
 NoneT = TypeVar("NoneT")
 TransactionT = TypeVar("TransactionT")
 
@@ -40,6 +43,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
     retry_after: timedelta | None = None
     """The delay before the next attempt, once this one has failed and another may follow."""
     _left = False
+    _inside = False
+    """Whether this came from `within`: it writes in a transaction of the caller's."""
     _active: ActiveAttempt | None = None
     _heartbeat: Any = None
 
@@ -49,6 +54,7 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         self._execution: Execution | None = None
         self._checkpoints: dict[str, Any] = {}
         self._iterated: set[str] = set()
+        self._joined = JoinedWrites()
 
     def __repr__(self) -> str:
         which = f"{self.number} of" if self.started else "not started, of"
@@ -123,11 +129,44 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         """
         return cast("NoneT", self._run(self._log_steps(self._entry(message, level, data))))
 
+    def complete(self, result: Any = None) -> NoneT:
+        """Complete the execution now, not at the end of the block: `attempt.complete({"sent": 3})`.
+
+        The block then ends without another write. `attempt.within(session).complete(...)` commits
+        with the caller's rows. If that transaction rolls back, the attempt is still running, and
+        the end of the block completes or fails it as usual. If it is still open when the block
+        ends, nothing is recorded: the caller's commit decides.
+
+        Args:
+            result: any JSON value.
+        """
+        transition = transitions.complete(result, self.number, self._options.max_bytes)
+        return cast("NoneT", self._run(self._end_steps(transition)))
+
+    def fail(
+        self,
+        error: ExecutionFailure | BaseException | str,
+        *,
+        retryable: bool | None = None,
+        retry_after: timedelta | None = None,
+    ) -> NoneT:
+        """Fail the attempt now, without an exception: `attempt.fail("no such customer")`.
+
+        The block then ends without another write, as after `complete`.
+
+        Args:
+            error: an `ExecutionFailure`, an exception or a text.
+            retryable: whether another attempt may help; overrides `error.retryable`.
+            retry_after: the delay before `claim` may start it; implies `retryable`.
+        """
+        transition = transitions.fail(error, retryable, retry_after, self.number)
+        return cast("NoneT", self._run(self._end_steps(transition)))
+
     def within(self, transaction: TransactionT) -> Self:
         """Write in the caller's transaction: `attempt.within(session).checkpoint("done", 7)`.
 
         Writes through the returned attempt commit or roll back with the caller's own rows. It has
-        checkpoints of its own. The block itself is unaffected.
+        checkpoints of its own. While the transaction is open, the attempt itself cannot write.
 
         Args:
             transaction: an SQLAlchemy Connection or Session; with asyncio AsyncConnection or
@@ -138,7 +177,7 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
             NotImplementedError: the store cannot join a transaction.
         """
         inside = copy(self)
-        own = {"_store": store_within(self._store, transaction), "_entered": True}
+        own = {"_store": store_within(self._store, transaction), "_entered": True, "_inside": True}
         # What holds a heartbeat keeps it alive: that is the attempt of the block alone.
         vars(inside).update(own, _checkpoints=dict(self._checkpoints), _heartbeat=None)
         return inside
@@ -167,6 +206,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         yield self._finish_log
         self._report_dropped()
         yield from self._flush_steps()
+        if (yield from self._has_ended_steps()):
+            return
         if error is not None:
             yield from self._record_steps(error)
             return
@@ -190,6 +231,17 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
                 self.retry_after = delay if isinstance(delay, timedelta) else timedelta(0)
         except Exception:  # noqa: BLE001 - the error of the block must not be hidden
             self._warn("The failure of attempt %d of execution %s could not be recorded")
+
+    def _has_ended_steps(self) -> Steps[bool]:
+        """Return whether the attempt has ended itself, or the caller's transaction decides that."""
+        ended = self._joined.ended
+        if ended is None or self._joined.is_open():
+            return ended is not None
+        found = yield lambda: self._store.find_by_id(self._options.id)
+        if found is not None and ended is COMPLETED:
+            return bool(found.status is ended and found.attempts == self.number)
+        # After a failure, the next attempt may be running already.
+        return found is None or (found.status, found.attempts) != (RUNNING, self.number)
 
     def _begin_block(self) -> None:
         """Capture log records from now on."""
@@ -218,9 +270,29 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
 
     def _update_steps(self, transition: Transition) -> Steps[ExecutionStatus | None]:
         id = self._options.id
+        if not (self._inside or self._options.joined) and self._waits_for_caller():
+            raise RuntimeError(
+                f"Attempt {self.number} of execution {id} cannot write: a transaction of yours in"
+                " which it has written is still open, and each would wait for the other. End the"
+                " transaction first, or write in it: attempt.within(session)"
+            )
         status: ExecutionStatus | None
         status = yield lambda: self._store.update(id, transition, returning="status")
+        if self._inside and status is not None:
+            self._joined.add(self._store)
         return status
+
+    def _end_steps(self, transition: Transition) -> Steps[None]:
+        """End the attempt before the end of its block."""
+        yield from self._flush_steps()
+        status = yield from self._update_steps(transition)
+        if status is None:
+            raise (yield from self._loss_steps(transition))
+        self._joined.ended = status
+
+    def _waits_for_caller(self) -> bool:
+        shares_connection = getattr(self._store, "shares_connection", False)
+        return not shares_connection and self._joined.is_open()
 
     def _loss_steps(self, transition: Transition) -> Steps[ExecutionProblem]:
         """Return why nothing was written."""
@@ -254,3 +326,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
             raise InvalidValue("checkpoint", f"{key!r} belongs to another loop of this attempt")
         self._iterated.add(key)
         return iteration
+
+    def _chunked_iteration(self, items: object, key: str, size: int) -> CheckpointedIteration:
+        if self._inside or self._options.joined:
+            raise InvalidValue("chunks", "cannot run in your transaction: each has one of its own")
+        return self._iteration(items, key, validation.integer("size", size, 1, MAX_CHUNK))

@@ -1,4 +1,4 @@
-"""An iteration that resumes after its last checkpoint."""
+"""An iteration that resumes after its last checkpoint, item by item or in chunks."""
 
 from collections.abc import Mapping, Reversible, Sized
 from collections.abc import Set as AbstractSet
@@ -55,10 +55,19 @@ class CheckpointedIteration:
             self._total = self.done
         return self._position() if total_found or self.done > self._recorded else None
 
+    def position_after(self, count: int) -> dict[str, Any]:
+        """Return the arguments of `advance` once so many more items are done."""
+        done, total = self.done + count, self._total or 0
+        return {"current": done, "total": total, "key": self._key, "value": done - 1}
+
+    def chunk_done(self, count: int) -> None:
+        """Count the items of a chunk, which has recorded its position itself."""
+        self.done += count
+        self._recorded = self.done
+
     def _position(self) -> dict[str, Any]:
         self._recorded = self.done
-        total = self._total or 0
-        return {"current": self.done, "total": total, "key": self._key, "value": self.done - 1}
+        return self.position_after(0)
 
 
 def _length(items: object) -> int | None:
