@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -131,6 +132,25 @@ def test_chunks_break_keeps_what_is_committed(host: Host) -> None:
     )
 
 
+def test_chunks_write_beside_an_open_chunk_does_not_wait_for_it(host: Host) -> None:
+    """On SQLite it would wait for itself until the lock timeout, so it is refused at once."""
+    began = time.monotonic()
+    with host.manager.attempt(host.manager.create("load").id) as attempt:
+        for chunk in attempt.chunks(range(2), size=1):
+            with chunk.begin(host.sessions) as session:
+                session.execute(INSERT, [{"n": n} for n in chunk])
+                writes: list[Callable[[], Any]] = [partial(attempt.log, "a row"), attempt.heartbeat]
+                for write in writes:
+                    if host.database.name == "sqlite":
+                        with pytest.raises(RuntimeError, match="End the transaction first"):
+                            write()
+                    else:
+                        write()
+            attempt.log("committed")
+    assert time.monotonic() - began < 10
+    assert host.rows == [0, 1]
+
+
 def test_chunks_next_without_commit_raises(host: Host) -> None:
     for swallow in (False, True):
         job = host.manager.create("load")
@@ -211,6 +231,7 @@ def test_chunks_longer_than_stalled_after_are_not_swept_after_commit(host: Host)
 
 LOADER = """
 import sys, logging
+from functools import partial
 from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.orm import sessionmaker

@@ -183,7 +183,7 @@ def test_write_beside_its_open_transaction_is_refused_at_once(
     began = time.monotonic()
     with manager.attempt(id) as attempt:
         attempt.within(connection).checkpoint("k", 1)
-        with pytest.raises(RuntimeError, match="a transaction of yours in which it has written"):
+        with pytest.raises(RuntimeError, match="a transaction of yours that it writes in"):
             attempt.checkpoint("k", 2)
         connection.commit()
         attempt.checkpoint("k", 3)

@@ -43,10 +43,11 @@ def store_within(store: Any, transaction: Any) -> Any:
 class ExecutionStore(Protocol):
     """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. Five members are optional. `within(transaction)` returns a
+    Each method is atomic by itself. Six members are optional. `within(transaction)` returns a
     store that runs in the caller's transaction; its `current_transaction()`, which is never a
     coroutine, returns an object that identifies the transaction while that is open, then None or
     another one. `close()` releases resources.
+    `single_writer = True` says that a transaction which writes keeps all other writers waiting.
     `shares_connection = True` says that all calls share one connection, so that no other thread or
     task can use the store during a call. `heartbeat_many(attempts)` sends the heartbeats of many
     attempts in one call: for each `(id, attempt)`, if that attempt is running, it sets

@@ -55,6 +55,11 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         """Whether all callers, or all of one thread, share one connection: in-memory SQLite."""
         return isinstance(self._bind, Executor) and self._bind.shares_connection
 
+    @property
+    def single_writer(self) -> bool:
+        """Whether a transaction that writes keeps all other writers waiting: SQLite."""
+        return not self._locks_rows
+
     def __repr__(self) -> str:
         is_own = isinstance(self._bind, Executor)
         # Without its query, which may contain a password as well.

@@ -25,6 +25,8 @@ class AttemptLog:
     # Defined by the attempt.
     number: Any
     _loss_steps: Callable[[Transition], Steps[ExecutionProblem]]
+    _check_own_transactions: Callable[[], None]
+    """Raise if a write would wait for a transaction in which this attempt has written."""
     _finish_log: Callable[[], Any]
     """Wait until the background has written the captured records."""
 
@@ -35,6 +37,8 @@ class AttemptLog:
         self._dropped = 0
 
     def _log_steps(self, new: NewLogEntry) -> Steps[None]:
+        if getattr(self._store, "single_writer", False):
+            self._check_own_transactions()
         if (yield lambda: self._store.log(new)) is None:
             raise (yield from self._loss_steps(new.transition))
 

@@ -270,12 +270,7 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
 
     def _update_steps(self, transition: Transition) -> Steps[ExecutionStatus | None]:
         id = self._options.id
-        if not (self._inside or self._options.joined) and self._waits_for_caller():
-            raise RuntimeError(
-                f"Attempt {self.number} of execution {id} cannot write: a transaction of yours in"
-                " which it has written is still open, and each would wait for the other. End the"
-                " transaction first, or write in it: attempt.within(session)"
-            )
+        self._check_own_transactions()
         status: ExecutionStatus | None
         status = yield lambda: self._store.update(id, transition, returning="status")
         if self._inside and status is not None:
@@ -290,9 +285,15 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
             raise (yield from self._loss_steps(transition))
         self._joined.ended = status
 
-    def _waits_for_caller(self) -> bool:
-        shares_connection = getattr(self._store, "shares_connection", False)
-        return not shares_connection and self._joined.is_open()
+    def _check_own_transactions(self) -> None:
+        if self._inside or self._options.joined or getattr(self._store, "shares_connection", False):
+            return
+        if self._joined.is_open():
+            raise RuntimeError(
+                f"Attempt {self.number} of execution {self._options.id} cannot write: a transaction"
+                " of yours that it writes in is still open, and each would wait for the other. End"
+                " the transaction first, or write in it: attempt.within(session)"
+            )
 
     def _loss_steps(self, transition: Transition) -> Steps[ExecutionProblem]:
         """Return why nothing was written."""

@@ -60,6 +60,13 @@ class ChunkState(list[T]):
             raise InvalidValue("factory", f"must be {expected}, not {type(factory).__name__}")
         return begun
 
+    def _join(self, transaction: Any) -> Any:
+        inside = self._attempt.within(transaction)
+        store = inside._store  # noqa: SLF001
+        if getattr(store, "single_writer", False):  # its end will write, so no other write can
+            self._attempt._joined.add(store)  # noqa: SLF001
+        return inside
+
     def _commit(self) -> None:
         self._iteration.chunk_done(len(self))
         position = self._position["key"], self._position["value"]
@@ -93,7 +100,7 @@ class Chunk(ChunkState[T]):
             RuntimeError: the chunk is committed already.
         """
         with self._begin(factory, "__enter__") as transaction:
-            inside = self._attempt.within(transaction)
+            inside = self._join(transaction)
             yield transaction
             inside.advance(**self._position)
         self._commit()
@@ -121,7 +128,7 @@ class AsyncChunk(ChunkState[T]):
             RuntimeError: the chunk is committed already.
         """
         async with self._begin(factory, "__aenter__") as transaction:
-            inside = self._attempt.within(transaction)
+            inside = self._join(transaction)
             yield transaction
             await inside.advance(**self._position)
         self._commit()
