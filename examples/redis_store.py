@@ -98,6 +98,8 @@ class Plans:
         new = creation.apply(now)
         linked = {link: id for link in LINKS if (id := getattr(new, link))}
         conditions: list[Command] = [("EXISTS", self._row(id), 1) for id in linked.values()]
+        if new.parent_id and creation.needs_live_parent:
+            conditions.append(("ZSCORE", self._at(FINISHED), new.parent_id, ""))
         commands: list[Command] = [*self._store(new), ("ZADD", self._at("ids"), 0, new.id)]
         for link, id in linked.items():
             commands.append(("HSET", self._row(new.id), link, id))
@@ -121,17 +123,26 @@ class Plans:
     ) -> Plan[Execution | ExecutionStatus | None]:
         while True:
             now, rows = yield from self._rows([id])
-            moved = transition.apply(rows[0].execution, now) if rows else None
+            if not rows:
+                return None
+            conditions, children = [self._unchanged(rows[0])], list[Row]()
+            if transition.rule.reads_children:
+                children, same_children = yield from self._children(id)
+                conditions += same_children
+            statuses = [row.execution.status for row in children]
+            moved = transition.apply(rows[0].execution, now, statuses)
             if not moved:
                 return None
             deleted = [("DEL", self._at("log", id))] if transition.rule.deletes_log else []
-            if (yield from self._replace(rows[0], moved, *deleted)):
+            if (yield from self._set(conditions, [*self._store(moved), *deleted])):
                 return moved if returning == "execution" else moved.status
 
     def update_many(self, batch: BatchTransition) -> Plan[builtins.list[Execution]]:
         moved: builtins.list[Execution] = []
         now, _ = yield from self._rows([])
         rule = batch.transition.rule
+        if batch.root is not None or rule.reads_children:
+            return (yield from self._update_each(batch))
         until = now if any(Condition.DUE in move.when for move in rule.moves) else None
         for group in sorted({_group_of(status) for status in rule.sources}):
             stay = 0
@@ -146,6 +157,22 @@ class Plans:
                     elif (yield from self._replace(row, allowed[0])):
                         moved += allowed
                         stay += _group_of(allowed[0].status) == group
+        return sorted(moved, key=lambda each: each.id)
+
+    def _update_each(self, batch: BatchTransition) -> Plan[builtins.list[Execution]]:
+        """Update one after the other: those of a tree, or those that depend on their children."""
+        (ids,) = yield [("ZRANGE", self._at(RUNNING), 0, -1)]
+        if batch.root is not None:
+            ids, below = [batch.root], [batch.root]
+            while below:
+                children, _ = yield from self._children(below.pop())
+                new = {row.execution.id for row in children} - {*ids}
+                ids, below = [*ids, *new], [*below, *new]
+        moved: builtins.list[Execution] = []
+        for id in ids:
+            if len(moved) < batch.limit:
+                changed: Any = yield from self.update(id, batch.transition)
+                moved += [changed] if changed else []
         return sorted(moved, key=lambda each: each.id)
 
     def delete(self, id: str) -> Plan[bool]:
@@ -238,6 +265,12 @@ class Plans:
         (ids,) = yield [("SMEMBERS", links)]
         _, rows = yield from self._rows(ids)
         return ("SMEMBERS", links, " ".join(sorted(ids))), rows
+
+    def _children(self, id: str) -> Plan[tuple[builtins.list[Row], builtins.list[Command]]]:
+        """Return the children, and conditions that neither they nor their number has changed."""
+        same_links, linking = yield from self._linking(id)
+        children = [row for row in linking if row.execution.parent_id == id]
+        return children, [same_links, *map(self._unchanged, children)]
 
     def _prune(self, row: Row, pruning: PruneRequest, now: datetime) -> Plan[bool]:
         if not pruning.apply([row.execution], now):

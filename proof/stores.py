@@ -76,7 +76,7 @@ class ReadThenWriteStore(HostStore):
     ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
         """Run a SELECT, then an UPDATE whose only condition is the id."""
         found = self.find_by_id(id)
-        moved = found and transition.apply(found, datetime.now(UTC))
+        moved = found and transition.apply(found, datetime.now(UTC), ())
         if moved:
             self._overwrite(moved)
         return moved if moved is None or returning == "execution" else moved.status

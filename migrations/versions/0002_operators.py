@@ -1,4 +1,4 @@
-"""Record who made a transition, and show what needs attention."""
+"""Record who made a transition, show what needs attention, let children end a parent."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -154,7 +154,13 @@ BEGIN
      WHERE execution_id = NEW.id AND error IS NOT NULL;
 END
 """
+AWAITING_INDEX = "ix_executions_awaits_children_since"
+AWAITING = sa.text("status = 'running' AND awaits_children_since IS NOT NULL")
+STATUSES = ("pending", "running", "completed", "failed", "retrying", "timed_out", "cancelled")
+FINISHED = "c.status IN ('completed', 'failed', 'timed_out', 'cancelled')"
 MEANINGS = {
+    "executions.awaits_children_since": "When it left the end of its attempt to its children;"
+    " NULL unless it did.",
     "executions.redacted_at": "When its data was removed; NULL unless it was.",
     "executions.actor": "Internal: who made the last transition, as the caller named them.",
     "execution_history.actor": "Who made the transition: as the caller named them, or the setting"
@@ -177,6 +183,14 @@ ATTENTION = {
     "idempotency_key": "Its idempotency key.",
     "error_code": "Short name of the last failure.",
     "error_message": "Message of the last failure.",
+}
+CHILDREN: dict[str | None, str] = {
+    None: "One row for each execution that has children.",
+    "parent_id": "The execution: executions.id.",
+    "total": "Number of its children.",
+    "finished": "Number of those that are completed, failed, timed out or cancelled.",
+    "percent": "Share of those that have finished, 0 to 100.",
+    **{status: f"Number of those that are {status}." for status in STATUSES},
 }
 
 
@@ -285,7 +299,7 @@ def attention_view() -> str:
             "e.heartbeat_at",
             (
                 f"e.status = 'running' AND e.heartbeat_at > e.started_at"
-                f" AND e.heartbeat_at < {ago('15 minutes')}"
+                f" AND e.heartbeat_at < {ago('15 minutes')} AND e.awaits_children_since IS NULL"
                 f" AND (e.deadline_at IS NULL OR e.deadline_at >= {ago('5 minutes')})"
             ),
         ),
@@ -308,6 +322,23 @@ def attention_view() -> str:
          WHERE {condition}"""
         for reason, (action, since, condition) in parts.items()
     )
+
+
+def children_view() -> str:
+    """Return the query of execution_children: for one parent it reads one part of an index."""
+
+    def number(condition: str) -> str:
+        return typed(f"count(*) FILTER (WHERE {condition})", "BIGINT")
+
+    share = f"100.0 * count(*) FILTER (WHERE {FINISHED}) / count(*)"
+    percent = by_dialect(f"({share})::double precision", f"CAST({share} AS REAL)")
+    counts = ", ".join(f"{number(f'c.status = {status!r}')} AS {status}" for status in STATUSES)
+    return f"""
+        SELECT c.parent_id, {number("true")} AS total, {number(FINISHED)} AS finished,
+               {percent} AS percent, {counts}
+          FROM executions AS c
+         WHERE c.parent_id IS NOT NULL
+         GROUP BY c.parent_id"""
 
 
 def replace_view(name: str, query: str, *, drop: bool) -> None:
@@ -378,7 +409,15 @@ def comment(target: str, text: str) -> None:
 def upgrade() -> None:
     for table in ("executions", "execution_history"):
         op.add_column(table, sa.Column("actor", sa.Text))
-    op.add_column("executions", sa.Column("redacted_at", Time))
+    for column in ("redacted_at", "awaits_children_since"):
+        op.add_column("executions", sa.Column(column, Time))
+    op.create_index(
+        AWAITING_INDEX,
+        "executions",
+        ["awaits_children_since"],
+        postgresql_where=AWAITING,
+        sqlite_where=AWAITING,
+    )
     replace_triggers(with_actor=True)
     create_redaction()
     replace_in_use(DESCENDANTS)
@@ -387,15 +426,18 @@ def upgrade() -> None:
     actor = typed("h.actor", "TEXT") + " AS actor"
     replace_view("execution_timeline", timeline_view(f", {actor}"), drop=False)
     op.execute(f"CREATE VIEW executions_needing_attention AS {attention_view()}")
+    op.execute(f"CREATE VIEW execution_children AS {children_view()}")
     if is_postgresql():
         for column, text in MEANINGS.items():
             comment(f"COLUMN {column}", text)
-        for name, text in ATTENTION.items():
-            view = "executions_needing_attention"
-            comment(f"COLUMN {view}.{name}" if name else f"VIEW {view}", text)
+        views = {"executions_needing_attention": ATTENTION, "execution_children": CHILDREN}
+        for view, meanings in views.items():
+            for name, text in meanings.items():
+                comment(f"COLUMN {view}.{name}" if name else f"VIEW {view}", text)
 
 
 def downgrade() -> None:
+    op.execute("DROP VIEW execution_children")
     op.execute("DROP VIEW executions_needing_attention")
     replace_view("execution_timeline", timeline_view(""), drop=True)
     replace_view("execution_attempts", attempts_view("'failed'"), drop=True)
@@ -405,6 +447,8 @@ def downgrade() -> None:
     op.execute(f"DROP TRIGGER {REDACT}" + by_dialect(" ON executions", ""))
     if is_postgresql():
         op.execute(f"DROP FUNCTION {REDACT}")
-    op.drop_column("executions", "redacted_at")
+    op.drop_index(AWAITING_INDEX, "executions")
+    for column in ("awaits_children_since", "redacted_at"):
+        op.drop_column("executions", column)
     for table in ("execution_history", "executions"):
         op.drop_column(table, "actor")

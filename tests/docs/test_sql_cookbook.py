@@ -91,9 +91,9 @@ class Story:
         at(400).start(flow, worker="w1")
         id = self.create("step", 390, "step", parent_id=flow)
         at(380).start(id, worker="w1")
+        self.create("below", 379, "part", parent_id=id)
         at(350).complete(id)
         self.create("step after", 385, "step", parent_id=flow)
-        self.create("below", 379, "part", parent_id=id)
         at(20).update_progress(flow, 3, 10, message="three of ten")
 
         id = self.create("withdrawn", 310, "mail")
@@ -267,9 +267,8 @@ ANSWERS: dict[str, Callable[[Story], Rows]] = {
         ("  step", "pending", None, "step after"),
     ),
     "How far is a workflow?": lambda s: rows(
-        "type status count longest_seconds",
-        ("step", "completed", 1, 30),
-        ("step", "pending", 1, None),
+        "total finished percent pending running retrying completed failed timed_out cancelled",
+        (2, 1, 50, 1, 0, 0, 1, 0, 0, 0),
     ),
     "Which replays does an execution have?": lambda s: rows(
         "created_at execution_id replay_of status error_message",

@@ -220,7 +220,7 @@ class ReadThenWrite(PausingStore):
 
     def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         found = self.find_by_id(id)
-        moved = found and transition.apply(found, datetime.now(UTC))
+        moved = found and transition.apply(found, datetime.now(UTC), ())
         if moved:
             assert isinstance(self._bind, Connection)
             row = update(executions).where(executions.c.id == id).values(as_row(moved))

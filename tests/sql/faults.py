@@ -38,7 +38,7 @@ WRITES: dict[str, tuple[str, Verb]] = {
     "cancel": ("running", lambda m, id: m.cancel(id, "why")),
     "retry": ("failed", lambda m, id: m.retry(id)),
     "replay": ("completed", lambda m, id: m.replay(id)),
-    "create": ("completed", lambda m, id: m.create("new", parent_id=id)),
+    "create": ("running", lambda m, id: m.create("new", parent_id=id)),
     "heartbeat": ("running", lambda m, id: m.heartbeat(id)),
     "update_progress": ("running", lambda m, id: m.update_progress(id, 1, 2)),
     "checkpoint": ("running", lambda m, id: m.checkpoint(id, "k", 1)),

@@ -92,6 +92,7 @@ RELATIONS = {
     "execution_core_version",
     "execution_overview",
     "execution_attempts",
+    "execution_children",
     "execution_timeline",
     "execution_stats",
     "executions_needing_attention",
@@ -180,7 +181,7 @@ def test_upgrade_by_alembic_and_downgrade(empty_url: str) -> None:
     assert contents(engine) == RELATIONS
     check_models(alembic)
     with connect(empty_url) as manager:
-        child = manager.create("b", parent_id=bring_to(manager, "completed").id)
+        child = manager.create("b", parent_id=bring_to(manager, "running").id)
         manager.cancel(child.id)
     command.downgrade(alembic, "base")
     assert contents(engine) == {"execution_core_version"}

@@ -22,10 +22,11 @@ on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=Tru
 @on_postgresql
 def test_prune_child_being_retried_keeps_parent(database: Database) -> None:
     manager = ExecutionManager(SqlExecutionStore(database.engine))
-    parent = bring_to(manager, "completed")
+    parent = manager.create("work")
     child = manager.create("step", parent_id=parent.id, max_attempts=2)
     manager.start(child.id)
     manager.fail(child.id, "no")
+    manager.cancel(parent.id)
     with database.engine.begin() as worker:
         manager.within(worker).retry(child.id)
         with database.engine.begin() as connection:

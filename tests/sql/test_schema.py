@@ -377,6 +377,8 @@ VIEWS = {
     " error write_token actor",
     "executions_needing_attention": "execution_id type status reason action since_at since_seconds"
     " attempts max_attempts worker idempotency_key error_code error_message",
+    "execution_children": "parent_id total finished percent pending running completed failed"
+    " retrying timed_out cancelled",
     "execution_logs": "execution_id id attempt logged_at level message data",
 }
 

@@ -61,6 +61,7 @@ def test_tables_read_typed_values(database: Database, name: str) -> None:
             bring_to(manager, state)
         overdue = manager.start(manager.create("a", timeout=timedelta(milliseconds=1)).id)
         manager.log(overdue.id, "a", data={"n": 1})
+        manager.create("child", parent_id=overdue.id)
     time.sleep(0.005)
     table = getattr(tables, name)
     with database.engine.connect() as connection:

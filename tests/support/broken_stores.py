@@ -18,7 +18,7 @@ MemoryStore: Any = type(memory_store())
 class ReadThenWrite(MemoryStore):
     def update(self, id: str, transition: Transition, *, returning: str = "execution") -> Any:
         found = self.rows.get(id)
-        changed = found and transition.apply(found, datetime.now(UTC))
+        changed = found and transition.apply(found, datetime.now(UTC), ())
         if changed:
             self.rows[id] = changed
         return changed and (changed if returning == "execution" else changed.status)
@@ -88,7 +88,7 @@ class AsyncReadThenWrite(AsyncMemoryStore):
         rows = self.store.rows  # type: ignore[attr-defined]
         found = rows.get(id)
         await asyncio.sleep(0)
-        moved = found and transition.apply(found, datetime.now(UTC))
+        moved = found and transition.apply(found, datetime.now(UTC), ())
         if moved:
             rows[id] = moved
         return moved and (moved if returning == "execution" else moved.status)

@@ -210,23 +210,32 @@ def test_prune_skips_rows_locked_by_others(database: Database) -> None:
         manager.get(done.id)
 
 
+def finished_with_child(manager: ExecutionManager) -> tuple[str, str]:
+    """Return the ids of a finished parent and of its finished child, which can be replayed."""
+    parent = manager.create("work").id
+    step = manager.create("step", parent_id=parent).id
+    for id in (step, parent):
+        manager.cancel(id)
+    return parent, step
+
+
 @on_postgresql
 def test_prune_skips_parent_of_uncommitted_child(database: Database) -> None:
     """The transaction of the child locks the parent until the child is visible."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
-    parent = bring_to(manager, "completed")
+    parent, step = finished_with_child(manager)
     with database.engine.begin() as connection:
-        child = manager.within(connection).create("step", parent_id=parent.id)
-        assert manager.prune(NOW) == 0
-    assert manager.prune(NOW) == 0
-    assert manager.get(child.id).parent_id == parent.id
+        child = manager.within(connection).replay(step)
+        assert manager.prune(NOW, type="work") == 0
+    assert manager.prune(NOW, type="work") == 0
+    assert manager.get(child.id).parent_id == parent
 
 
 @on_postgresql
 def test_prune_keeps_parent_of_child_committed_meanwhile(database: Database) -> None:
     """The statement has chosen the parent and waits; then the child is committed."""
     manager = ExecutionManager(SqlExecutionStore(database.engine))
-    parent = bring_to(manager, "completed")
+    parent, step = finished_with_child(manager)
     database.run(
         # Called after the row was chosen by status and age: it waits for the lock of the test.
         "CREATE OR REPLACE FUNCTION test_wait(id uuid) RETURNS boolean LANGUAGE plpgsql VOLATILE"
@@ -236,7 +245,7 @@ def test_prune_keeps_parent_of_child_committed_meanwhile(database: Database) -> 
 
     def prune() -> None:
         statement, parameters, *_ = queries.prune(
-            check_prune_request(NOW, None, None, None, 10), None
+            check_prune_request(NOW, None, "work", None, 10), None
         )
         with database.engine.begin() as connection:
             compiled: Any = statement.compile(dialect=database.engine.dialect)
@@ -261,11 +270,11 @@ def test_prune_keeps_parent_of_child_committed_meanwhile(database: Database) -> 
         )
         while not gate.scalar(waits):
             pass
-        child = manager.create("step", parent_id=parent.id)
+        child = manager.replay(step)
     thread.join()
     database.run("DROP FUNCTION test_wait(uuid)")
     assert pruned == [0]
-    assert manager.get(child.id).parent_id == parent.id
+    assert manager.get(child.id).parent_id == parent
 
 
 def prune_all(number: int, url: str) -> int:
@@ -288,13 +297,16 @@ def test_prune_by_eight_processes_deletes_each_once(database: Database) -> None:
         assert remaining_ids(manager) == {kept.id}
 
 
-def make_children(number: int, url: str, parents: list[str]) -> list[tuple[str, str]]:
+def make_children(
+    number: int, url: str, families: list[tuple[str, str]]
+) -> list[tuple[str | None, str]]:
     made = []
     with connect(url) as manager:
-        for parent in parents:
+        for _, step in families:
             try:
                 if number % 2:
-                    made.append((parent, manager.create("step", parent_id=parent).id))
+                    child = manager.replay(step)
+                    made.append((child.parent_id, child.id))
                 else:
                     manager.prune(NOW, limit=1)
             except ExecutionNotFound:
@@ -305,9 +317,10 @@ def make_children(number: int, url: str, parents: list[str]) -> list[tuple[str, 
 @pytest.mark.slow
 def test_prune_beside_creates_keeps_parents(database: Database) -> None:
     with connect(database.url) as manager:
-        parents = [bring_to(manager, "completed").id for _ in range(100)]
-        for made in race(make_children, database.url, parents):
+        families = [finished_with_child(manager) for _ in range(100)]
+        for made in race(make_children, database.url, families):
             for parent, child in made:
                 found: Execution = manager.get(child)
                 assert found.parent_id == parent
-                manager.get(parent)
+                if parent is not None:
+                    manager.get(parent)

@@ -37,6 +37,11 @@ class NewExecution:
     actor: str | None
     """Who creates it, for the history of a store that has one."""
 
+    @property
+    def needs_live_parent(self) -> bool:
+        """Whether its parent must be live: not so for a replay, which repeats finished work."""
+        return self.parent_id is not None and self.replay_of is None
+
     def apply(self, now: datetime) -> Execution:
         """Return the execution to store, as created at `now`: for stores without SQL."""
         return Execution(

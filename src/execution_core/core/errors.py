@@ -24,6 +24,9 @@ from .models import CANCELLATION_REASON, Execution, ExecutionStatus
 
 _ACTIONS: Final = {
     "checkpoint": "set a checkpoint of",
+    "create a child": "create a child of",
+    "end_with_children": "end with its children",
+    "finish_with_children": "leave to its children",
     "get": "read",
     "heartbeat": "record a heartbeat of",
     "log": "add a log entry to",

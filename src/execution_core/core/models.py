@@ -195,9 +195,25 @@ class Execution(BaseModel, frozen=True):
     """The worker of the current or last attempt."""
     redacted_at: datetime | None = None
     """When `redact` removed its data."""
+    awaits_children_since: datetime | None = None
+    """When `finish_with_children` left the end of its attempt to its children."""
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+
+class ChildrenSummary(BaseModel, frozen=True):
+    """The children of an execution, counted: `manager.children(id).percent`."""
+
+    total: int
+    finished: int
+    """How many are completed, failed, timed out or cancelled."""
+    percent: float
+    """The share that has finished, 0 to 100; 100 without children."""
+    by_status: dict[ExecutionStatus, int]
+    """How many children have each status, without those that none has."""
+    failed: list[Execution]
+    """Those that failed or timed out, the newest first, at most 100."""
 
 
 class LogEntry(BaseModel, frozen=True):

@@ -1,5 +1,6 @@
 """Selections of executions: a page of a list, a batch transition, a prune request."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -215,15 +216,37 @@ class BatchTransition:
     transition: Transition
     type: str | None
     limit: int
+    root: str | None = None
+    """Only this execution, its children, their children, and so on."""
 
     def apply(self, executions: Iterable[Execution], now: datetime) -> list[Execution]:
         """Return the changed executions by id, of all executions.
 
         For stores without SQL, under their own lock: `changed = batch.apply(all, now)`.
         """
-        candidates = [each for each in executions if self.type in (None, each.type)]
+        everything = list(executions)
+        children = defaultdict[str | None, list[Execution]](list)
+        for each in everything:
+            children[each.parent_id].append(each)
+        tree = {self.root}
+        below = [self.root]
+        while self.root is not None and below:
+            new = {each.id for each in children[below.pop()]} - tree
+            tree |= new
+            below += new
+        candidates = [
+            each
+            for each in everything
+            if self.type in (None, each.type) and (self.root is None or each.id in tree)
+        ]
         candidates.sort(key=lambda each: (each.due_at or each.created_at, each.id))
-        changed = filter(None, (self.transition.apply(each, now) for each in candidates))
+        changed = filter(
+            None,
+            (
+                self.transition.apply(each, now, [child.status for child in children[each.id]])
+                for each in candidates
+            ),
+        )
         return sorted(islice(changed, self.limit), key=attrgetter("id"))
 
 

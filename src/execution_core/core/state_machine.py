@@ -41,10 +41,12 @@ class Condition(Enum):
     ATTEMPT_LEFT = "attempts < max_attempts"
     DUE = "its due_at has come"
     OVERDUE = "its deadline_at has passed"
-    STALLED = "no start and no heartbeat within the transition's `stalled_after`"
+    STALLED = "it does not await children, and has no heartbeat within `stalled_after`"
+    CHILDREN_COMPLETED = "it awaits its children, and all of them are completed"
+    CHILDREN_FINISHED = "it awaits its children, and none of them is live"
 
 
-ATTEMPT_LEFT, DUE, OVERDUE, STALLED = Condition
+ATTEMPT_LEFT, DUE, OVERDUE, STALLED, CHILDREN_COMPLETED, CHILDREN_FINISHED = Condition
 
 
 class Move:
@@ -88,6 +90,12 @@ class Rule:
         return tuple(s for s in ExecutionStatus if any(s in move.sources for move in self.moves))
 
     @cached_property
+    def reads_children(self) -> bool:
+        """Whether a move depends on the children of the execution."""
+        about_children = {CHILDREN_COMPLETED, CHILDREN_FINISHED}
+        return any(about_children & {*move.when} for move in self.moves)
+
+    @cached_property
     def for_attempt(self) -> "Rule":
         """The rule of the same verb with `attempt=`: allowed only while that attempt is running."""
         moves = (Move((RUNNING,), m.target, when=m.when, **m.changes) for m in self.moves)
@@ -98,6 +106,7 @@ TIMEOUT_ERROR = ExecutionFailure(message="Execution timed out", code="timeout", 
 STALLED_ERROR = ExecutionFailure(
     message="Execution stalled: no heartbeat from its worker", code="stalled", retryable=True
 )
+CHILDREN_ERROR = ExecutionFailure(message="Not all of its children completed", code="children")
 REDACTED_ERROR = ExecutionFailure(message="redacted", code="redacted")
 
 
@@ -112,6 +121,7 @@ def _started(when: Condition) -> Move:
         due_at=CLEARED,
         completed_at=CLEARED,
         error=CLEARED,
+        awaits_children_since=CLEARED,
         worker=SET,
         when=(when,),
     )
@@ -161,6 +171,14 @@ HEARTBEAT = Rule("heartbeat", Move((RUNNING,), None, heartbeat_at=NOW))
 UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, progress=SET))
 CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=SET_KEY))
 ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=SET, checkpoints=SET_KEY))
+FINISH_WITH_CHILDREN = Rule(
+    "finish_with_children", Move((RUNNING,), None, heartbeat_at=NOW, awaits_children_since=NOW)
+)
+END_WITH_CHILDREN = Rule(
+    "end_with_children",
+    Move((RUNNING,), COMPLETED, when=(CHILDREN_COMPLETED,), completed_at=NOW),
+    Move((RUNNING,), FAILED, when=(CHILDREN_FINISHED,), completed_at=NOW, error=CHILDREN_ERROR),
+)
 _REMOVED: Any = {"payload": CLEARED, "result": CLEARED, "progress": CLEARED, "checkpoints": EMPTY}
 REDACT = Rule(
     "redact",
@@ -175,5 +193,6 @@ LOG = Rule("log", Move(tuple(ExecutionStatus), None))
 RULES = (
     *(START, CLAIM, COMPLETE, FAIL_RETRYABLE, FAIL, TIMEOUT, SWEEP_OVERDUE, SWEEP),
     *(SWEEP_OVERDUE_RETRY, SWEEP_RETRY, CANCEL, CANCEL_WITH_REASON, RETRY, RETRY_EXTENDED, RELEASE),
+    *(FINISH_WITH_CHILDREN, END_WITH_CHILDREN),
     *(HEARTBEAT, UPDATE_PROGRESS, CHECKPOINT, ADVANCE, ANNOTATE, REDACT, LOG),
 )

@@ -43,10 +43,11 @@ def store_within(store: Any, transaction: Any) -> Any:
 class ExecutionStore(Protocol):
     """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. Six members are optional. `within(transaction)` returns a
+    Each method is atomic by itself. Seven members are optional. `within(transaction)` returns a
     store that runs in the caller's transaction; its `current_transaction()`, which is never a
     coroutine, returns an object that identifies the transaction while that is open, then None or
     another one. `close()` releases resources.
+    `count_by_status(parent_id)` returns a dict with the number of children by status.
     `single_writer = True` says that a transaction which writes keeps all other writers waiting.
     `shares_connection = True` says that all calls share one connection, so that no other thread or
     task can use the store during a call. `heartbeat_many(attempts)` sends the heartbeats of many
@@ -56,7 +57,10 @@ class ExecutionStore(Protocol):
     """
 
     def create(self, new: NewExecution) -> Execution | None:
-        """Store and return `new.apply(now)`; None if its key is held or it has no such parent."""
+        """Store and return `new.apply(now)`; None if its key is held or it has no such parent.
+
+        None as well if `new.needs_live_parent` and the parent has finished.
+        """
 
     def find_by_id(self, id: str) -> Execution | None:
         """Return the execution, or None."""
@@ -69,7 +73,8 @@ class ExecutionStore(Protocol):
     ) -> Any:  # Execution | ExecutionStatus | None, as `returning` says
         """Compare and set: store `transition.apply(found, now)` and return it.
 
-        With `returning="status"`, return the status alone, so that no payload is read or sent. If
+        If `transition.rule.reads_children`, `apply` needs the statuses of its children. With
+        `returning="status"`, return the status alone, so that no payload is read or sent. If
         `transition.rule.deletes_log`, delete its log as well. Return None if there is no such
         execution or the transition does not apply.
         """
@@ -106,7 +111,10 @@ class AsyncExecutionStore(Protocol):
     """`ExecutionStore` for asyncio: `AsyncExecutionManager(MyStore())`."""
 
     def create(self, new: NewExecution) -> Coroutine[Any, Any, Execution | None]:
-        """Store and return `new.apply(now)`; None if its key is held or it has no such parent."""
+        """Store and return `new.apply(now)`; None if its key is held or it has no such parent.
+
+        None as well if `new.needs_live_parent` and the parent has finished.
+        """
 
     def find_by_id(self, id: str) -> Coroutine[Any, Any, Execution | None]:
         """Return the execution, or None."""
@@ -119,7 +127,8 @@ class AsyncExecutionStore(Protocol):
     ) -> Coroutine[Any, Any, Any]:  # Execution | ExecutionStatus | None, as `returning` says
         """Compare and set: store `transition.apply(found, now)` and return it.
 
-        With `returning="status"`, return the status alone, so that no payload is read or sent. If
+        If `transition.rule.reads_children`, `apply` needs the statuses of its children. With
+        `returning="status"`, return the status alone, so that no payload is read or sent. If
         `transition.rule.deletes_log`, delete its log as well. Return None if there is no such
         execution or the transition does not apply.
         """

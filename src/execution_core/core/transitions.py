@@ -4,7 +4,7 @@ Each constructor checks its arguments. A store makes one compare-and-set of a tr
 its `apply`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -21,8 +21,25 @@ from .errors import (
     StaleAttempt,
 )
 from .json_values import MAX_JSON_BYTES, Json, JsonMembers
-from .models import CANCELLATION_REASON, MAX_MESSAGE, Execution, ExecutionFailure, ProgressInfo
-from .state_machine import ATTEMPT_LEFT, Change, Condition, FieldChange, Move, Rule
+from .models import (
+    CANCELLATION_REASON,
+    MAX_MESSAGE,
+    Execution,
+    ExecutionFailure,
+    ExecutionStatus,
+    ProgressInfo,
+)
+from .state_machine import (
+    ATTEMPT_LEFT,
+    CHILDREN_COMPLETED,
+    COMPLETED,
+    FINISHED,
+    Change,
+    Condition,
+    FieldChange,
+    Move,
+    Rule,
+)
 
 MAX_EXTRA_ATTEMPTS: Final = 10_000
 Value = str | int | Json | JsonMembers | ExecutionFailure | ProgressInfo | timedelta | None
@@ -41,12 +58,20 @@ class Transition:
     actor: str | None = None
     """Who makes it, for the history of a store that has one."""
 
-    def apply(self, execution: Execution, now: datetime) -> Execution | None:
+    def apply(
+        self,
+        execution: Execution,
+        now: datetime,
+        children: Collection[ExecutionStatus] | None = None,
+    ) -> Execution | None:
         """Return the execution after the first allowed move, or None if no move is allowed.
 
-        For stores without SQL, under their own lock: `changed = transition.apply(found, now)`.
+        For stores without SQL, under their own lock: `changed = transition.apply(found, now)`. If
+        `rule.reads_children`, pass the statuses of its children as well: without them, no move that
+        depends on them is allowed.
         """
-        move = next((move for move in self.rule.moves if self._allows(move, execution, now)), None)
+        allowed = (m for m in self.rule.moves if self._allows(m, execution, now, children))
+        move = next(allowed, None)
         if move is None or self.attempt not in (None, execution.attempts):
             return None
         update = {
@@ -55,12 +80,25 @@ class Transition:
         update |= {"status": move.target or execution.status, "updated_at": now}
         return execution.model_copy(update=update)
 
-    def _allows(self, move: Move, execution: Execution, now: datetime) -> bool:
+    def _allows(
+        self,
+        move: Move,
+        execution: Execution,
+        now: datetime,
+        children: Collection[ExecutionStatus] | None,
+    ) -> bool:
         return execution.status in move.sources and all(
-            self._is_met(condition, execution, now) for condition in move.when
+            self._is_met(condition, execution, now, children) for condition in move.when
         )
 
-    def _is_met(self, condition: Condition, execution: Execution, now: datetime) -> bool:
+    def _is_met(
+        self,
+        condition: Condition,
+        execution: Execution,
+        now: datetime,
+        children: Collection[ExecutionStatus] | None,
+    ) -> bool:
+        awaits_children = execution.awaits_children_since is not None
         match condition:
             case Condition.ATTEMPT_LEFT:
                 return execution.attempts < execution.max_attempts
@@ -73,7 +111,11 @@ class Transition:
                 # Manual SQL may start an attempt without setting heartbeat_at or started_at.
                 if beat is None or started is None or beat < started:
                     beat = max(started or execution.updated_at, execution.updated_at)
-                return beat < now - cast("timedelta", self.values["stalled_after"])
+                silent = beat < now - cast("timedelta", self.values["stalled_after"])
+                return silent and not awaits_children
+            case Condition.CHILDREN_COMPLETED | Condition.CHILDREN_FINISHED:
+                finished = (COMPLETED,) if condition is CHILDREN_COMPLETED else FINISHED
+                return awaits_children and children is not None and {*children} <= {*finished}
 
     def _changed(self, name: str, how: FieldChange, execution: Execution, now: datetime) -> object:
         if not isinstance(how, Change):
@@ -199,6 +241,16 @@ def retry(retry_after: timedelta | None = None, extra_attempts: int = 0) -> Tran
 def release(attempt: int | None) -> Transition:
     """Hand the attempt back and allow another one in its place: running → retrying."""
     return _transition(state_machine.RELEASE, {}, attempt)
+
+
+def finish_with_children(attempt: int | None) -> Transition:
+    """Leave the end to the children: it stays running until none of them is live."""
+    return _transition(state_machine.FINISH_WITH_CHILDREN, {}, attempt)
+
+
+def end_with_children() -> Transition:
+    """End with the last child: running → completed, or failed unless all are completed."""
+    return Transition(state_machine.END_WITH_CHILDREN)
 
 
 def heartbeat(attempt: int | None, *, skip_locked: bool = False) -> Transition:

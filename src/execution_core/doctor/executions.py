@@ -49,11 +49,12 @@ def _check_late(
 ) -> Finding:
     """Find what a sweep or a claim would find.
 
-    The left side of its condition is the column that says since when.
+    The left side of its condition, of the first one if it has several, says since when.
     """
     (required,) = move.when
     condition: Any = condition_sql(required, now)
-    since = condition.left
+    first, *_ = getattr(condition, "clauses", [condition])
+    since = first.left
     columns = executions.c
     query = (
         select(columns.id, columns.type, columns.worker, since, func.count().over())

@@ -174,7 +174,9 @@ def apply_and_compare(harness: StoreHarness, batch: BatchTransition) -> list[Exe
     expected = batch.apply(before.values(), now)
     assert [each.id for each in changed] == [each.id for each in expected]
     for each in changed:
-        assert to_text(each) == to_text(batch.transition.apply(before[each.id], each.updated_at))
+        assert to_text(each) == to_text(
+            batch.transition.apply(before[each.id], each.updated_at, ())
+        )
     after = before | {each.id: each for each in changed}
     assert {each.id: each for each in list_all(harness)} == after
     return sorted(changed, key=attrgetter("id"))

@@ -54,9 +54,10 @@ class DeletionContract:
     @delete_or_prune
     def test_removal_clears_only_links(self, harness: StoreHarness, way: str) -> None:
         """Children lose their `parent_id`, replays their `replay_of`, and nothing else changes."""
-        gone = bring_to(harness, "completed")
+        gone = harness.create()
         child = harness.create(parent_id=gone.id, idempotency_key="child")
-        child = harness.apply(child.id, transitions.cancel(None))
+        child = harness.apply(child.id, transitions.start(None), transitions.complete(None, None))
+        gone = harness.apply(gone.id, transitions.cancel(None))
         replay = harness.create(replay_of=gone.id)
         stranger = harness.create(parent_id=replay.id)
         harness.wait_past(stranger.updated_at)
@@ -101,8 +102,9 @@ class DeletionContract:
         """The result equals `request.apply`; no ancestor of a live execution is ever deleted."""
         for state, (_, steps) in STATES.items():
             bring_to(harness, state)
-            parent = bring_to(harness, "completed")
+            parent = harness.create()
             middle = harness.apply(harness.create(parent_id=parent.id).id, transitions.cancel(None))
+            harness.apply(parent.id, transitions.cancel(None))
             child = harness.create(parent_id=middle.id, replay_of=parent.id)
             harness.apply(child.id, *steps)
             keyed = harness.create(type="other", idempotency_key=state)
@@ -145,7 +147,8 @@ class DeletionContract:
         parents = [bring_to(harness, "completed").id for _ in range(20)]
         harness.wait_past(harness.get(parents[-1]).updated_at)
         prune = call_store("prune", replace(ALL, limit=2))
-        children = [build_new("child", parent_id=id) for id in parents]
+        original = harness.create().id  # a replay may have a parent that has finished
+        children = [build_new("child", parent_id=id, replay_of=original) for id in parents]
         calls = [call for child in children for call in (call_store("create", child), prune)]
         created = {each.id: to_text(each) for each in harness.race(calls)[::2] if each is not None}
         left = list_all(harness, type="child")

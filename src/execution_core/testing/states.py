@@ -29,6 +29,7 @@ STATES: Final[dict[str, tuple[dict[str, Any], tuple[Transition, ...]]]] = {
     "delayed": ({"start_after": DAY}, ()),
     "running": ({"timeout": DAY}, (_start, _progressed)),
     "running-last": ({}, (_start, _fail_retryable, _start)),
+    "awaiting": ({}, (_start, transitions.finish_with_children(None))),
     "overdue": ({"timeout": MOMENT}, (_start,)),
     "completed": ({}, (_start, transitions.complete({"done": True}, None))),
     "failed": ({}, (_start, _fail_final)),
@@ -53,6 +54,7 @@ def every_transition(attempts: int) -> Iterator[Transition]:
     yield from (transitions.start(None), transitions.start("ü" * 255), transitions.claim("host"))
     yield from (transitions.cancel(None), transitions.cancel('"late"'))
     yield from (transitions.retry(), transitions.retry(DAY), transitions.retry(None, 3))
+    yield transitions.end_with_children()
     yield from (transitions.annotate({'"ü"': None, "kept": [1.0]}), transitions.redact())
     for silence in (None, MOMENT, DAY):
         yield from (transitions.sweep(silence, retry=retry) for retry in (False, True))
@@ -66,6 +68,7 @@ def transitions_of_attempt(attempt: int | None) -> Iterator[Transition]:
     checkpoint = transitions.checkpoint("last", {"deep": {"m": [2.0, None]}}, attempt)
     yield from (progress, checkpoint, transitions.advance(progress, checkpoint))
     yield from (transitions.heartbeat(attempt), transitions.log(attempt))
+    yield transitions.finish_with_children(attempt)
     yield from (transitions.complete(None, attempt), transitions.complete([{"ü": 1}], attempt))
     yield from (transitions.timeout(attempt), transitions.release(attempt))
     error = ExecutionFailure(message="broken", code="E1", stack="line\n" * 100)

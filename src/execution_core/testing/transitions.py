@@ -33,13 +33,13 @@ class TransitionContract:
         """Each allowed transition changes exactly what its `apply` changes."""
         model = bring_to(harness, state)
         now = harness.wait_past(model.updated_at)
-        allowed = [each for each in every_transition(model.attempts) if each.apply(model, now)]
+        allowed = [each for each in every_transition(model.attempts) if each.apply(model, now, ())]
         before = [bring_to(harness, state) for _ in allowed]
         harness.wait_past(before[-1].updated_at if before else now)
         for each, transition in zip(before, allowed, strict=True):
             answer = harness.store.update(each.id, transition, returning=returning)
             after = harness.get(each.id)
-            expected = transition.apply(each, after.updated_at)
+            expected = transition.apply(each, after.updated_at, ())
             case = describe(transition, each)
             assert answer is not None, f"{case} is allowed, but returned None"
             assert to_text(after) == to_text(expected), case
@@ -56,7 +56,7 @@ class TransitionContract:
         """A refused transition returns None and does not change `updated_at`."""
         before = bring_to(harness, state)
         now = harness.wait_past(before.updated_at)
-        refused = [x for x in every_transition(before.attempts) if not x.apply(before, now)]
+        refused = [x for x in every_transition(before.attempts) if not x.apply(before, now, ())]
         assert refused
         for transition in refused:
             assert_refused(harness, returning, before, transition)

@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any, Self, TypeVar
 
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.models import Execution, LogEntry
+from ..core.models import ChildrenSummary, Execution, LogEntry
 from ..core.steps import run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .async_attempt import AsyncAttempt
@@ -26,6 +26,7 @@ class AsyncExecutionManager(
         Awaited[LogEntry],
         Awaited[list[LogEntry]],
         Awaited[int],
+        Awaited[ChildrenSummary],
         Awaited[None],
         AsyncAttempt,
         AsyncTransaction,

@@ -14,10 +14,11 @@ from ..core import transitions, validation
 from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
 from ..core.json_values import JsonMembers
 from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel
-from ..core.state_machine import COMPLETED, RETRYING, RUNNING
+from ..core.state_machine import COMPLETED, FINISHED, RETRYING, RUNNING
 from ..core.steps import Steps
 from ..core.store import store_within
 from ..core.transitions import Transition
+from . import verbs
 from .attempt_log import AttemptLog
 from .attempt_options import AttemptOptions
 from .iteration import CheckpointedIteration
@@ -162,6 +163,14 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         transition = transitions.fail(error, retryable, retry_after, self.number)
         return cast("NoneT", self._run(self._end_steps(transition)))
 
+    def finish_with_children(self) -> NoneT:
+        """Let the children end the execution: `attempt.finish_with_children()`.
+
+        The block then ends without another write, and the execution stays running until none of
+        its children is live. See `manager.finish_with_children`.
+        """
+        return cast("NoneT", self._run(self._leave_steps()))
+
     def within(self, transaction: TransactionT) -> Self:
         """Write in the caller's transaction: `attempt.within(session).checkpoint("done", 7)`.
 
@@ -240,6 +249,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         found = yield lambda: self._store.find_by_id(self._options.id)
         if found is not None and ended is COMPLETED:
             return bool(found.status is ended and found.attempts == self.number)
+        if ended is RUNNING and found is not None and found.awaits_children_since:
+            return True
         # After a failure, the next attempt may be running already.
         return found is None or (found.status, found.attempts) != (RUNNING, self.number)
 
@@ -275,6 +286,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         status = yield lambda: self._store.update(id, transition, returning="status")
         if self._inside and status is not None:
             self._joined.add(self._store)
+        elif status in FINISHED and not self._options.joined:
+            yield from verbs.end_parents(self._store, self.execution.parent_id)
         return status
 
     def _end_steps(self, transition: Transition) -> Steps[None]:
@@ -284,6 +297,10 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         if status is None:
             raise (yield from self._loss_steps(transition))
         self._joined.ended = status
+
+    def _leave_steps(self) -> Steps[None]:
+        yield from self._end_steps(transitions.finish_with_children(self.number))
+        yield from self._update_steps(transitions.end_with_children())  # if they have finished
 
     def _check_own_transactions(self) -> None:
         if self._inside or self._options.joined or getattr(self._store, "shares_connection", False):

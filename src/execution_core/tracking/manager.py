@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any, Self
 
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.models import Execution, LogEntry
+from ..core.models import ChildrenSummary, Execution, LogEntry
 from ..core.steps import run
 from ..core.store import ExecutionStore, Transaction
 from .attempt import Attempt
@@ -26,6 +26,7 @@ class ExecutionManager(
         LogEntry,
         list[LogEntry],
         int,
+        ChildrenSummary,
         None,
         Attempt,
         Transaction,

@@ -6,6 +6,7 @@ Those that create or change one execution are in `transition_verbs`, those that 
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -18,7 +19,7 @@ from . import verbs
 from .attempt_options import Exceptions, check_options
 from .attempt_state import AttemptState
 from .decorator import TrackedOptions
-from .read_verbs import CountT, EntriesT, ManyT, ReadVerbs
+from .read_verbs import ChildrenT, CountT, EntriesT, ManyT, ReadVerbs
 from .transition_verbs import EntryT, FoundT, OneT, TransitionVerbs
 
 NoneT = TypeVar("NoneT")
@@ -29,8 +30,10 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 class ManagerVerbs(
     TransitionVerbs[OneT, FoundT, EntryT],
-    ReadVerbs[OneT, FoundT, ManyT, EntriesT, CountT],
-    Generic[OneT, FoundT, ManyT, EntryT, EntriesT, CountT, NoneT, AttemptT, TransactionT],
+    ReadVerbs[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT],
+    Generic[
+        OneT, FoundT, ManyT, EntryT, EntriesT, CountT, ChildrenT, NoneT, AttemptT, TransactionT
+    ],
 ):
     """The verbs of a manager. Those of an `AsyncExecutionManager` are awaited."""
 
@@ -72,7 +75,8 @@ class ManagerVerbs(
 
         Running ones that are past their deadline (error code `timeout`) or, with `stalled_after`,
         without a heartbeat for that long (error code `stalled`). A start, a progress update and a
-        checkpoint count as heartbeats.
+        checkpoint count as heartbeats. It also ends what awaits children that have all finished
+        (see `finish_with_children`), of any type.
 
         Args:
             stalled_after: several heartbeat intervals.
@@ -88,7 +92,30 @@ class ManagerVerbs(
             InvalidValue: an argument is invalid.
         """
         batch = check_batch(transitions.sweep(stalled_after, retry=retry), type, limit)
-        return cast("ManyT", self._store.update_many(batch))
+        return cast("ManyT", self._run(verbs.sweep(self._store, batch, joined=self._joined)))
+
+    def cancel_tree(self, id: str, reason: str | None = None, *, by: str | None = None) -> CountT:
+        """Cancel it and everything below it: `manager.cancel_tree(id, "customer withdrew")`.
+
+        Its children, their children, and so on, as `cancel` does. What has finished stays as it is.
+        A running one learns it at its next write or heartbeat. A child whose creation has not been
+        committed yet stays live.
+
+        Args:
+            id: the id of the execution, which may have finished.
+            reason: a text, kept as `metadata["cancellation_reason"]` of each.
+            by: who cancels, 1 to 255 characters, for the history.
+
+        Returns:
+            How many executions it cancelled.
+
+        Raises:
+            ExecutionNotFound: there is no such execution.
+        """
+        actor = None if by is None else validation.name("by", by)
+        transition = replace(transitions.cancel(reason), actor=actor)
+        steps = verbs.cancel_tree(self._store, id, transition, joined=self._joined)
+        return cast("CountT", self._run(steps))
 
     def attempt(
         self,

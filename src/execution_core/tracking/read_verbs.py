@@ -17,9 +17,10 @@ FoundT = TypeVar("FoundT")
 ManyT = TypeVar("ManyT")
 EntriesT = TypeVar("EntriesT")
 CountT = TypeVar("CountT")
+ChildrenT = TypeVar("ChildrenT")
 
 
-class ReadVerbs(Generic[OneT, FoundT, ManyT, EntriesT, CountT]):
+class ReadVerbs(Generic[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT]):
     """The verbs that read executions and their logs."""
 
     _store: Any
@@ -85,6 +86,18 @@ class ReadVerbs(Generic[OneT, FoundT, ManyT, EntriesT, CountT]):
         """
         selection = Selection(**check_selection(**conditions))
         return cast("CountT", self._store.count(selection))
+
+    def children(self, id: str) -> ChildrenT:
+        """Count the children of an execution: `manager.children(batch.id).percent`.
+
+        Returns:
+            Their number, how many have finished, the percentage, the number by status, and the
+            newest 100 of those that failed or timed out.
+
+        Raises:
+            ExecutionNotFound: there is no such execution.
+        """
+        return cast("ChildrenT", self._run(verbs.children(self._store, id)))
 
     def logs(
         self,

@@ -72,6 +72,7 @@ class TransitionVerbs(Generic[OneT, FoundT, EntryT]):
         Raises:
             IdempotencyConflict: the key belongs to an execution of another type or payload.
             ExecutionNotFound: the parent does not exist.
+            InvalidStateTransition: the parent has finished.
             InvalidValue: an argument cannot be stored.
         """
         new = new_execution(
@@ -130,6 +131,20 @@ class TransitionVerbs(Generic[OneT, FoundT, EntryT]):
             by: who does it, 1 to 255 characters, for the history.
         """
         return self._apply(id, transitions.fail(error, retryable, retry_after, attempt), by)
+
+    def finish_with_children(self, id: str, *, attempt: int | None = None) -> OneT:
+        """Let its children end it: `manager.finish_with_children(batch.id)`.
+
+        From running; with `attempt`, only if that attempt is running. Once none of its children is
+        live, it is completed if all of them are completed, else failed with the error code
+        `children`. Until then it stays running: it needs no heartbeat, and its timeout applies.
+        Call it when all children are created. Without children, it is completed at once.
+
+        The end of the last child ends it, after that end has committed. After a crash, after a
+        child that ended in a caller's transaction or was deleted, the next `sweep` ends it. What
+        happens to a child afterwards, such as a `retry`, does not change it.
+        """
+        return self._apply(id, transitions.finish_with_children(attempt))
 
     def timeout(self, id: str, *, attempt: int | None = None, by: str | None = None) -> OneT:
         """Record that the attempt took too long: `manager.timeout(id, attempt=1)`.
@@ -330,4 +345,5 @@ class TransitionVerbs(Generic[OneT, FoundT, EntryT]):
     def _apply(self, id: str, transition: Transition, by: str | None = None) -> OneT:
         if by is not None:
             transition = replace(transition, actor=validation.name("by", by))
-        return cast("OneT", self._run(verbs.apply(self._store, id, transition)))
+        steps = verbs.apply(self._store, id, transition, joined=self._joined)
+        return cast("OneT", self._run(steps))

@@ -1,24 +1,110 @@
 """The verbs of a manager that decide something, as steps over a store, sync or async."""
 
-from typing import Any
+import logging
+from typing import Any, Final
 
 from ..core import transitions, validation
 from ..core.creation import MAX_TRIES, NewExecution, ReplayOptions, check_same_work, new_replay
-from ..core.errors import ConcurrentUpdate, ExecutionNotFound
+from ..core.errors import ConcurrentUpdate, ExecutionNotFound, InvalidStateTransition
 from ..core.log_lines import NewLogEntry
-from ..core.models import Execution, LogEntry
-from ..core.selections import LogPage
+from ..core.models import ChildrenSummary, Execution, ExecutionStatus, LogEntry
+from ..core.selections import (
+    BatchTransition,
+    LogPage,
+    Page,
+    Selection,
+    check_batch,
+    check_bounds,
+    check_selection,
+)
+from ..core.state_machine import FAILED, FINISH_WITH_CHILDREN, FINISHED, LIVE, TIMED_OUT
 from ..core.steps import Steps
 from ..core.transitions import Transition
 
+MAX_FAILED_CHILDREN: Final = 100
+"""How many failed children `children` returns."""
+logger: Final = logging.getLogger("execution_core")
 
-def apply(store: Any, id: str, transition: Transition) -> Steps[Execution]:
-    """Make a transition; explain the refusal if it matches nothing."""
+
+def apply(store: Any, id: str, transition: Transition, *, joined: bool) -> Steps[Execution]:
+    """Make a transition; explain the refusal if it matches nothing.
+
+    `joined` is whether the store runs in the caller's transaction.
+    """
     id = validation.execution_id(id)
     updated: Execution | None = yield lambda: store.update(id, transition)
-    if updated:
-        return updated
-    raise transitions.refusal(transition, id, (yield lambda: store.find_by_id(id)))
+    if updated is None:
+        raise transitions.refusal(transition, id, (yield lambda: store.find_by_id(id)))
+    if transition.rule.verb == FINISH_WITH_CHILDREN.verb:
+        # Perhaps they have finished already.
+        end = transitions.end_with_children()
+        updated = (yield lambda: store.update(id, end)) or updated
+    if updated.status in FINISHED and not joined:
+        yield from end_parents(store, updated.parent_id)
+    return updated
+
+
+def end_parents(store: Any, id: str | None) -> Steps[None]:
+    """End the parent that has awaited the child which has just finished, then its parent.
+
+    Only after the end of the child has committed: of two last children, the second one to commit
+    sees both. What fails here is done by the next sweep.
+    """
+    end = transitions.end_with_children()
+    try:
+        while id is not None:
+            parent: str = id
+            ended: Execution | None = yield lambda: store.update(parent, end)  # noqa: B023
+            id = None if ended is None else ended.parent_id
+    except Exception:
+        message = "Execution %s may await children that have all finished: sweep to end it"
+        logger.warning(message, id, exc_info=True)
+
+
+def sweep(store: Any, batch: BatchTransition, *, joined: bool) -> Steps[list[Execution]]:
+    """Time out abandoned executions, and end those whose children have finished."""
+    swept: list[Execution] = yield lambda: store.update_many(batch)
+    if not joined:
+        end = check_batch(transitions.end_with_children(), None, validation.MAX_PAGE)
+        while (yield lambda: store.update_many(end)):  # then perhaps their parents
+            pass
+    return swept
+
+
+def cancel_tree(store: Any, id: str, transition: Transition, *, joined: bool) -> Steps[int]:
+    """Cancel what is live of an execution and those below it; return how many that were."""
+    root = yield from get(store, id)
+    cancelled, batch = 0, BatchTransition(transition, None, validation.MAX_PAGE, root.id)
+    while changed := (yield lambda: store.update_many(batch)):  # children may have been added
+        cancelled += len(changed)
+    if cancelled and not joined:
+        yield from end_parents(store, root.parent_id)
+    return cancelled
+
+
+def children(store: Any, id: str) -> Steps[ChildrenSummary]:
+    """Count the children of an execution, and read those that failed."""
+    id = (yield from get(store, id)).id
+    if count := getattr(store, "count_by_status", None):
+        by_status: dict[ExecutionStatus, int] = yield lambda: count(id)
+    else:
+        by_status = {}
+        for status in ExecutionStatus:
+            selection = Selection(**check_selection(parent_id=id, status=status))
+            if counted := (yield lambda: store.count(selection)):  # noqa: B023 - called at once
+                by_status[status] = counted
+    selected = check_selection(parent_id=id, status=(FAILED, TIMED_OUT))
+    page = Page(**selected, **check_bounds(MAX_FAILED_CHILDREN, None, None, oldest_first=False))
+    failed = (yield lambda: store.list(page)) if {FAILED, TIMED_OUT} & by_status.keys() else []
+    total = sum(by_status.values())
+    finished = sum(by_status.get(status, 0) for status in FINISHED)
+    return ChildrenSummary(
+        total=total,
+        finished=finished,
+        percent=100 * finished / total if total else 100,
+        by_status=by_status,
+        failed=failed,
+    )
 
 
 def create(store: Any, new: NewExecution) -> Steps[Execution]:
@@ -30,8 +116,10 @@ def create(store: Any, new: NewExecution) -> Steps[Execution]:
             return created
         if key and (found := (yield lambda: store.find_by_idempotency_key(key))):
             return check_same_work(new, found)
-        if parent and not (yield lambda: store.find_by_id(parent)):
-            raise ExecutionNotFound(parent)
+        if parent:
+            found = yield from get(store, parent)
+            if found.status in FINISHED:
+                raise InvalidStateTransition(parent, "create a child", found.status, None, LIVE)
         # The execution that held the key was deleted in between: the key is free now.
     conflict = ConcurrentUpdate("create", new.id)
     if key:

@@ -164,8 +164,8 @@ def is_schema_error(error: SQLAlchemyError) -> bool:
     )
 
 
-def verify_prune(_settled: bool) -> VerificationSteps[Rows | None]:
-    """Raise OutcomeUnknown: deleted rows leave nothing to query."""
+def verify_unknowable(_settled: bool) -> VerificationSteps[Rows | None]:
+    """Raise OutcomeUnknown: nothing that could be queried tells what was written."""
     raise OutcomeUnknown
     yield
 

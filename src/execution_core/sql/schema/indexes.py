@@ -29,6 +29,11 @@ _TIMES = (c.created_at, c.started_at, c.completed_at)
 Index("ix_executions_type_status_id_times", *_BY_TYPE, *_TIMES, info={"only": "sqlite"})
 _CHILDREN = _partial(c.parent_id.is_not(None))
 Index("ix_executions_parent_id_status_id", c.parent_id, c.status, c.id, **_CHILDREN)
+Index(
+    "ix_executions_awaits_children_since",
+    c.awaits_children_since,
+    **_partial((c.status == "running") & c.awaits_children_since.is_not(None)),
+)
 Index("ix_executions_replay_of", c.replay_of, **_partial(c.replay_of.is_not(None)))
 Index("ix_executions_completed_at", c.completed_at, **_partial(c.completed_at.is_not(None)))
 Index("ix_executions_deadline_at", c.deadline_at, **_partial(c.status == "running"))

@@ -80,6 +80,7 @@ executions = Table(
     Column("write_token", Id),
     Column("actor", Text),
     Column("redacted_at", Timestamp),
+    Column("awaits_children_since", Timestamp),
     UniqueConstraint("idempotency_key"),
     CheckConstraint("…", name="valid", info={"only": "postgresql"}),
     *(

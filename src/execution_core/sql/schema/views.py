@@ -94,6 +94,22 @@ overdue_executions = Table(
     Column("overdue_seconds", Double(), nullable=False),
 )
 
+execution_children = Table(
+    "execution_children",
+    views_metadata,
+    Column("parent_id", Id(), primary_key=True),
+    Column("total", BigInteger(), nullable=False),
+    Column("finished", BigInteger(), nullable=False),
+    Column("percent", Double(), nullable=False),
+    Column("pending", BigInteger(), nullable=False),
+    Column("running", BigInteger(), nullable=False),
+    Column("completed", BigInteger(), nullable=False),
+    Column("failed", BigInteger(), nullable=False),
+    Column("retrying", BigInteger(), nullable=False),
+    Column("timed_out", BigInteger(), nullable=False),
+    Column("cancelled", BigInteger(), nullable=False),
+)
+
 executions_needing_attention = Table(
     "executions_needing_attention",
     views_metadata,

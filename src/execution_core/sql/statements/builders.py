@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from ...core.models import ExecutionStatus
-from ...core.state_machine import HEARTBEAT, Condition, Rule
+from ...core.state_machine import HEARTBEAT, LIVE, Condition, Rule
 from ..schema.expressions import (
     database_now,
     has_live_links,
@@ -50,11 +50,17 @@ from .transition_sql import (
 )
 
 columns = executions.c
+LIVE_SQL = [status_literal(status) for status in LIVE]
 
 
 @cache
-def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInsert[Any]:
-    """Return the INSERT of a new execution, with links to its parent and its original."""
+def insert_statement(
+    linked: tuple[str, ...], *, live_parent: bool, clocked: bool
+) -> ReturningInsert[Any]:
+    """Return the INSERT of a new execution, with links to its parent and its original.
+
+    With `live_parent`, nothing is inserted if the parent has finished.
+    """
     # Imported here because it is slow to import. SQLite compiles its ON CONFLICT as well.
     from sqlalchemy.dialects.postgresql import insert as upsert  # noqa: PLC0415
 
@@ -81,6 +87,8 @@ def insert_statement(linked: tuple[str, ...], *, clocked: bool) -> ReturningInse
             .where(*(table.c.id == value_parameter(columns[table.name]) for table in tables))
             .with_for_update(read=True, key_share=True)
         )
+        if live_parent:
+            found = found.where(tables[linked.index("parent_id")].c.status.in_(LIVE_SQL))
         statement = statement.from_select(list(new), found, include_defaults=False)
     else:
         statement = statement.values(new)
@@ -125,8 +133,14 @@ def heartbeat_many_statement(*, clocked: bool, locks_rows: bool) -> Any:
 
 
 @cache
-def update_many_statement(rule: Rule, *, typed: bool, clocked: bool) -> ReturningUpdate[Any]:
-    """Return the conditional UPDATE of a rule for up to `limit` executions."""
+def update_many_statement(
+    rule: Rule, *, typed: bool, tree: bool, clocked: bool
+) -> ReturningUpdate[Any]:
+    """Return the conditional UPDATE of a rule for up to `limit` executions.
+
+    With `tree`, for those of the tree below one execution, that one included. Their locks are
+    waited for, in the order of the ids, so that two such calls do not wait for each other.
+    """
     now, not_before = time_expressions(clocked=clocked)
     # Rows locked by other transactions are skipped, and rows that they have changed are checked
     # again. The lock leaves the key free, so that children can be created. The outer statement has
@@ -134,12 +148,24 @@ def update_many_statement(rule: Rule, *, typed: bool, clocked: bool) -> Returnin
     waiting = any(Condition.DUE in move.when for move in rule.moves)
     found = select(columns.id).where(rule_sql(rule, now))
     found = found.order_by(*((columns.due_at, columns.id) if waiting else ()))
+    if tree:
+        found = found.where(in_array(columns.id, _tree_ids())).order_by(columns.id)
+    found = found.with_for_update(key_share=True, skip_locked=not tree)
     return (
         update(executions)
-        .where(_in_batch(found.with_for_update(key_share=True, skip_locked=True), typed=typed))
+        .where(_in_batch(found, typed=typed))
         .values(assignments(rule.moves, now, not_before))
         .returning(*ROW)
     )
+
+
+def _tree_ids() -> Any:
+    """Return the ids of an execution, its children, their children, and so on."""
+    child = executions.alias("child").c
+    root = bindparam("root", type_=columns.id.type)
+    tree = select(child.id).where(child.id == root).cte("tree", recursive=True)
+    tree = tree.union(select(child.id).join(tree, child.parent_id == tree.c.id))
+    return select(tree.c.id).scalar_subquery()
 
 
 def _in_batch(found: Select[Any], *, typed: bool) -> ColumnElement[bool]:

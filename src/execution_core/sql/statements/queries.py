@@ -26,7 +26,13 @@ from .builders import (
     update_many_statement,
     update_statement,
 )
-from .reads import count_statement, logs_statement, page_statement, select_statement
+from .reads import (
+    children_statement,
+    count_statement,
+    logs_statement,
+    page_statement,
+    select_statement,
+)
 from .rows import MILLISECOND
 
 _NAMES = frozenset(column.name for column in columns)
@@ -73,7 +79,8 @@ def create(creation: NewExecution, now: datetime | None) -> Query:
         "start_after_ms": _milliseconds(creation.start_after) or 0,
         "now": now,
     }
-    statement = insert_statement(linked, clocked=now is not None)
+    live_parent = creation.needs_live_parent
+    statement = insert_statement(linked, live_parent=live_parent, clocked=now is not None)
     return Query(statement, parameters, "create", creation.id)
 
 
@@ -110,11 +117,17 @@ def heartbeat_many(
 
 
 def update_many(batch: BatchTransition, token: str, now: datetime | None) -> Query:
-    """Return the UPDATE of executions that allow a transition; locked rows are skipped."""
-    rule, type = batch.transition.rule, batch.type
-    statement = update_many_statement(rule, typed=type is not None, clocked=now is not None)
+    """Return the UPDATE of executions that allow a transition.
+
+    Locked rows are skipped, unless it is for a tree.
+    """
+    transition, type, root = batch.transition, batch.type, batch.root
+    rule = transition.rule
+    statement = update_many_statement(
+        rule, typed=type is not None, tree=root is not None, clocked=now is not None
+    )
     parameters = {"old_type": type, "limit": batch.limit, "new_write_token": token, "now": now}
-    parameters |= {"new_actor": None, **_parameters(batch.transition)}
+    parameters |= {"root": root, "new_actor": transition.actor, **_parameters(transition)}
     return Query(statement, parameters, rule.verb)
 
 
@@ -208,6 +221,11 @@ def count(selection: Selection) -> Query:
         frozenset(conditions),
     )
     return Query(statement, parameters, "count")
+
+
+def count_by_status(parent_id: str) -> Query:
+    """Return the SELECT of the number of children by status."""
+    return Query(children_statement(), {"parent_id": parent_id}, "children", parent_id)
 
 
 def _conditions(selection: Selection) -> tuple[list[str], dict[str, Any]]:

@@ -103,6 +103,14 @@ def count_statement(
     return select(func.count()).select_from(executions).where(*where, *chosen)
 
 
+@cache
+def children_statement() -> Select[Any]:
+    """Return the SELECT of the number of children of an execution by status."""
+    parent = bindparam("parent_id", type_=columns.parent_id.type)
+    found = select(columns.status, func.count()).where(columns.parent_id == parent)
+    return found.group_by(columns.status)
+
+
 def _selected(
     statuses: tuple[ExecutionStatus, ...] | None, types: int | None, *, indexed: bool
 ) -> list[ColumnElement[bool]]:

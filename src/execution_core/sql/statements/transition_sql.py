@@ -15,13 +15,23 @@ from sqlalchemy import (
     bindparam,
     case,
     literal_column,
+    not_,
     null,
     or_,
+    select,
 )
 
 from ...core.json_values import Json
 from ...core.models import ExecutionFailure, ExecutionStatus
-from ...core.state_machine import Change, Condition, FieldChange, Move, Rule
+from ...core.state_machine import (
+    COMPLETED,
+    FINISHED,
+    Change,
+    Condition,
+    FieldChange,
+    Move,
+    Rule,
+)
 from ...core.validation import MAX_INTEGER
 from ..schema.column_types import ClockTime
 from ..schema.expressions import database_now, larger, later, latest, likely, merged, smaller
@@ -73,7 +83,18 @@ def condition_sql(condition: Condition, now: ColumnElement[datetime]) -> ColumnE
             alive = columns.heartbeat_at >= columns.started_at
             started = latest(columns.started_at, columns.updated_at)
             seen = case((alive, columns.heartbeat_at), else_=started)
-            return seen < later(now, -duration_parameter("stalled_after"))
+            silent = seen < later(now, -duration_parameter("stalled_after"))
+            return and_(silent, columns.awaits_children_since.is_(None))
+        case Condition.CHILDREN_COMPLETED | Condition.CHILDREN_FINISHED:
+            completed = condition is Condition.CHILDREN_COMPLETED
+            finished = (COMPLETED,) if completed else FINISHED
+            others = [status_literal(s) for s in ExecutionStatus if s not in finished]
+            child = executions.alias("child").c
+            # Looked up status by status in the index, past no finished child.
+            unfinished = select(child.id).where(
+                child.parent_id == columns.id, child.status.in_(others)
+            )
+            return and_(columns.awaits_children_since.is_not(None), not_(unfinished.exists()))
 
 
 def assignments(
