@@ -43,7 +43,7 @@ def store_within(store: Any, transaction: Any) -> Any:
 class ExecutionStore(Protocol):
     """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. Seven members are optional. `within(transaction)` returns a
+    Each method is atomic by itself. Ten members are optional. `within(transaction)` returns a
     store that runs in the caller's transaction; its `current_transaction()`, which is never a
     coroutine, returns an object that identifies the transaction while that is open, then None or
     another one. `close()` releases resources.
@@ -54,6 +54,10 @@ class ExecutionStore(Protocol):
     attempts in one call: for each `(id, attempt)`, if that attempt is running, it sets
     `heartbeat_at` and `updated_at` to now; it returns those that are running, as a set. It waits
     for no lock: it leaves out a locked execution, and returns it if its attempt is running.
+    `create_many(news)` and `update_each(changes)`, with pairs of an id and a transition, do what
+    `create` and `update` do, for several executions in one call, and return the answers in order;
+    `update_each` gets transitions of one rule and distinct ids. `find_many(field, values)` returns
+    the executions whose "id" or "idempotency_key" is one of the values, in any order.
     """
 
     def create(self, new: NewExecution) -> Execution | None:

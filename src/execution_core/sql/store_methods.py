@@ -10,7 +10,7 @@ from copy import copy
 from datetime import datetime
 from functools import partial
 from operator import attrgetter
-from typing import Any, Final, Generic, Self, TypeVar, cast
+from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
 from ..core import validation
 from ..core.creation import NewExecution
@@ -27,11 +27,12 @@ from .recovery.verify_commit import Verifier
 from .schema.tables import executions
 from .statements import queries
 from .statements.queries import Query, Rows
-from .statements.rows import to_execution, to_log_entry
+from .statements.rows import FIELDS, to_execution, to_log_entry
 
 logger: Final = logging.getLogger("execution_core")
 Clock = Callable[[], datetime]
 Convert = Callable[[Rows], Any]
+TOOK_EFFECT: Final = "The call took effect: only its answer cannot be read."
 
 FoundT = TypeVar("FoundT")
 ManyT = TypeVar("ManyT")
@@ -72,6 +73,18 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         query = queries.create(new, self._now())
         return cast("FoundT", self._ask(query, _one, partial(verify_commit.verify_create, new)))
 
+    def create_many(self, news: Sequence[NewExecution]) -> Any:  # list[Execution | None]
+        """Insert executions in one statement; None for those that `create` would not insert."""
+        query = queries.create_many(news, self._now(), locks_rows=self._locks_rows)
+        ids = [new.id for new in news]
+        verify = partial(verify_commit.verify_create_many, ids)
+        return self._ask(query, partial(_in_order, ids), verify)
+
+    def find_many(self, field: Literal["id", "idempotency_key"], values: Sequence[str]) -> ManyT:
+        """Select the executions with these ids or these idempotency keys, in any order."""
+        query = queries.find_many(executions.c[field], values)
+        return cast("ManyT", self._ask(query, _many))
+
     def find_by_id(self, id: str) -> FoundT:
         """Select the execution with this id, or return None."""
         return cast("FoundT", self._ask(queries.find(executions.c.id, id), _one))
@@ -101,6 +114,19 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         elif rule.reads_children:  # what has been ended is ended: the next try finds the others
             verify = None
         return cast("ManyT", self._ask(query, _by_id, verify))
+
+    def update_each(
+        self, changes: Sequence[tuple[str, Transition]]
+    ) -> Any:  # list[Execution | InvalidValue | None]
+        """Apply transitions of one rule, each to another execution, in one conditional UPDATE.
+
+        None stands for a transition that does not apply, InvalidValue for one that took effect but
+        whose row cannot be read.
+        """
+        token = self._token()
+        query = queries.update_each(changes, token, self._now(), locks_rows=self._locks_rows)
+        verify = partial(verify_commit.verify_each, changes, token)
+        return self._ask(query, partial(_in_order, [id for id, _ in changes]), verify)
 
     def heartbeat_many(self, attempts: Sequence[tuple[str, int]]) -> Any:  # set[tuple[str, int]]
         """Send the heartbeats of attempts in one UPDATE; return those that are running."""
@@ -186,8 +212,21 @@ def _changed(rows: Rows) -> Execution | None:
     try:
         return _one(rows)
     except InvalidValue as problem:
-        problem.add_note("The call took effect: only its answer cannot be read.")
+        problem.add_note(TOOK_EFFECT)
         raise
+
+
+def _in_order(ids: Sequence[str], rows: Rows) -> list[Execution | InvalidValue | None]:
+    """Return the execution of each id; one that cannot be read must not hide the others."""
+    found: dict[str, Execution | InvalidValue] = {}
+    for row in rows:
+        id = row[FIELDS.index("id")]
+        try:
+            found[id] = to_execution(row)
+        except InvalidValue as problem:
+            problem.add_note(TOOK_EFFECT)
+            found[id] = problem
+    return [found.get(id) for id in ids]
 
 
 def _number(rows: Rows) -> int:

@@ -31,6 +31,7 @@ from .deletion import DeletionContract  # noqa: E402
 from .harness import StoreHarness  # noqa: E402
 from .heartbeats import HeartbeatContract  # noqa: E402
 from .log_lines import LogContract  # noqa: E402
+from .many_rows import ManyRowsContract  # noqa: E402
 from .pages import PageContract  # noqa: E402
 from .round_trips import RoundTripContract  # noqa: E402
 from .transitions import TransitionContract  # noqa: E402
@@ -45,6 +46,7 @@ class StoreContract(
     PageContract,
     BatchContract,
     HeartbeatContract,
+    ManyRowsContract,
     LogContract,
     DeletionContract,
 ):

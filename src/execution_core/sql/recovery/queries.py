@@ -1,6 +1,6 @@
 """Queries for what a write leaves in the database, used by `verify_commit`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
@@ -25,6 +25,7 @@ from ...core.transitions import Transition
 from ..driver.session import MICROSECONDS, Backend
 from ..schema.expressions import database_now
 from ..schema.tables import execution_history, execution_logs, executions
+from ..statements.many_rows import ManyRowsStatement, row_source
 from ..statements.queries import Query
 from ..statements.rows import FIELDS, LOG_ROW, ROW
 from ..statements.transition_sql import status_literal
@@ -77,6 +78,13 @@ _HISTORY_COLUMNS = {
 def find_write(id: str, token: str) -> Query:
     """Select an execution and the history row of a write to it, for `row_after_write`."""
     return Query(_find_write(), {"id": id, "token": token}, "get", id)
+
+
+def find_writes(ids: Iterable[str], token: str) -> Query:
+    """Select executions, each with the history row of one write to all, for `row_after_write`."""
+    statement, rows = _find_writes()
+    given = rows.encode({"id": id} for id in ids)
+    return Query(statement, {"rows": given, "token": token}, "get")
 
 
 def row_after_write(
@@ -150,6 +158,16 @@ def wait_for_standby() -> Query:
 
 @cache
 def _find_write() -> Select[Any]:
+    return _select_write().where(executions.c.id == bindparam("id", type_=executions.c.id.type))
+
+
+@cache
+def _find_writes() -> ManyRowsStatement:
+    rows = row_source([bindparam("id", type_=executions.c.id.type)])
+    return ManyRowsStatement(_select_write().where(rows.contain(executions.c.id, "id")), rows)
+
+
+def _select_write() -> Select[Any]:
     history = execution_history.c
     logged = (history[name] for name in _HISTORY_COLUMNS.values())
     other = execution_history.alias("other").c
@@ -160,14 +178,10 @@ def _find_write() -> Select[Any]:
         .where(of_execution, other.to_status == "running", other.attempt == history.attempt)
         .scalar_subquery()
     )
-    return (
-        select(
-            *(*ROW, database_now(), executions.c.write_token),
-            *((history.seq == last).label("is_last"), started.label("started"), *logged),
-        )
-        .select_from(executions.outerjoin(execution_history, _wrote()))
-        .where(executions.c.id == bindparam("id", type_=executions.c.id.type))
-    )
+    return select(
+        *(*ROW, database_now(), executions.c.write_token),
+        *((history.seq == last).label("is_last"), started.label("started"), *logged),
+    ).select_from(executions.outerjoin(execution_history, _wrote()))
 
 
 @cache

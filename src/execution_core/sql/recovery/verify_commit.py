@@ -12,7 +12,7 @@ would have returned, or None if the write left nothing: then the write is execut
 
 import builtins
 import sqlite3
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -27,7 +27,7 @@ from ...core.state_machine import Rule
 from ...core.transitions import Transition
 from ..driver.session import Backend, ConnectionBroken, boot_clock
 from ..schema.tables import executions
-from ..statements.queries import Query, Rows, find
+from ..statements.queries import Query, Rows, find, find_many
 from ..statements.rows import FIELDS, to_execution
 from . import queries
 
@@ -175,6 +175,11 @@ def verify_create(new: NewExecution, _settled: bool) -> VerificationSteps[Rows |
     return (yield find(executions.c.id, new.id)) or None
 
 
+def verify_create_many(ids: Sequence[str], _settled: bool) -> VerificationSteps[Rows | None]:
+    """Query the ids of new executions, which no other create uses: one statement created them."""
+    return (yield find_many(executions.c.id, ids)) or None
+
+
 def verify_log(new: NewLogEntry, _settled: bool) -> VerificationSteps[Rows | None]:
     """Query the new log entry's id, which no other entry has."""
     return (yield queries.find_log_entry(new.execution_id, new.id)) or None
@@ -216,6 +221,25 @@ def verify_update(
         if not settled or not _already_applied(transition, current, now):
             raise OutcomeUnknown
     return [row if whole else [row[FIELDS.index("status")]]]
+
+
+def verify_each(
+    changes: Sequence[tuple[str, Transition]], token: str, _settled: bool
+) -> VerificationSteps[Rows | None]:
+    """Find the token of one write to many executions: if one row has it, the write committed.
+
+    If no row has it, the write changed none of them, or was not committed, or other writes have
+    replaced the token: that is possible without a trace if the rule changes no status.
+    """
+    transitions = dict(changes)
+    rows = yield queries.find_writes(transitions, token)
+    found = [
+        queries.row_after_write(row, transitions[row[FIELDS.index("id")]], token) for row in rows
+    ]
+    changed = [row for row, committed, _ in found if committed]
+    if not changed and any(not move.target for move in changes[0][1].rule.moves):
+        raise OutcomeUnknown
+    return changed or None
 
 
 def verify_batch(token: str, rule: Rule, _settled: bool) -> VerificationSteps[Rows | None]:

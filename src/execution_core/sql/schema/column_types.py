@@ -114,7 +114,7 @@ class JsonText(TypeDecorator[Any]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
         """Accept checked values alone."""
-        return _checked_text
+        return json_text
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Select the text."""
@@ -148,7 +148,8 @@ def _in_utc(value: datetime | None) -> datetime | None:
     return None if value is None else value.astimezone(UTC)
 
 
-def _checked_text(value: object) -> str | None:
+def json_text(value: object) -> str | None:
+    """Return a checked JSON value as the text that is stored."""
     match value:
         case None:
             return None

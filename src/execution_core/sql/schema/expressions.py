@@ -20,6 +20,18 @@ class in_array(Expression):  # noqa: N801
     sqlite = "{0} IN {1}"
 
 
+class in_few(Expression):  # noqa: N801
+    """`in_array` also for a column that is NULL in most rows.
+
+    After ANALYZE, SQLite expects to find most rows in the index, and would read the whole table.
+    It has no type, for the reason of `likely`.
+    """
+
+    inherit_cache = True
+    postgresql = in_array.postgresql
+    sqlite = f"unlikely({in_array.sqlite})"
+
+
 class in_pairs(Expression):  # noqa: N801
     """`in_pairs(id, number, pairs, condition)`: a JSON array has this pair, and a condition holds.
 
@@ -40,6 +52,31 @@ class in_pairs(Expression):  # noqa: N801
         " ({0}, {1}) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]')"
         " FROM json_each({2})) ELSE false END"
     )
+
+
+class json_elements(Expression):  # noqa: N801
+    """The elements of a JSON array that is given as text, as rows with a column `value`."""
+
+    inherit_cache = True
+    postgresql = "jsonb_array_elements(CAST({0} AS jsonb))"
+    sqlite = "json_each({0})"
+
+
+class by_code_point(Expression):  # noqa: N801
+    """A text for ORDER BY: the order is the same for all callers, and that of Python."""
+
+    inherit_cache = True
+    postgresql = '{0} COLLATE "C"'
+    sqlite = "{0}"
+
+
+class checked_last(Expression):  # noqa: N801
+    """A condition that no planner looks up in an index: other conditions find the rows."""
+
+    type = Boolean()
+    inherit_cache = True
+    postgresql = "CASE WHEN {0} THEN true ELSE false END"
+    sqlite = "CASE WHEN {0} THEN true ELSE false END"
 
 
 class unindexed(Expression):  # noqa: N801

@@ -53,6 +53,19 @@ columns = executions.c
 LIVE_SQL = [status_literal(status) for status in LIVE]
 
 
+def new_values(*, clocked: bool) -> Assignments:
+    """Return the values of a new execution, without its links."""
+    given = (
+        *("id", "type", "payload", "max_attempts", "timeout_ms", "idempotency_key", "fingerprint"),
+        *("metadata", "checkpoints", "actor"),
+    )
+    new: Assignments = {columns[name]: value_parameter(columns[name]) for name in given}
+    now = clock_parameter() if clocked else database_now()
+    new |= {columns.created_at: now, columns.updated_at: now}
+    new[columns.due_at] = later(now, duration_parameter("start_after"))
+    return new
+
+
 @cache
 def insert_statement(
     linked: tuple[str, ...], *, live_parent: bool, clocked: bool
@@ -64,14 +77,7 @@ def insert_statement(
     # Imported here because it is slow to import. SQLite compiles its ON CONFLICT as well.
     from sqlalchemy.dialects.postgresql import insert as upsert  # noqa: PLC0415
 
-    given = (
-        *("id", "type", "payload", "max_attempts", "timeout_ms", "idempotency_key", "fingerprint"),
-        *("metadata", "checkpoints", "actor"),
-    )
-    new: Assignments = {columns[name]: value_parameter(columns[name]) for name in given}
-    now = clock_parameter() if clocked else database_now()
-    new |= {columns.created_at: now, columns.updated_at: now}
-    new[columns.due_at] = later(now, duration_parameter("start_after"))
+    new = new_values(clocked=clocked)
     statement = upsert(executions)
     if linked:
         # The INSERT itself looks up and locks the linked rows: a failed foreign key would abort

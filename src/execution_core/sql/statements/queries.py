@@ -1,7 +1,7 @@
 """The queries of a store: a statement and its parameters, one function for each request."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
@@ -25,6 +25,11 @@ from .builders import (
     prune_statement,
     update_many_statement,
     update_statement,
+)
+from .many_rows import (
+    insert_many_statement,
+    select_many_statement,
+    update_each_statement,
 )
 from .reads import (
     children_statement,
@@ -62,8 +67,32 @@ class Query(NamedTuple):
 
 def create(creation: NewExecution, now: datetime | None) -> Query:
     """Return the INSERT of an execution: no row if the key is held or the parent is missing."""
-    linked = tuple(name for name in ("parent_id", "replay_of") if getattr(creation, name))
-    parameters = {
+    statement = insert_statement(
+        _link_names(creation), live_parent=creation.needs_live_parent, clocked=now is not None
+    )
+    return Query(statement, _new_parameters(creation) | {"now": now}, "create", creation.id)
+
+
+def create_many(
+    creations: Sequence[NewExecution], now: datetime | None, *, locks_rows: bool
+) -> Query:
+    """Return the INSERT of executions: a row for each whose key is free and whose parent exists."""
+    statement, rows = insert_many_statement(
+        _link_names(*creations), clocked=now is not None, locks_rows=locks_rows
+    )
+    return Query(
+        statement, {"rows": rows.encode(map(_new_parameters, creations)), "now": now}, "create"
+    )
+
+
+def _link_names(*creations: NewExecution) -> tuple[str, ...]:
+    """Return the names of the links that some of the new executions have."""
+    links = ("parent_id", "replay_of")
+    return tuple(name for name in links if any(getattr(each, name) for each in creations))
+
+
+def _new_parameters(creation: NewExecution) -> dict[str, Any]:
+    return {
         "new_id": creation.id,
         "new_type": creation.type,
         "new_payload": creation.payload,
@@ -77,11 +106,7 @@ def create(creation: NewExecution, now: datetime | None) -> Query:
         "new_checkpoints": creation.checkpoints,
         "new_actor": creation.actor,
         "start_after_ms": _milliseconds(creation.start_after) or 0,
-        "now": now,
     }
-    live_parent = creation.needs_live_parent
-    statement = insert_statement(linked, live_parent=live_parent, clocked=now is not None)
-    return Query(statement, parameters, "create", creation.id)
 
 
 def update(
@@ -99,9 +124,30 @@ def update(
         whole=whole,
         skip_locked=transition.skip_locked,
     )
-    parameters = {"old_id": id, "old_attempt": attempt, "new_write_token": token, "now": now}
-    parameters |= {"new_actor": transition.actor, **_parameters(transition)}
+    parameters = {"new_write_token": token, "now": now, **_change_parameters(id, transition)}
     return Query(statement, parameters, rule.verb, id)
+
+
+def update_each(
+    changes: Sequence[tuple[str, Transition]],
+    token: str,
+    now: datetime | None,
+    *,
+    locks_rows: bool,
+) -> Query:
+    """Return the conditional UPDATE of transitions of one rule: a row for each that applies."""
+    first = changes[0][1]
+    rule, for_attempt = first.rule, first.attempt is not None
+    statement, rows = update_each_statement(
+        rule, for_attempt=for_attempt, clocked=now is not None, locks_rows=locks_rows
+    )
+    given = rows.encode(_change_parameters(id, transition) for id, transition in changes)
+    return Query(statement, {"rows": given, "new_write_token": token, "now": now}, rule.verb)
+
+
+def _change_parameters(id: str, transition: Transition) -> dict[str, Any]:
+    parameters = {"old_id": id, "old_attempt": transition.attempt}
+    return parameters | {"new_actor": transition.actor, **_parameters(transition)}
 
 
 def heartbeat_many(
@@ -150,6 +196,12 @@ def _parameters(transition: Transition) -> dict[str, Any]:
 def find(column: Column[Any], value: str) -> Query:
     """Return the SELECT of the execution with an id or an idempotency key."""
     return Query(select_statement(column), {"value": value}, "get")
+
+
+def find_many(column: Column[Any], values: Iterable[str]) -> Query:
+    """Return the SELECT of the executions with these ids or these idempotency keys."""
+    statement, rows = select_many_statement(column)
+    return Query(statement, {"rows": rows.encode({"value": value} for value in values)}, "get")
 
 
 def delete(id: str) -> Query:
