@@ -57,6 +57,18 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
         metadata={"a": 1},
     )
     assert_type(execution, Execution)
+    assert_type(
+        manager.create_many([{"type": "a", "payload": {"n": 1}}, {"type": "b", "parent_id": "id"}]),
+        list[Execution],
+    )
+    assert_type(
+        manager.complete_many([(execution, {"any": 1}), ("id", None)], by="ada"),
+        list[Execution | ExecutionProblem],
+    )
+    for answer in manager.fail_many(
+        [(execution, ValueError()), ("id", "text")], retry_after=timedelta(seconds=5)
+    ):
+        assert_type(answer, Execution | ExecutionProblem)
     assert_type(manager.start(execution.id, worker="me"), Execution)
     assert_type(manager.complete(execution.id, [1], attempt=1), Execution)
     assert_type(manager.fail(execution.id, "text"), Execution)
@@ -98,10 +110,16 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     manager.within(None)  # type: ignore[arg-type]
     manager.create("type", timeout=30)  # type: ignore[arg-type]
     manager.fail(execution.id, 7)  # type: ignore[arg-type]
+    manager.fail_many([(execution, 7)])  # type: ignore[list-item]
 
 
 async def async_verbs(manager: AsyncExecutionManager, session: AsyncSession) -> None:
     assert_type(await manager.create("type"), Execution)
+    assert_type(await manager.create_many([{"type": "type"}]), list[Execution])
+    assert_type(
+        await manager.complete_many([("id", 1)]),
+        list[Execution | ExecutionProblem],
+    )
     assert_type(await manager.list(), list[Execution])
     assert_type(await manager.find_by_idempotency_key("key"), Execution | None)
     assert_type(manager.within(session), AsyncExecutionManager)

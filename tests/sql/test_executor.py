@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from execution_core import (
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
+    Execution,
     ExecutionManager,
     SqlExecutionStore,
     configure_sqlite,
@@ -70,8 +71,13 @@ def call_every_verb(manager: ExecutionManager) -> None:
         id,
         parent,
     ]
-    manager.delete(parent)
-    manager.delete(id)
+    news = [{"type": "c", "parent_id": parent}, {"type": "c", "idempotency_key": "many"}]
+    many = manager.create_many(news)
+    assert [each.id for each in manager.create_many([*news[1:], *news[1:]])] == [many[1].id] * 2
+    ends = manager.complete_many([(each, 1) for each in manager.claim("c", limit=2)])
+    assert [type(each) for each in ends] == [Execution] * 2
+    for each in (parent, id, *(x.id for x in many)):
+        manager.delete(each)
 
 
 class Host:
@@ -132,7 +138,7 @@ def test_listener_every_verb_sees_each_statement(host: Callable[..., Host], name
     seen = []
     event.listen(watched.engine, name, lambda *_: seen.append(name))
     call_every_verb(watched.manager)
-    assert len(seen) == 22
+    assert len(seen) == 30
 
 
 def test_listener_changes_the_statement_changed_text_is_sent(host: Callable[..., Host]) -> None:

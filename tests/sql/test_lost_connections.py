@@ -32,6 +32,7 @@ from ..conftest import Database
 from ..support.history import assert_legal
 from ..support.proxy import Cut, Proxy
 from ..support.states import bring_to
+from ..support.verbs import UNKNOWN, news
 from .lost_connections import (
     DAY,
     age_by_a_minute,
@@ -69,6 +70,12 @@ VERBS: dict[str, Verb] = {
     "advance": ("running", lambda m, id: m.advance(id, 1, 3, key="k", value=1)),
     "create": ("pending", lambda m, id: m.create("more", {"p": 1}, parent_id=id)),
     "create with a key": ("pending", lambda m, id: m.create("more", idempotency_key=f"of {id}")),
+    "create_many": ("pending", lambda m, id: m.create_many(news(id))),
+    "complete_many": ("running", lambda m, id: m.complete_many([(id, [1]), (UNKNOWN, 2)])[:1]),
+    "fail_many": (
+        "running",
+        lambda m, id: m.fail_many([(id, "no"), (UNKNOWN, "no")], retry_after=DAY)[:1],
+    ),
     "replay": ("failed", lambda m, id: m.replay(id)),
     "log": ("running", lambda m, id: m.log(id, "line", data={"n": 1}, attempt=1)),
     "delete": ("failed", lambda m, id: m.delete(id)),

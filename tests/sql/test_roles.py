@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from execution_core import ConcurrentUpdate, ExecutionManager, cli, connect, migrate
+from execution_core import ConcurrentUpdate, Execution, ExecutionManager, cli, connect, migrate
 from execution_core.core import state_machine
 from execution_core.sql.driver.engine import create_sync_engine
 from execution_core.sql.schema.tables import executions
@@ -199,6 +199,12 @@ def test_role_worker_transitions_succeed(
         worker.retry(id)
         with worker.attempt(id) as attempt:
             attempt.result = {"done": True}
+        ends = [(worker.start(created()), number) for number in range(4)]
+        done = worker.complete_many(ends[:2])
+        done += worker.fail_many([(each, "no") for each, _ in ends[2:]])
+        assert [each.id for each in done if isinstance(each, Execution)] == [
+            each.id for each, _ in ends
+        ]
         worker.timeout(worker.start(created()).id)
         worker.cancel(created(), "no longer wanted")
         assert worker.list(type="moved", limit=1)[0].status == "cancelled"
@@ -214,6 +220,7 @@ def test_role_worker_create_and_delete_are_denied(
         worker.complete(worker.start(id).id)
         calls: list[Callable[[ExecutionManager], Any]] = [
             lambda m: m.create("moved"),
+            lambda m: m.create_many([{"type": "moved"}] * 2),
             lambda m: m.replay(id),
             lambda m: m.delete(id),
             lambda m: m.prune(timedelta(0)),

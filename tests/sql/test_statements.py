@@ -135,6 +135,29 @@ def test_statements_of_each_verb_are_counted(watched: tuple[ExecutionManager, Wi
     counted(lambda: manager.create("a", idempotency_key="k"), 2)
 
 
+def test_statements_of_bulk_verbs_are_counted(watched: tuple[ExecutionManager, Wire]) -> None:
+    manager, wire = watched
+
+    def counted(call: Callable[[], Any], times: int = 1) -> Any:
+        wire.pop_statements()
+        answer = call()
+        statements = wire.pop_statements()
+        assert len(statements) == times, statements
+        return answer
+
+    id = manager.create("a").id
+    counted(lambda: manager.create_many([{"type": "a"}] * 500))
+    counted(lambda: manager.create_many([{"type": "b"}] * 501), 2)
+    keyed = [{"type": "a", "idempotency_key": key} for key in "xyz"]
+    counted(lambda: manager.create_many(keyed), 2)
+    counted(lambda: manager.create_many(keyed))
+    counted(lambda: manager.create_many([{"type": "c", "parent_id": id}] * 3), 2)
+    jobs = manager.claim("b", limit=500)
+    ends = [(job, 1) for job in jobs]
+    counted(lambda: manager.complete_many(ends))
+    counted(lambda: manager.complete_many(ends), 2)  # one SELECT explains all refusals
+
+
 def test_statements_within_transaction_include_begin_and_commit(database: Database) -> None:
     """The control of the recorder: it also counts BEGIN and COMMIT."""
     drop_sqlite_triggers(database)

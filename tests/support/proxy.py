@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import make_url
 
 READY: Final = re.compile(rb"Z\0\0\0\x05[ITE]\Z")
-WRITES: Final = (b"INSERT", b"UPDATE", b"DELETE")
+WRITES: Final = re.compile(rb"(WITH .*\)\s)?\s*(INSERT|UPDATE|DELETE)", re.DOTALL)
 POOLED: Final = b"behind-a-pooler"
 PROCESS: Final = re.compile(rb"K\0\0\0\x0c(....)", re.DOTALL)
 """The server's message at the login with the number of its process."""
@@ -106,7 +106,7 @@ class Proxy:
 
     def take_cut(self, statement: bytes) -> Cut | None:
         """Return the cut for a connection that sends this statement, if one is requested."""
-        writes = statement.startswith(WRITES)
+        writes = WRITES.match(statement) is not None
         self.writes += writes
         try:
             return self._wanted[writes].popleft()

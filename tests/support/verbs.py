@@ -9,6 +9,8 @@ from execution_core import Execution
 
 SOON = timedelta(milliseconds=1)
 
+UNKNOWN = "0198a000-0000-7000-8000-000000000001"
+
 Call = Callable[[Any, Execution], Any]
 
 
@@ -21,13 +23,24 @@ class Verb:
     writes: bool = True
 
 
+def news(parent_id: str) -> list[dict[str, Any]]:
+    """Return items for `create_many`: one statement creates both."""
+    child = {"type": "new", "parent_id": parent_id}
+    return [child, {"type": "new", "payload": 2, "idempotency_key": f"of {parent_id}"}]
+
+
 VERBS = {
     "create": Verb("pending", lambda m, x: m.create("new", {"n": 2}, metadata={"m": 1})),
     "create with a key": Verb("pending", lambda m, x: m.create("new", 2, idempotency_key="free")),
+    "create_many": Verb("running", lambda m, x: m.create_many(news(x.id))),
     "create with a parent": Verb("running", lambda m, x: m.create("new", parent_id=x.id)),
     "start": Verb("pending", lambda m, x: m.start(x.id, worker="w")),
     "complete": Verb("running", lambda m, x: m.complete(x.id, {"r": 1}, attempt=1)),
     "fail": Verb("running", lambda m, x: m.fail(x.id, "no", retryable=True, retry_after=SOON)),
+    "complete_many": Verb("running", lambda m, x: m.complete_many([(x, [1]), (UNKNOWN, 2)])),
+    "fail_many": Verb(
+        "running", lambda m, x: m.fail_many([(x, "no"), (UNKNOWN, "no")], retry_after=SOON)
+    ),
     "fail for good": Verb("retrying", lambda m, x: m.fail(x.id, "no")),
     "timeout": Verb("running", lambda m, x: m.timeout(x.id)),
     "cancel": Verb("running", lambda m, x: m.cancel(x.id, "why not")),

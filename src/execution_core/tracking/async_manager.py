@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, Self, TypeVar
 
+from ..core.errors import ExecutionProblem
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import ChildrenSummary, Execution, LogEntry
 from ..core.steps import run_async, with_coroutines
@@ -23,6 +24,7 @@ class AsyncExecutionManager(
         Awaited[Execution],
         Awaited[Execution | None],
         Awaited[list[Execution]],
+        Awaited[list[Execution | ExecutionProblem]],
         Awaited[LogEntry],
         Awaited[list[LogEntry]],
         Awaited[int],

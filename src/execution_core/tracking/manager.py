@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Self
 
+from ..core.errors import ExecutionProblem
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.models import ChildrenSummary, Execution, LogEntry
 from ..core.steps import run
@@ -23,6 +24,7 @@ class ExecutionManager(
         Execution,
         Execution | None,
         list[Execution],
+        list[Execution | ExecutionProblem],
         LogEntry,
         list[LogEntry],
         int,

@@ -1,7 +1,7 @@
 """What the sync and the async manager share: every verb, with its one signature and docstring.
 
 Those that create or change one execution are in `transition_verbs`, those that read in
-`read_verbs`.
+`read_verbs`, those for many executions with their own values in `batch_verbs`.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from ..core.store import store_within
 from . import verbs
 from .attempt_options import Exceptions, check_options
 from .attempt_state import AttemptState
+from .batch_verbs import AnswersT, BatchVerbs
 from .decorator import TrackedOptions
 from .read_verbs import ChildrenT, CountT, EntriesT, ManyT, ReadVerbs
 from .transition_verbs import EntryT, FoundT, OneT, TransitionVerbs
@@ -31,8 +32,19 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 class ManagerVerbs(
     TransitionVerbs[OneT, FoundT, EntryT],
     ReadVerbs[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT],
+    BatchVerbs[ManyT, AnswersT],
     Generic[
-        OneT, FoundT, ManyT, EntryT, EntriesT, CountT, ChildrenT, NoneT, AttemptT, TransactionT
+        OneT,
+        FoundT,
+        ManyT,
+        AnswersT,
+        EntryT,
+        EntriesT,
+        CountT,
+        ChildrenT,
+        NoneT,
+        AttemptT,
+        TransactionT,
     ],
 ):
     """The verbs of a manager. Those of an `AsyncExecutionManager` are awaited."""

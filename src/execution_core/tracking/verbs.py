@@ -5,7 +5,12 @@ from typing import Any, Final
 
 from ..core import transitions, validation
 from ..core.creation import MAX_TRIES, NewExecution, ReplayOptions, check_same_work, new_replay
-from ..core.errors import ConcurrentUpdate, ExecutionNotFound, InvalidStateTransition
+from ..core.errors import (
+    ConcurrentUpdate,
+    ExecutionNotFound,
+    ExecutionProblem,
+    InvalidStateTransition,
+)
 from ..core.log_lines import NewLogEntry
 from ..core.models import ChildrenSummary, Execution, ExecutionStatus, LogEntry
 from ..core.selections import (
@@ -116,10 +121,8 @@ def create(store: Any, new: NewExecution) -> Steps[Execution]:
             return created
         if key and (found := (yield lambda: store.find_by_idempotency_key(key))):
             return check_same_work(new, found)
-        if parent:
-            found = yield from get(store, parent)
-            if found.status in FINISHED:
-                raise InvalidStateTransition(parent, "create a child", found.status, None, LIVE)
+        if parent and (problem := parent_problem(parent, (yield lambda: store.find_by_id(parent)))):
+            raise problem
         # The execution that held the key was deleted in between: the key is free now.
     conflict = ConcurrentUpdate("create", new.id)
     if key:
@@ -128,6 +131,15 @@ def create(store: Any, new: NewExecution) -> Steps[Execution]:
             " this connection may not see: check the row-level security of the table executions."
         )
     raise conflict
+
+
+def parent_problem(id: str, found: Execution | None) -> ExecutionProblem | None:
+    """Return why nothing can be created below an execution, or None if it can."""
+    if found is None:
+        return ExecutionNotFound(id)
+    if found.status in FINISHED:
+        return InvalidStateTransition(id, "create a child", found.status, None, LIVE)
+    return None
 
 
 def replay(store: Any, id: str, options: ReplayOptions) -> Steps[Execution]:
