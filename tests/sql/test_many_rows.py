@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from execution_core import (
     Execution,
@@ -113,7 +113,7 @@ def test_bulk_behind_pooler_only_found_writes_are_known(
             proxy.cut(Cut.AFTER if committed else Cut.BEFORE)
 
         def assert_unknown(verb: str, call: Any) -> None:
-            with pytest.raises(OperationalError) as caught:
+            with pytest.raises(DBAPIError) as caught:
                 call()
             assert f"It is unknown whether {verb} was" in caught.value.__notes__[0]
 

@@ -17,8 +17,9 @@ from execution_core import (
     SqlExecutionStore,
     connect,
 )
+from execution_core.core.creation import new_execution
 
-from ..conftest import Database
+from ..conftest import Blocking, Database
 from ..support.attempts import Outage
 from ..support.history import assert_legal
 from ..support.processes import PROCESSES, race
@@ -70,6 +71,49 @@ def test_finish_with_children_last_end_ends_the_parent(
     assert found.status == ENDS[how]
     assert found.completed_at is not None
     assert (found.error and found.error.code) == (None if how == "complete" else "children")
+
+
+def test_finish_with_children_bulk_verbs_end_the_parent(any_manager: ExecutionManager) -> None:
+    batch = any_manager.start(any_manager.create("batch").id)
+    items = [{"type": "item", "parent_id": batch.id} for _ in range(4)]
+    created = any_manager.create_many(items)
+    any_manager.finish_with_children(batch.id)
+    for each in any_manager.claim("item", limit=10):
+        assert each.parent_id == batch.id
+    any_manager.complete_many([(each.id, None) for each in created[:2]])
+    assert any_manager.get(batch.id).status == "running"
+    any_manager.fail_many([(each.id, "no") for each in created[2:]])
+    assert any_manager.get(batch.id).status == "failed"
+    with pytest.raises(InvalidStateTransition, match="Cannot create a child of"):
+        any_manager.create_many([{"type": "item"}, *items])
+    assert any_manager.count(type="item") == 4
+
+
+def test_create_many_below_a_parent_that_finishes_meanwhile_is_refused(
+    any_manager: ExecutionManager,
+) -> None:
+    """The statement itself refuses it, not only the look before it."""
+    parent = any_manager.create("batch").id
+    news = [
+        new_execution(
+            "item",
+            None,
+            max_attempts=1,
+            timeout=None,
+            idempotency_key=None,
+            parent_id=parent if n else None,
+            metadata=None,
+            start_after=None,
+            max_bytes=100,
+        )
+        for n in range(3)
+    ]
+    any_manager.cancel(parent)
+    store: Any = any_manager._store
+    if hasattr(store, "create_many"):
+        call = store.create_many(news)
+        answers = any_manager.runner.run(call) if isinstance(any_manager, Blocking) else call
+        assert [answer is not None for answer in answers] == [True, False, False]
 
 
 def test_finish_with_children_retrying_child_keeps_the_parent_running(
