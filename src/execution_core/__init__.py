@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from .core.errors import InvalidValue as InvalidValue
     from .core.errors import MaxRetriesExceeded as MaxRetriesExceeded
     from .core.errors import StaleAttempt as StaleAttempt
+    from .core.models import AttemptRecord as AttemptRecord
     from .core.models import Execution as Execution
     from .core.models import ExecutionFailure as ExecutionFailure
     from .core.models import ExecutionStatus as ExecutionStatus
+    from .core.models import HistoryEntry as HistoryEntry
     from .core.models import LogEntry as LogEntry
     from .core.models import LogLevel as LogLevel
     from .core.models import ProgressInfo as ProgressInfo
@@ -45,6 +47,7 @@ _MODULES = {
     "AsyncSqlExecutionStore": "sql.async_store",
     "Attempt": "tracking.attempt",
     "AttemptLost": "core.errors",
+    "AttemptRecord": "core.models",
     "Backoff": "core.backoff",
     "Chunk": "tracking.chunks",
     "ConcurrentUpdate": "core.errors",
@@ -57,6 +60,7 @@ _MODULES = {
     "ExecutionProblem": "core.errors",
     "ExecutionProblemCode": "core.errors",
     "ExecutionStatus": "core.models",
+    "HistoryEntry": "core.models",
     "IdempotencyConflict": "core.errors",
     "InvalidStateTransition": "core.errors",
     "InvalidValue": "core.errors",

@@ -16,6 +16,7 @@ from execution_core import (
     AsyncSqlExecutionStore,
     Attempt,
     AttemptLost,
+    AttemptRecord,
     Backoff,
     Chunk,
     Execution,
@@ -25,6 +26,7 @@ from execution_core import (
     ExecutionProblem,
     ExecutionProblemCode,
     ExecutionStatus,
+    HistoryEntry,
     InvalidStateTransition,
     LogEntry,
     LogLevel,
@@ -97,6 +99,8 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     assert_type(manager.log(execution.id, "m", level="error", data={"a": 1}, attempt=1), LogEntry)
     assert_type(manager.log(execution.id, "m", level=LogLevel.ERROR).level, LogLevel)
     assert_type(manager.logs(execution.id, limit=5, before="id"), list[LogEntry])
+    assert_type(manager.history(execution.id), list[HistoryEntry])
+    assert_type(manager.attempts(execution.id), list[AttemptRecord])
     assert_type(manager.prune(timedelta(days=1), status="failed", type="a", limit=5), int)
     assert_type(manager.prune(timedelta(days=1), keys_older_than=timedelta(days=9)), int)
     assert_type(
@@ -120,6 +124,8 @@ async def async_verbs(manager: AsyncExecutionManager, session: AsyncSession) -> 
         await manager.complete_many([("id", 1)]),
         list[Execution | ExecutionProblem],
     )
+    assert_type(await manager.history("id"), list[HistoryEntry])
+    assert_type(await manager.attempts("id"), list[AttemptRecord])
     assert_type(await manager.list(), list[Execution])
     assert_type(await manager.find_by_idempotency_key("key"), Execution | None)
     assert_type(manager.within(session), AsyncExecutionManager)
@@ -198,6 +204,15 @@ def data(execution: Execution) -> None:
     assert_type(execution.checkpoints, dict[str, Any])
     assert_type(ExecutionFailure.from_exception(ValueError(), retryable=True), ExecutionFailure)
     execution.status = ExecutionStatus.FAILED  # type: ignore[misc]
+
+
+def records(entry: HistoryEntry, record: AttemptRecord) -> None:
+    assert_type(entry.from_status, ExecutionStatus | None)
+    assert_type(entry.error, ExecutionFailure | None)
+    assert_type(record.ended_at, datetime | None)
+    assert_type(record.duration_seconds, float | None)
+    entry.seq = 7  # type: ignore[misc]
+    record.outcome = "failed"  # type: ignore[misc]
 
 
 def problems(manager: ExecutionManager) -> None:

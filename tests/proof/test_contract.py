@@ -230,6 +230,10 @@ BROKEN = {
         "test_update_many_concurrent_with_delete_restores_nothing",
     },
     "HeartbeatUnguarded": {"test_heartbeat_many_sends_those_of_running_attempts"},
+    "HistoryEmpty": {
+        "test_history_is_complete_sequence_of_transitions",
+        "test_attempts_are_those_that_were_started",
+    },
     "PruneKeepsLog": {"test_removal_frees_key_and_log"},
 }
 """Each broken store, and the scenarios of the contract that must fail with it."""

@@ -89,6 +89,7 @@ class Subjects:
         id = self.ids["heartbeat"]
         assert manager.get(id) in manager.list(limit=1000)
         assert manager.logs(id) == []
+        assert len(manager.history(id)) > len(manager.attempts(id)) > 0
         assert manager.find_by_idempotency_key("unused") is None
 
     def refused(

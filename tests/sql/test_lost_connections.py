@@ -179,6 +179,8 @@ def test_lost_connection_read_is_repeated(
             lambda: manager.find_by_idempotency_key("k").id == id,
             lambda: len(manager.list(type="work")) == 1,
             lambda: len(manager.logs(id)) == 1,
+            lambda: len(manager.history(id)) == 1,
+            lambda: manager.attempts(id) == [],
         ):
             proxy.cut(Cut.READING)
             assert call_and_check()

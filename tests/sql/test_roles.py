@@ -191,6 +191,8 @@ def test_role_worker_transitions_succeed(
         worker.advance(id, 2, 2, key="k", value=2, attempt=1)
         worker.log(id, "line", level="warning", attempt=1)
         assert [each.message for each in worker.logs(id)] == ["line"]
+        assert [each.to_status for each in worker.history(id)] == ["pending", "running"]
+        assert [each.outcome for each in worker.attempts(id)] == ["running"]
         worker.fail(id, OSError("no"), retryable=True, retry_after=timedelta(0))
         assert [each.id for each in worker.claim("moved", worker="w")] == [id]
         while not (swept := worker.sweep(type="moved", stalled_after=hour)):

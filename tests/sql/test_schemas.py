@@ -145,6 +145,8 @@ def test_schema_every_verb_uses_its_tables_alone(
         with manager.attempt(child.id):
             assert manager.find_by_idempotency_key("k") is not None
         assert_legal(schemas[schema])
+        assert manager.history(child.id)[-1].to_status == "completed"
+        assert [each.outcome for each in manager.attempts(child.id)] == ["completed"]
         assert schemas[schema].history(child.id)[-1] == ("running", "completed")
         for name, database in schemas.items():
             assert (count_rows(database) > 0) is (name == schema)

@@ -75,6 +75,13 @@ class HeartbeatUnguarded(MemoryStore):
         return {(each.id, each.attempts) for each in found}
 
 
+class HistoryEmpty(MemoryStore):
+    def history(self, id: str) -> list[Any]:
+        return []
+
+    attempts = history
+
+
 class PruneKeepsLog(MemoryStore):
     def prune(self, pruning: PruneRequest) -> int:
         kept = self.entries

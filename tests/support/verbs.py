@@ -69,5 +69,7 @@ VERBS = {
     ),
     "list": Verb("running", lambda m, x: m.list(), writes=False),
     "logs": Verb("running", lambda m, x: m.logs(x.id), writes=False),
+    "history": Verb("running", lambda m, x: m.history(x.id), writes=False),
+    "attempts": Verb("running", lambda m, x: m.attempts(x.id), writes=False),
     "a refusal": Verb("completed", lambda m, x: m.start(x.id), writes=False),
 }

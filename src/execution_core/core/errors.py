@@ -23,12 +23,14 @@ from typing import Any, ClassVar, Final
 from .models import CANCELLATION_REASON, Execution, ExecutionStatus
 
 _ACTIONS: Final = {
+    "attempts": "read the attempts of",
     "checkpoint": "set a checkpoint of",
     "create a child": "create a child of",
     "end_with_children": "end with its children",
     "finish_with_children": "leave to its children",
     "get": "read",
     "heartbeat": "record a heartbeat of",
+    "history": "read the history of",
     "log": "add a log entry to",
     "logs": "read the log of",
     "timeout": "time out",

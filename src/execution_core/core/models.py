@@ -1,4 +1,4 @@
-"""Executions, their failures, progress and log entries, as frozen pydantic models.
+"""Executions, their failures, progress, history and log entries, as frozen pydantic models.
 
 The models contain data alone. The state machine is in `state_machine` and `transitions`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -214,6 +214,44 @@ class ChildrenSummary(BaseModel, frozen=True):
     """How many children have each status, without those that none has."""
     failed: list[Execution]
     """Those that failed or timed out, the newest first, at most 100."""
+
+
+class HistoryEntry(BaseModel, frozen=True):
+    """The creation of an execution, or one transition: `entry.to_status`."""
+
+    execution_id: str
+    seq: int
+    """Counts from 1 without gaps."""
+    from_status: ExecutionStatus | None
+    """The status before; None for the creation."""
+    to_status: ExecutionStatus
+    attempt: int
+    """Number of attempts started, after the transition."""
+    occurred_at: datetime
+    worker: str | None = None
+    reason: str | None = None
+    """Why it was cancelled."""
+    error: ExecutionFailure | None = None
+    """Why the attempt failed."""
+    actor: str | None = None
+    """Who did it: the `by` of the call, or the role of the database."""
+
+
+class AttemptRecord(BaseModel, frozen=True):
+    """One attempt of an execution, as the history has it: `record.outcome`."""
+
+    execution_id: str
+    attempt: int
+    """Its number, from 1."""
+    worker: str | None = None
+    started_at: datetime
+    ended_at: datetime | None = None
+    """None while it is running."""
+    duration_seconds: float | None = None
+    """Seconds from its start to its end, rounded to milliseconds."""
+    outcome: Literal["running", "completed", "failed", "timed_out", "released", "cancelled"]
+    error: ExecutionFailure | None = None
+    """Why it failed or timed out."""
 
 
 class LogEntry(BaseModel, frozen=True):

@@ -34,20 +34,33 @@ class AsyncTransaction(Protocol):
 
 def store_within(store: Any, transaction: Any) -> Any:
     """Return a store that runs in the caller's transaction, if the store can do that."""
-    join = getattr(store, "within", None)
-    if join is None:
-        raise NotImplementedError(f"{type(store).__name__} cannot join a transaction")
-    return join(transaction)
+    return optional_method(store, "within", "join a transaction")(transaction)
+
+
+def optional_method(store: Any, name: str, action: str) -> Any:
+    """Return an optional method: `optional_method(store, "within", "join a transaction")`.
+
+    Raises NotImplementedError if the store does not have it.
+    """
+    method = getattr(store, name, None)
+    if method is None:
+        raise NotImplementedError(
+            f"{type(store).__name__} cannot {action}: it has no method {name!r}"
+        )
+    return method
 
 
 class ExecutionStore(Protocol):
     """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. Ten members are optional. `within(transaction)` returns a
+    Each method is atomic by itself. Twelve members are optional. `within(transaction)` returns a
     store that runs in the caller's transaction; its `current_transaction()`, which is never a
     coroutine, returns an object that identifies the transaction while that is open, then None or
     another one. `close()` releases resources.
     `count_by_status(parent_id)` returns a dict with the number of children by status.
+    `history(id)` returns a `HistoryEntry` for the creation and for each transition, oldest first,
+    and `attempts(id)` an `AttemptRecord` for each attempt, in their order; of an unknown execution
+    both return [].
     `single_writer = True` says that a transaction which writes keeps all other writers waiting.
     `shares_connection = True` says that all calls share one connection, so that no other thread or
     task can use the store during a call. `heartbeat_many(attempts)` sends the heartbeats of many

@@ -16,7 +16,7 @@ from ..core import validation
 from ..core.creation import NewExecution
 from ..core.errors import InvalidValue
 from ..core.log_lines import NewLogEntry
-from ..core.models import Execution, ExecutionStatus, LogEntry
+from ..core.models import AttemptRecord, Execution, ExecutionStatus, HistoryEntry, LogEntry
 from ..core.selections import BatchTransition, LogPage, Page, PruneRequest, Selection
 from ..core.store import Returning
 from ..core.transitions import Transition
@@ -27,7 +27,7 @@ from .recovery.verify_commit import Verifier
 from .schema.tables import executions
 from .statements import queries
 from .statements.queries import Query, Rows
-from .statements.rows import FIELDS, to_execution, to_log_entry
+from .statements.rows import FIELDS, to_attempt_record, to_execution, to_history_entry, to_log_entry
 
 logger: Final = logging.getLogger("execution_core")
 Clock = Callable[[], datetime]
@@ -154,6 +154,14 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         """Select the log entries of a page."""
         return cast("EntriesT", self._ask(queries.logs(page), _entries))
 
+    def history(self, id: str) -> Any:  # list[HistoryEntry]
+        """Select the history of an execution, oldest first."""
+        return self._ask(queries.history(id), _history)
+
+    def attempts(self, id: str) -> Any:  # list[AttemptRecord]
+        """Select the attempts of an execution, in order."""
+        return self._ask(queries.attempts(id), _records)
+
     def list(self, page: Page) -> ManyT:
         """Select the executions of a page."""
         return cast("ManyT", self._ask(queries.page(page), _many))
@@ -267,3 +275,11 @@ def _entry(rows: Rows) -> LogEntry | None:
 
 def _entries(rows: Rows) -> list[LogEntry]:
     return [to_log_entry(row) for row in rows]
+
+
+def _history(rows: Rows) -> list[HistoryEntry]:
+    return [to_history_entry(row) for row in rows]
+
+
+def _records(rows: Rows) -> list[AttemptRecord]:
+    return [to_attempt_record(row) for row in rows]

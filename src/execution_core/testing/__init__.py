@@ -30,6 +30,7 @@ from .creation import CreationContract  # noqa: E402
 from .deletion import DeletionContract  # noqa: E402
 from .harness import StoreHarness  # noqa: E402
 from .heartbeats import HeartbeatContract  # noqa: E402
+from .history import HistoryContract  # noqa: E402
 from .log_lines import LogContract  # noqa: E402
 from .many_rows import ManyRowsContract  # noqa: E402
 from .pages import PageContract  # noqa: E402
@@ -47,6 +48,7 @@ class StoreContract(
     BatchContract,
     HeartbeatContract,
     ManyRowsContract,
+    HistoryContract,
     LogContract,
     DeletionContract,
 ):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import pytest
 from pydantic import BaseModel
 
 from ..core.creation import NewExecution, new_execution
@@ -77,6 +78,12 @@ class StoreHarness:
         found: Execution | None = self.store.find_by_id(id)
         assert found is not None, f"execution {id} is not found"
         return found
+
+    def optional_method(self, name: str) -> Any:
+        """Return an optional method of the store; skip the test if there is none."""
+        if not hasattr(self.store, name):
+            pytest.skip(f"the store has no {name}, which is optional")
+        return getattr(self.store, name)
 
     def now(self) -> datetime:
         """Return the time of the store's clock."""

@@ -1,10 +1,6 @@
 # ruff: noqa: S101 - a contract consists of asserts
 """The heartbeats of many attempts in one call, if the store has the optional member."""
 
-from typing import Any
-
-import pytest
-
 from ..core import transitions
 from ..core.state_machine import COMPLETED, RUNNING
 from ..core.validation import new_id
@@ -17,7 +13,7 @@ class HeartbeatContract:
 
     def test_heartbeat_many_sends_those_of_running_attempts(self, harness: StoreHarness) -> None:
         """Other attempts, and executions that are not running, are unchanged and left out."""
-        send = heartbeat_many(harness)
+        send = harness.optional_method("heartbeat_many")
         before = [bring_to(harness, state) for state in STATES]
         harness.wait_past(harness.now())
         running = {(each.id, each.attempts) for each in before if each.status is RUNNING}
@@ -33,7 +29,7 @@ class HeartbeatContract:
         self, harness: StoreHarness
     ) -> None:
         """Heartbeats at the same time overwrite neither a checkpoint nor a result."""
-        heartbeat_many(harness)
+        harness.optional_method("heartbeat_many")
         running = [bring_to(harness, "running") for _ in range(CONCURRENCY)]
         send = call_store("heartbeat_many", [(each.id, each.attempts) for each in running])
         for transition in (transitions.checkpoint("k", 1, 1), transitions.complete("done", 1)):
@@ -44,10 +40,3 @@ class HeartbeatContract:
             after = harness.get(each.id)
             assert (after.status, after.result) == (COMPLETED, "done")
             assert after.checkpoints == each.checkpoints | {"k": 1}
-
-
-def heartbeat_many(harness: StoreHarness) -> Any:
-    """Return the method of the store; skip the test if there is none."""
-    if not hasattr(harness.store, "heartbeat_many"):
-        pytest.skip("the store has no heartbeat_many, which is optional")
-    return harness.store.heartbeat_many

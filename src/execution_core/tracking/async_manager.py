@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 from ..core.errors import ExecutionProblem
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.models import ChildrenSummary, Execution, LogEntry
+from ..core.models import AttemptRecord, ChildrenSummary, Execution, HistoryEntry, LogEntry
 from ..core.steps import run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .async_attempt import AsyncAttempt
@@ -29,6 +29,8 @@ class AsyncExecutionManager(
         Awaited[list[LogEntry]],
         Awaited[int],
         Awaited[ChildrenSummary],
+        Awaited[list[HistoryEntry]],
+        Awaited[list[AttemptRecord]],
         Awaited[None],
         AsyncAttempt,
         AsyncTransaction,

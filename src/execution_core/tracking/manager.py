@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from ..core.errors import ExecutionProblem
 from ..core.json_values import MAX_JSON_BYTES
-from ..core.models import ChildrenSummary, Execution, LogEntry
+from ..core.models import AttemptRecord, ChildrenSummary, Execution, HistoryEntry, LogEntry
 from ..core.steps import run
 from ..core.store import ExecutionStore, Transaction
 from .attempt import Attempt
@@ -29,6 +29,8 @@ class ExecutionManager(
         list[LogEntry],
         int,
         ChildrenSummary,
+        list[HistoryEntry],
+        list[AttemptRecord],
         None,
         Attempt,
         Transaction,

@@ -20,7 +20,7 @@ from .attempt_options import Exceptions, check_options
 from .attempt_state import AttemptState
 from .batch_verbs import AnswersT, BatchVerbs
 from .decorator import TrackedOptions
-from .read_verbs import ChildrenT, CountT, EntriesT, ManyT, ReadVerbs
+from .read_verbs import ChildrenT, CountT, EntriesT, HistoryT, ManyT, ReadVerbs, RecordsT
 from .transition_verbs import EntryT, FoundT, OneT, TransitionVerbs
 
 NoneT = TypeVar("NoneT")
@@ -31,7 +31,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 class ManagerVerbs(
     TransitionVerbs[OneT, FoundT, EntryT],
-    ReadVerbs[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT],
+    ReadVerbs[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT, HistoryT, RecordsT],
     BatchVerbs[ManyT, AnswersT],
     Generic[
         OneT,
@@ -42,6 +42,8 @@ class ManagerVerbs(
         EntriesT,
         CountT,
         ChildrenT,
+        HistoryT,
+        RecordsT,
         NoneT,
         AttemptT,
         TransactionT,

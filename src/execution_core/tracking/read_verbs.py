@@ -18,10 +18,14 @@ ManyT = TypeVar("ManyT")
 EntriesT = TypeVar("EntriesT")
 CountT = TypeVar("CountT")
 ChildrenT = TypeVar("ChildrenT")
+HistoryT = TypeVar("HistoryT")
+RecordsT = TypeVar("RecordsT")
 
 
-class ReadVerbs(Generic[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT]):
-    """The verbs that read executions and their logs."""
+class ReadVerbs(
+    Generic[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT, HistoryT, RecordsT],
+):
+    """The verbs that read executions, their logs and their history."""
 
     _store: Any
     _run: Callable[[Steps[Any]], Any]  # defined by the sync and the async manager
@@ -120,3 +124,19 @@ class ReadVerbs(Generic[OneT, FoundT, ManyT, EntriesT, CountT, ChildrenT]):
         bounds = check_bounds(limit, before, after, oldest_first)
         page = LogPage(execution_id=validation.execution_id(id), **bounds)
         return cast("EntriesT", self._run(verbs.logs(self._store, page)))
+
+    def history(self, id: str) -> HistoryT:
+        """Return the history of an execution, oldest first: `manager.history(id)[-1].actor`.
+
+        One `HistoryEntry` for the creation and one for each transition. Raises ExecutionNotFound,
+        or NotImplementedError if the store keeps no history.
+        """
+        return cast("HistoryT", self._run(verbs.records(self._store, "history", id)))
+
+    def attempts(self, id: str) -> RecordsT:
+        """Return the attempts of an execution in order: `manager.attempts(id)[0].outcome`.
+
+        One `AttemptRecord` for each, also for the one that is running. Raises ExecutionNotFound, or
+        NotImplementedError if the store keeps no history.
+        """
+        return cast("RecordsT", self._run(verbs.records(self._store, "attempts", id)))

@@ -1,6 +1,7 @@
 """The verbs of a manager that decide something, as steps over a store, sync or async."""
 
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..core import transitions, validation
@@ -24,6 +25,7 @@ from ..core.selections import (
 )
 from ..core.state_machine import FAILED, FINISH_WITH_CHILDREN, FINISHED, LIVE, TIMED_OUT
 from ..core.steps import Steps
+from ..core.store import optional_method
 from ..core.transitions import Transition
 
 MAX_FAILED_CHILDREN: Final = 100
@@ -164,9 +166,20 @@ def log(store: Any, new: NewLogEntry) -> Steps[LogEntry]:
 
 def logs(store: Any, page: LogPage) -> Steps[list[LogEntry]]:
     """Read a page of a log."""
-    found: list[LogEntry] = yield lambda: store.logs(page)
+    return (yield from _rows_of(store, page.execution_id, lambda: store.logs(page)))
+
+
+def records(store: Any, name: str, id: str) -> Steps[list[Any]]:
+    """Read the history or the attempts of an execution, by the optional method of that name."""
+    id = validation.execution_id(id)
+    read = optional_method(store, name, f"read the {name} of an execution")
+    return (yield from _rows_of(store, id, lambda: read(id)))
+
+
+def _rows_of(store: Any, id: str, read: Callable[[], Any]) -> Steps[list[Any]]:
+    found: list[Any] = yield read
     if not found:
-        yield from get(store, page.execution_id)
+        yield from get(store, id)
     return found
 
 

@@ -32,8 +32,10 @@ from .many_rows import (
     update_each_statement,
 )
 from .reads import (
+    attempts_statement,
     children_statement,
     count_statement,
+    history_statement,
     logs_statement,
     page_statement,
     select_statement,
@@ -248,6 +250,16 @@ def logs(page: LogPage) -> Query:
     statement = logs_statement(given, oldest_first=page.oldest_first)
     parameters = {"old_id": page.execution_id, **bounds, "limit": page.limit}
     return Query(statement, parameters, "logs", page.execution_id)
+
+
+def history(id: str) -> Query:
+    """Return the SELECT of an execution's history."""
+    return Query(history_statement(), {"old_id": id}, "history", id)
+
+
+def attempts(id: str) -> Query:
+    """Return the SELECT of an execution's attempts."""
+    return Query(attempts_statement(), {"old_id": id}, "attempts", id)
 
 
 def page(page: Page) -> Query:

@@ -22,8 +22,9 @@ from sqlalchemy import (
 
 from ...core.models import ExecutionStatus
 from ..schema.expressions import unindexed
-from ..schema.tables import execution_logs, executions
-from .rows import LOG_ROW, ROW
+from ..schema.tables import execution_history, execution_logs, executions
+from ..schema.views import execution_attempts
+from .rows import ATTEMPT_ROW, HISTORY_ROW, LOG_ROW, ROW
 from .transition_sql import id_parameter, status_literal
 
 columns = executions.c
@@ -154,3 +155,19 @@ def logs_statement(bounds: frozenset[str], *, oldest_first: bool) -> Select[Any]
     order = logged.id.asc() if oldest_first else logged.id.desc()
     limit = bindparam("limit", type_=Integer)
     return select(*LOG_ROW).where(*where).order_by(order).limit(limit)
+
+
+@cache
+def history_statement() -> Select[Any]:
+    """Return the SELECT of an execution's history."""
+    recorded = execution_history.c
+    of_one = select(*HISTORY_ROW).where(recorded.execution_id == id_parameter())
+    return of_one.order_by(recorded.seq)
+
+
+@cache
+def attempts_statement() -> Select[Any]:
+    """Return the SELECT of an execution's attempts."""
+    made = execution_attempts.c
+    of_one = select(*ATTEMPT_ROW).where(made.execution_id == id_parameter())
+    return of_one.order_by(made.attempt)
