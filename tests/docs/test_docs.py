@@ -81,6 +81,7 @@ def test_embedding_page_examples_run(tmp_path: Path) -> None:
         rows = [tuple(row) for row in connection.execute(text(query))]
         assert rows == [
             ("ship", "completed", 1, "lamp"),
+            ("Invoice", "completed", 1, None),
             ("payment", "completed", 1, None),
             ("import-prices", "completed", 1, None),
             ("update-prices", "completed", 1, None),

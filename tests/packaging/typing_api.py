@@ -4,6 +4,7 @@ import asyncio
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -48,6 +49,10 @@ async_store: AsyncExecutionStore = AsyncSqlExecutionStore(
 async_own: AsyncExecutionStore = AsyncMemoryStore()
 
 
+class Order(BaseModel):
+    order_id: int
+
+
 def verbs(manager: ExecutionManager, session: Session, connection: Connection) -> None:
     execution = manager.create(
         "type",
@@ -71,6 +76,10 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
         [(execution, ValueError()), ("id", "text")], retry_after=timedelta(seconds=5)
     ):
         assert_type(answer, Execution | ExecutionProblem)
+    order = Order(order_id=7)
+    assert_type(manager.create(order, max_attempts=3, idempotency_key="key"), Execution)
+    assert_type(manager.create("type", order, timeout=None), Execution)
+    assert_type(manager.create(type="type", payload=order), Execution)
     assert_type(manager.start(execution.id, worker="me"), Execution)
     assert_type(manager.complete(execution.id, [1], attempt=1), Execution)
     assert_type(manager.fail(execution.id, "text"), Execution)
@@ -112,7 +121,10 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     manager.fail(execution.id, "text", retryable=True, retry_after=timedelta(seconds=5))
     manager.delete(execution.id)
     manager.within(None)  # type: ignore[arg-type]
-    manager.create("type", timeout=30)  # type: ignore[arg-type]
+    manager.create("type", timeout=30)  # type: ignore[call-overload]
+    manager.create(order, {"a": 1})  # type: ignore[call-overload]
+    manager.create(Order)  # type: ignore[call-overload]
+    manager.create(order, retries=3)  # type: ignore[call-overload]
     manager.fail(execution.id, 7)  # type: ignore[arg-type]
     manager.fail_many([(execution, 7)])  # type: ignore[list-item]
 
@@ -124,6 +136,7 @@ async def async_verbs(manager: AsyncExecutionManager, session: AsyncSession) -> 
         await manager.complete_many([("id", 1)]),
         list[Execution | ExecutionProblem],
     )
+    assert_type(await manager.create(Order(order_id=7)), Execution)
     assert_type(await manager.history("id"), list[HistoryEntry])
     assert_type(await manager.attempts("id"), list[AttemptRecord])
     assert_type(await manager.list(), list[Execution])
@@ -203,6 +216,11 @@ def data(execution: Execution) -> None:
     assert_type(execution.timeout, timedelta | None)
     assert_type(execution.checkpoints, dict[str, Any])
     assert_type(ExecutionFailure.from_exception(ValueError(), retryable=True), ExecutionFailure)
+    assert_type(execution.payload_as(Order), Order)
+    assert_type(execution.payload_as(list[int]), list[int])
+    assert_type(execution.result_as(list[int]), list[int])
+    optional: Order | None = execution.result_as(Order | None)
+    assert optional is None or assert_type(optional, Order).order_id
     execution.status = ExecutionStatus.FAILED  # type: ignore[misc]
 
 

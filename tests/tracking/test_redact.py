@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,8 @@ SECRET = "0xSECRET"
 
 def finished_with_secrets(manager: ExecutionManager) -> str:
     """Return the id of a failed execution whose every text contains a secret."""
-    options = {"idempotency_key": "k", "max_attempts": 3, "metadata": {"kept": 1}}
-    id = manager.create("a", {"of": SECRET}, **options).id  # type: ignore[arg-type]
+    options: dict[str, Any] = {"idempotency_key": "k", "max_attempts": 3, "metadata": {"kept": 1}}
+    id = manager.create("a", {"of": SECRET}, **options).id
     error = ExecutionFailure(message=SECRET, code="E1", stack=SECRET)
     for retryable in (True, False):
         manager.start(id, worker="host")

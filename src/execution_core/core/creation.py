@@ -4,10 +4,12 @@ import logging
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final, TypedDict
+
+from pydantic import BaseModel
 
 from . import json_values, validation
-from .errors import IdempotencyConflict, InvalidStateTransition
+from .errors import IdempotencyConflict, InvalidStateTransition, InvalidValue
 from .json_values import Json, canonical
 from .models import CANCELLATION_REASON, Execution
 from .state_machine import CANCELLED, FINISHED
@@ -62,8 +64,19 @@ class NewExecution:
         )
 
 
+class CreateOptions(TypedDict, total=False):
+    """The keyword arguments of `create`, for type checkers."""
+
+    max_attempts: int
+    timeout: timedelta | None
+    idempotency_key: str | None
+    parent_id: str | None
+    metadata: dict[str, Any] | None
+    start_after: timedelta | None
+
+
 def new_execution(
-    type: str,
+    type: str | BaseModel,
     payload: object = None,
     *,
     max_attempts: int = 1,
@@ -78,6 +91,10 @@ def new_execution(
     actor: str | None = None,
 ) -> NewExecution:
     """Check the arguments of `create` and build the new execution."""
+    if isinstance(type, BaseModel):
+        if payload is not None:
+            raise InvalidValue("payload", "must not be given beside a model, which is the payload")
+        type, payload = type.__class__.__name__, type
     type = validation.name("type", type)
     checked = None if payload is None else json_values.to_json("payload", payload, max_bytes)
     key = None if idempotency_key is None else validation.name("idempotency_key", idempotency_key)

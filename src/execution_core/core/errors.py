@@ -10,17 +10,19 @@ ExecutionProblem
 ├── AlreadyRunning           another caller runs the tracked function under this key
 ├── ConcurrentUpdate         another transaction interfered; nothing was changed, try again
 ├── ConnectionLost           the connection was lost; nothing was changed, try again
-└── InvalidValue             an argument cannot be stored, or makes no sense
+└── InvalidValue             an argument makes no sense, or JSON does not fit a type
 
 Every message says what failed, for which execution, why, and what to do.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from enum import StrEnum
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass
+from typing import Final
 
 from .models import CANCELLATION_REASON, Execution, ExecutionStatus
+from .problem import ExecutionProblem as ExecutionProblem
+from .problem import ExecutionProblemCode as ExecutionProblemCode
+from .problem import InvalidValue as InvalidValue
 
 _ACTIONS: Final = {
     "attempts": "read the attempts of",
@@ -36,35 +38,6 @@ _ACTIONS: Final = {
     "timeout": "time out",
     "update_progress": "update the progress of",
 }
-
-
-class ExecutionProblemCode(StrEnum):
-    """The name of a problem for programs: `problem.code == ExecutionProblemCode.NOT_FOUND`."""
-
-    NOT_FOUND = "NOT_FOUND"
-    INVALID_STATE_TRANSITION = "INVALID_STATE_TRANSITION"
-    MAX_RETRIES_EXCEEDED = "MAX_RETRIES_EXCEEDED"
-    IDEMPOTENCY_CONFLICT = "IDEMPOTENCY_CONFLICT"
-    STALE_ATTEMPT = "STALE_ATTEMPT"
-    ATTEMPT_LOST = "ATTEMPT_LOST"
-    ALREADY_RUNNING = "ALREADY_RUNNING"
-    CONCURRENT_UPDATE = "CONCURRENT_UPDATE"
-    CONNECTION_LOST = "CONNECTION_LOST"
-    INVALID_VALUE = "INVALID_VALUE"
-
-
-class ExecutionProblem(Exception):  # noqa: N818 - a refusal is an answer rather than an error
-    """Base class of all refusals: `except ExecutionProblem as problem: print(problem.code)`."""
-
-    code: ClassVar[ExecutionProblemCode]
-    template: ClassVar[str]
-
-    def __str__(self) -> str:
-        return self.template.format(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # An exception pickles its args, which dataclasses leave empty when built by keyword.
-        return type(self), tuple(getattr(self, fact.name) for fact in fields(self))  # type: ignore[arg-type]
 
 
 @dataclass(eq=False)
@@ -243,16 +216,6 @@ class ConnectionLost(ExecutionProblem):
             f"Cannot {_action(self.verb, self.execution_id)}: the connection to the database was"
             " lost several times in a row. Nothing was changed: try again."
         )
-
-
-@dataclass(eq=False)
-class InvalidValue(ExecutionProblem, ValueError):  # noqa: N818
-    """An argument cannot be stored, or makes no sense. Nothing was sent to the database."""
-
-    code = ExecutionProblemCode.INVALID_VALUE
-    template = "{0.argument} {0.reason}"
-    argument: str
-    reason: str
 
 
 def _action(verb: str, execution_id: str | None) -> str:

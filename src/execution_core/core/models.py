@@ -3,15 +3,20 @@
 The models contain data alone. The state machine is in `state_machine` and `transitions`.
 """
 
+import builtins
 import re
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 from pydantic import BaseModel, BeforeValidator, Field
+
+from .typed_json import read_as
+
+T = TypeVar("T")
 
 MAX_MESSAGE = 10_000
 MAX_CODE = 255
@@ -200,6 +205,32 @@ class Execution(BaseModel, frozen=True):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    @overload
+    def payload_as(self, as_type: builtins.type[T], /) -> T: ...
+    @overload
+    def payload_as(self, as_type: Any, /) -> Any: ...
+    def payload_as(self, as_type: Any, /) -> Any:
+        """Return the payload as a type: `execution.payload_as(Order).order_id`.
+
+        Args:
+            as_type: any type that pydantic validates: a model, a dataclass, `list[int]`.
+
+        Raises:
+            InvalidValue: the payload does not fit. The error names fields and keys, and no values.
+        """
+        return read_as("payload", self.id, self.payload, as_type)
+
+    @overload
+    def result_as(self, as_type: builtins.type[T], /) -> T: ...
+    @overload
+    def result_as(self, as_type: Any, /) -> Any: ...
+    def result_as(self, as_type: Any, /) -> Any:
+        """Return the result as a type: `execution.result_as(list[int])`.
+
+        It takes the types and raises the errors of `payload_as`.
+        """
+        return read_as("result", self.id, self.result, as_type)
 
 
 class ChildrenSummary(BaseModel, frozen=True):

@@ -7,10 +7,12 @@ parameters say which.
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, Unpack, cast, overload
+
+from pydantic import BaseModel
 
 from ..core import transitions, validation
-from ..core.creation import ReplayOptions, new_execution
+from ..core.creation import CreateOptions, ReplayOptions, new_execution
 from ..core.errors import InvalidValue
 from ..core.json_values import MAX_JSON_BYTES
 from ..core.log_lines import new_log_entry
@@ -41,9 +43,13 @@ class TransitionVerbs(Generic[OneT, FoundT, EntryT]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._store!r})"
 
+    @overload
+    def create(self, type: str, payload: Any = None, **options: Unpack[CreateOptions]) -> OneT: ...
+    @overload
+    def create(self, payload: BaseModel, /, **options: Unpack[CreateOptions]) -> OneT: ...
     def create(
         self,
-        type: str,
+        type: str | BaseModel,
         payload: Any = None,
         *,
         max_attempts: int = 1,
@@ -56,7 +62,8 @@ class TransitionVerbs(Generic[OneT, FoundT, EntryT]):
         """Create a pending execution: `manager.create("mail", {"to": "ada"})`.
 
         Args:
-            type: the kind of work, 1 to 255 characters.
+            type: the kind of work, 1 to 255 characters; or a pydantic model, which is the payload,
+                and the name of its class the type: `manager.create(Order(id=7))`.
             payload: the input of the work, any JSON value; datetime, UUID, Decimal, Enum,
                 dataclasses and pydantic models are stored as pydantic serialises them.
             max_attempts: the maximum number of attempts.
@@ -73,7 +80,7 @@ class TransitionVerbs(Generic[OneT, FoundT, EntryT]):
             IdempotencyConflict: the key belongs to an execution of another type or payload.
             ExecutionNotFound: the parent does not exist.
             InvalidStateTransition: the parent has finished.
-            InvalidValue: an argument cannot be stored.
+            InvalidValue: an argument cannot be stored, or there is a model and a payload.
         """
         new = new_execution(
             type,
