@@ -79,11 +79,13 @@ class AsyncExecutionManager(
                 async with attempt:
                     result = await function(*args, **kwargs, **signature.injected(attempt))
                     attempt.result = options.as_json(result)
-                return attempt.result
+                    return signature.typed(attempt.execution.id, attempt.result)
 
             signature.check(*args, **kwargs)
             new_execution = options.new_execution(*args, **kwargs)
-            steps = call_steps(self, new_execution, new_attempt, run_attempt, asyncio.sleep)
+            steps = call_steps(
+                self, new_execution, new_attempt, run_attempt, asyncio.sleep, typed=signature.typed
+            )
             return await run_async(steps)
 
         tracked.__signature__ = signature.public  # type: ignore[attr-defined]

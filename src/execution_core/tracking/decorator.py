@@ -4,14 +4,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from types import NoneType, SimpleNamespace
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
 
 from ..core import json_values, validation
 from ..core.errors import AlreadyRunning, InvalidStateTransition, InvalidValue
 from ..core.models import Execution
 from ..core.state_machine import CANCELLED, COMPLETED, FAILED, RUNNING, TIMED_OUT
 from ..core.steps import Steps
+from ..core.typed_json import read_as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class TrackedSignature:
     """The signature of a tracked function, and of what its callers see."""
 
     def __init__(self, function: Callable[..., Any], *, is_async: bool) -> None:
+        self._function = function
         try:
             full = inspect.signature(function)
         except (TypeError, ValueError):
@@ -93,6 +98,27 @@ class TrackedSignature:
         """Return the arguments that the function gets besides its callers'."""
         return {"attempt": attempt} if self._takes_attempt else {}
 
+    def typed(self, execution_id: str, result: Any) -> Any:
+        """Return a stored result as the return annotation says, if pydantic can validate that."""
+        if self._adapter is None:
+            return result
+        return read_as("result", execution_id, result, self._adapter)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any] | None:
+        # At the first call: the annotation may name a class that is defined after the function.
+        returned = SimpleNamespace(__annotations__={"return": self.public.return_annotation})
+        names = getattr(inspect.unwrap(self._function), "__globals__", None)
+        try:
+            annotation = get_type_hints(returned, names, include_extras=True)["return"]
+            if annotation in (inspect.Signature.empty, Any, NoneType):
+                return None
+            adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+            # For an Iterable, pydantic returns an iterator that validates later, and only once.
+            return None if adapter.core_schema["type"] == "generator" else adapter
+        except Exception:  # noqa: BLE001 - it cannot be resolved, or pydantic does not know it
+            return None
+
 
 def call_steps(
     manager: Any,
@@ -100,8 +126,13 @@ def call_steps(
     new_attempt: Callable[[str], Any],
     run_attempt: Callable[[Any], Any],
     sleep: Callable[[float], Any],
+    *,
+    typed: Callable[[str, Any], Any],
 ) -> Steps[Any]:
-    """Create the execution of a call and make its attempts until one succeeds or none is left."""
+    """Create the execution of a call and make its attempts until one succeeds or none is left.
+
+    `typed` makes of a stored result what the call returns.
+    """
     execution: Execution = yield lambda: manager.create(**new_execution)
     wait = seconds_until_due(execution)
     while execution.status is not COMPLETED:
@@ -127,7 +158,7 @@ def call_steps(
                 wait = seconds_until_due(execution)
             else:
                 raise
-    return execution.result
+    return typed(execution.id, execution.result)
 
 
 def seconds_until_due(execution: Execution) -> float:

@@ -77,14 +77,17 @@ class ExecutionManager(
                     with attempt:
                         result = function(*args, **kwargs, **signature.injected(attempt))
                         attempt.result = options.as_json(result)
+                        return signature.typed(attempt.execution.id, attempt.result)
                 except StopIteration as error:
                     raise _Stopped(error) from None
-                return attempt.result
 
             signature.check(*args, **kwargs)
             new_execution = options.new_execution(*args, **kwargs)
             try:
-                return run(call_steps(self, new_execution, new_attempt, run_attempt, time.sleep))
+                steps = call_steps(
+                    self, new_execution, new_attempt, run_attempt, time.sleep, typed=signature.typed
+                )
+                return run(steps)
             except _Stopped as stopped:
                 raise stopped.args[0] from None
 

@@ -192,9 +192,13 @@ class ManagerVerbs(
         """Make each call of a function an execution: `@manager.tracked("mail", max_attempts=3)`.
 
         A call creates the execution, makes its attempts one after the other, and returns the
-        result as JSON has it. With a key, a later call returns that result without running; if
-        the execution failed or timed out, it makes the next attempt. A function with a keyword
-        parameter `attempt` gets the attempt (give it a default, for type checkers).
+        stored result as the type in the function's return annotation. With a key, a later call
+        returns that result without running; if the execution failed or timed out, it makes the
+        next attempt. A function with a keyword parameter `attempt` gets the attempt (give it a
+        default, for type checkers).
+
+        The result is returned as JSON has it if there is no annotation, or it is Any, None or an
+        Iterable, cannot be resolved, or is a type that pydantic does not know.
 
         Args:
             type: the kind of work, 1 to 255 characters.
@@ -209,8 +213,8 @@ class ManagerVerbs(
 
         Returns:
             A decorator. The decorated function raises what the function raises, and
-            `AlreadyRunning`, `AttemptLost`, `MaxRetriesExceeded`, or `InvalidStateTransition` if
-            the execution was cancelled.
+            `AlreadyRunning`, `AttemptLost`, `MaxRetriesExceeded`, `InvalidValue` if the result does
+            not fit the annotation, or `InvalidStateTransition` if the execution was cancelled.
 
         Raises:
             InvalidValue: an argument is invalid, or the function is async and the manager is not,
