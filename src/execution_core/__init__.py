@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .core.errors import MaxRetriesExceeded as MaxRetriesExceeded
     from .core.errors import StaleAttempt as StaleAttempt
     from .core.models import AttemptRecord as AttemptRecord
+    from .core.models import ChildrenSummary as ChildrenSummary
     from .core.models import Execution as Execution
     from .core.models import ExecutionFailure as ExecutionFailure
     from .core.models import ExecutionStatus as ExecutionStatus
@@ -49,6 +50,7 @@ _MODULES = {
     "AttemptLost": "core.errors",
     "AttemptRecord": "core.models",
     "Backoff": "core.backoff",
+    "ChildrenSummary": "core.models",
     "Chunk": "tracking.chunks",
     "ConcurrentUpdate": "core.errors",
     "ConnectionLost": "core.errors",

@@ -19,6 +19,7 @@ from execution_core import (
     AttemptLost,
     AttemptRecord,
     Backoff,
+    ChildrenSummary,
     Chunk,
     Execution,
     ExecutionFailure,
@@ -64,18 +65,6 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
         metadata={"a": 1},
     )
     assert_type(execution, Execution)
-    assert_type(
-        manager.create_many([{"type": "a", "payload": {"n": 1}}, {"type": "b", "parent_id": "id"}]),
-        list[Execution],
-    )
-    assert_type(
-        manager.complete_many([(execution, {"any": 1}), ("id", None)], by="ada"),
-        list[Execution | ExecutionProblem],
-    )
-    for answer in manager.fail_many(
-        [(execution, ValueError()), ("id", "text")], retry_after=timedelta(seconds=5)
-    ):
-        assert_type(answer, Execution | ExecutionProblem)
     order = Order(order_id=7)
     assert_type(manager.create(order, max_attempts=3, idempotency_key="key"), Execution)
     assert_type(manager.create("type", order, timeout=None), Execution)
@@ -126,6 +115,24 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     manager.create(Order)  # type: ignore[call-overload]
     manager.create(order, retries=3)  # type: ignore[call-overload]
     manager.fail(execution.id, 7)  # type: ignore[arg-type]
+
+
+def bulk_verbs(manager: ExecutionManager, execution: Execution) -> None:
+    assert_type(
+        manager.create_many([{"type": "a", "payload": {"n": 1}}, {"type": "b", "parent_id": "id"}]),
+        list[Execution],
+    )
+    assert_type(
+        manager.complete_many([(execution, {"any": 1}), ("id", None)], by="ada"),
+        list[Execution | ExecutionProblem],
+    )
+    for answer in manager.fail_many(
+        [(execution, ValueError()), ("id", "text")], retry_after=timedelta(seconds=5)
+    ):
+        assert_type(answer, Execution | ExecutionProblem)
+    assert_type(manager.children(execution.id), ChildrenSummary)
+    assert_type(manager.cancel_tree(execution.id, by="ada"), int)
+    assert_type(manager.finish_with_children(execution.id, attempt=1), Execution)
     manager.fail_many([(execution, 7)])  # type: ignore[list-item]
 
 
