@@ -30,6 +30,8 @@ from execution_core.sql.driver.engine import create_async_engine, create_sync_en
 from .support import postgres, sampling
 from .support.memory import AsyncMemoryStore, memory_store
 
+pytest_plugins = ["pytester", "execution_core.testing.plugin"]
+
 SERVER = pytest.StashKey[postgres.Server]()
 STACK = pytest.StashKey[ExitStack]()
 
@@ -147,13 +149,6 @@ def postgres_database(empty_postgres: Callable[[str], str]) -> Iterator[Database
     engine.dispose()
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "executions.db"
-    migrate.upgrade(f"sqlite:///{path}")
-    return path
-
-
 @contextmanager
 def open_database(
     kind: str, request: pytest.FixtureRequest, folder: Path | None = None
@@ -164,7 +159,7 @@ def open_database(
         yield postgres_database
         return
     path = (folder or request.getfixturevalue("tmp_path")) / "executions.db"
-    shutil.copy(request.getfixturevalue("sqlite_template"), path)
+    shutil.copy(request.getfixturevalue("execution_template"), path)
     engine = create_sync_engine(f"sqlite:///{path}")
     yield Database("sqlite", f"sqlite:///{path}", engine)
     engine.dispose()

@@ -91,6 +91,14 @@ def test_embedding_page_examples_run(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_embedding_page_tests_pass(pytester: pytest.Pytester) -> None:
+    section = PAGES["embedding.md"].read_text().split("## Test your service\n")[1]
+    conftest, tests = (code for name, code in FENCED.findall(section) if name == "python")
+    pytester.makeconftest(conftest)
+    pytester.makepyfile(tests)
+    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=2)
+
+
 def test_migrations_page_examples_run(
     tmp_path: Path, empty_postgres: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

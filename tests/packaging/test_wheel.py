@@ -65,6 +65,7 @@ def test_wheel_runs_unpacked_and_installed_with_and_without_extras(
     migrate = "import sys; from execution_core.cli import main; sys.exit(main(sys.argv[1:]))"
     python = (sys.executable, "-W", "error")
     assert_migrates_and_runs(request, python, (*python, "-c", migrate), tmp_path / "unpacked")
+    assert_plugin_runs(tmp_path / "unpacked", tmp_path)
     venv.create(tmp_path / "venv", with_pip=True)
     installed = tmp_path / "venv" / "bin" / "python"
     pip = (installed, "-m", "pip", "install", "--quiet", "--no-compile")
@@ -89,6 +90,22 @@ def assert_migrates_and_runs(
             assert NEWEST in migrated
             script = (*python, "-c", SCRIPT, database.url, ROOT)
             assert run(*script, path=folder, cwd=folder) == "done\n"
+
+
+def assert_plugin_runs(package: Path, folder: Path) -> None:
+    """Use the fixtures in a run of pytest that takes the package from a folder."""
+    tests = folder / "test_service.py"
+    tests.write_text(
+        "import execution_core\n"
+        "def test_manager(execution_manager, async_execution_manager):\n"
+        f"    assert execution_core.__file__.startswith({str(package)!r})\n"
+        "    assert execution_manager.create('a').status == 'pending'\n"
+    )
+    plugin = ("-p", "execution_core.testing.plugin", "-p", "no:cacheprovider")
+    ran = run(
+        sys.executable, "-m", "pytest", "-W", "error", *plugin, tests, path=package, cwd=folder
+    )
+    assert "1 passed" in ran
 
 
 def assert_runs_without_extras(python: Path, folder: Path) -> None:

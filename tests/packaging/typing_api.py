@@ -40,6 +40,7 @@ from execution_core import (
     migrate,
 )
 from execution_core.stores import AsyncExecutionStore, ExecutionStore
+from execution_core.testing import ExecutionClock
 from tests.support.memory import AsyncMemoryStore
 
 engine = configure_sqlite(create_engine("sqlite://"), busy_timeout=timedelta(seconds=5))
@@ -261,3 +262,10 @@ def migrating() -> None:
     migrate.upgrade("sqlite://")
     assert_type(migrate.check(engine), bool)
     assert_type(migrate.current(engine), str | None)
+
+
+def testing(clock: ExecutionClock) -> None:
+    clock.advance(timedelta(hours=1))
+    clock.advance(hours=1, minutes=1.5)
+    assert_type(clock.now, datetime)
+    SqlExecutionStore(engine, clock=clock)

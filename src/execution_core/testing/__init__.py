@@ -1,6 +1,6 @@
-"""The contract of a store, as a suite of tests that needs pytest.
+"""What tests need, with pytest: the contract of a store, and the fixtures of `plugin` for services.
 
-Run it against your own store:
+Run the contract against your own store:
 
     import pytest
     from execution_core.testing import StoreContract
@@ -26,6 +26,7 @@ for _module in iter_modules(__path__):
     pytest.register_assert_rewrite(f"{__name__}.{_module.name}")
 
 from .batches import BatchContract  # noqa: E402 - after the registration
+from .clock import ExecutionClock  # noqa: E402
 from .creation import CreationContract  # noqa: E402
 from .deletion import DeletionContract  # noqa: E402
 from .harness import StoreHarness  # noqa: E402
@@ -37,7 +38,7 @@ from .pages import PageContract  # noqa: E402
 from .round_trips import RoundTripContract  # noqa: E402
 from .transitions import TransitionContract  # noqa: E402
 
-__all__ = ["AsyncStoreContract", "StoreContract"]
+__all__ = ["AsyncStoreContract", "ExecutionClock", "StoreContract"]
 
 
 class StoreContract(
