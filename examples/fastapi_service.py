@@ -142,11 +142,15 @@ async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
         parcels = select(func.count()).where(Parcel.order_id == order.id)
         shipped = (await session.scalars(parcels)).one()
     for number in range(shipped + 1, order.parcels + 1):
-        await asyncio.sleep(0.05)  # stands for a call to the carrier
+        await call_carrier(number)
         async with sessions.begin() as session:  # the row and the progress commit together
             session.add(Parcel(order_id=order.id, number=number))
             await attempt.within(session).update_progress(number, order.parcels)
     return {"shipped": order.parcels}
+
+
+async def call_carrier(parcel: int) -> None:  # noqa: ARG001
+    await asyncio.sleep(0.05)  # stands for a request
 
 
 async def sweep(executions: AsyncExecutionManager) -> bool:

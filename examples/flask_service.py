@@ -137,28 +137,37 @@ def work() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an interruption, like Ctrl-C
     while True:
         sweep()
-        claimed = executions.claim("report", worker=WORKER)
-        for job in claimed:
-            try:
-                with executions.attempt(job, retry_on=OSError, heartbeat=HEARTBEAT) as attempt:
-                    attempt.result = make(attempt)
-            except AttemptLost as lost:  # it was cancelled, or a sweep ended it
-                logging.warning("%s", lost)
-            except Exception:
-                logging.exception("Report %s failed", job.id)  # the execution stores the error
-        if not claimed:
+        if not make_due_reports():
             time.sleep(1)
+
+
+def make_due_reports() -> bool:
+    """Make a report that is due; return whether there was one."""
+    claimed = executions.claim("report", worker=WORKER)
+    for job in claimed:
+        try:
+            with executions.attempt(job, retry_on=OSError, heartbeat=HEARTBEAT) as attempt:
+                attempt.result = make(attempt)
+        except AttemptLost as lost:  # it was cancelled, or a sweep ended it
+            logging.warning("%s", lost)
+        except Exception:
+            logging.exception("Report %s failed", job.id)  # the execution stores the error
+    return bool(claimed)
 
 
 def make(attempt: Attempt) -> dict[str, int]:
     first = date.fromisoformat(attempt.execution.payload["first_day"])
     days = [first.replace(day=n + 1) for n in range(monthrange(first.year, first.month)[1])]
     for day in attempt.each(days):
-        time.sleep(0.05)  # stands for a slow query
+        compute(day)
         with sessions.begin():
             # After a crash the last day may be computed again: so replace, do not add.
             sessions.merge(ReportLine(day=day, attempt=attempt.number))
     return {"days": len(days)}
+
+
+def compute(day: date) -> None:  # noqa: ARG001
+    time.sleep(0.05)  # stands for a slow query
 
 
 def sweep() -> None:
