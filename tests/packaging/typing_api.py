@@ -87,6 +87,8 @@ def verbs(manager: ExecutionManager, session: Session, connection: Connection) -
     )
     assert_type(manager.checkpoint(execution.id, "key", {"v": 1}, attempt=1), Execution)
     assert_type(manager.get(execution.id), Execution)
+    assert_type(manager.wait(execution.id, timeout=timedelta(seconds=5)), Execution)
+    assert_type(manager.wait_children(execution.id), ChildrenSummary)
     assert_type(manager.find_by_idempotency_key("key"), Execution | None)
     assert_type(manager.list(status=["pending", ExecutionStatus.RUNNING], limit=5), list[Execution])
     assert_type(manager.list(status="failed", type="t", parent_id="p", before="b"), list[Execution])
@@ -148,6 +150,7 @@ async def async_verbs(manager: AsyncExecutionManager, session: AsyncSession) -> 
     assert_type(await manager.history("id"), list[HistoryEntry])
     assert_type(await manager.attempts("id"), list[AttemptRecord])
     assert_type(await manager.list(), list[Execution])
+    assert_type(await manager.wait("id"), Execution)
     assert_type(await manager.find_by_idempotency_key("key"), Execution | None)
     assert_type(manager.within(session), AsyncExecutionManager)
     async with connect_async("sqlite://") as own_manager:

@@ -68,6 +68,8 @@ VERBS = {
         "running", lambda m, x: m.find_by_idempotency_key("key-1"), writes=False
     ),
     "list": Verb("running", lambda m, x: m.list(), writes=False),
+    "wait": Verb("completed", lambda m, x: m.wait(x.id), writes=False),
+    "wait_children": Verb("running", lambda m, x: m.wait_children(x.id), writes=False),
     "logs": Verb("running", lambda m, x: m.logs(x.id), writes=False),
     "history": Verb("running", lambda m, x: m.history(x.id), writes=False),
     "attempts": Verb("running", lambda m, x: m.attempts(x.id), writes=False),

@@ -53,7 +53,7 @@ def optional_method(store: Any, name: str, action: str) -> Any:
 class ExecutionStore(Protocol):
     """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. Twelve members are optional. `within(transaction)` returns a
+    Each method is atomic by itself. Thirteen members are optional. `within(transaction)` returns a
     store that runs in the caller's transaction; its `current_transaction()`, which is never a
     coroutine, returns an object that identifies the transaction while that is open, then None or
     another one. `close()` releases resources.
@@ -71,6 +71,9 @@ class ExecutionStore(Protocol):
     `create` and `update` do, for several executions in one call, and return the answers in order;
     `update_each` gets transitions of one rule and distinct ids. `find_many(field, values)` returns
     the executions whose "id" or "idempotency_key" is one of the values, in any order.
+    `find_unfinished(ids, *, children=False)` returns those of up to 1,000 ids that are live
+    (pending, running, retrying), or that have a live child, as a set. Without it, each execution
+    that a caller waits for is read alone.
     """
 
     def create(self, new: NewExecution) -> Execution | None:

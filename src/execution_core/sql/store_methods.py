@@ -134,6 +134,10 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
         query = queries.heartbeat_many(attempts, token, now, locks_rows=self._locks_rows)
         return self._ask(query, _attempts)  # does no harm if it is executed again
 
+    def find_unfinished(self, ids: Sequence[str], *, children: bool = False) -> Any:  # set[str]
+        """Select those of some ids that are live, or that have a live child."""
+        return self._ask(queries.find_unfinished(ids, children=children), _ids)
+
     def delete(self, id: str) -> BoolT:
         """Delete an execution; return whether it existed."""
         verify = partial(verify_commit.verify_delete, id)
@@ -251,6 +255,10 @@ def _many(rows: Rows) -> list[Execution]:
 
 def _attempts(rows: Rows) -> set[tuple[str, int]]:
     return {(id, attempt) for id, attempt in rows}
+
+
+def _ids(rows: Rows) -> set[str]:
+    return {id for (id,) in rows}
 
 
 def _by_id(rows: Rows) -> list[Execution]:

@@ -37,6 +37,7 @@ from .many_rows import ManyRowsContract  # noqa: E402
 from .pages import PageContract  # noqa: E402
 from .round_trips import RoundTripContract  # noqa: E402
 from .transitions import TransitionContract  # noqa: E402
+from .waits import WaitContract  # noqa: E402
 
 __all__ = ["AsyncStoreContract", "ExecutionClock", "StoreContract"]
 
@@ -50,6 +51,7 @@ class StoreContract(
     HeartbeatContract,
     ManyRowsContract,
     HistoryContract,
+    WaitContract,
     LogContract,
     DeletionContract,
 ):

@@ -13,6 +13,7 @@ from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .async_attempt import AsyncAttempt
 from .decorator import TrackedOptions, TrackedSignature, call_steps
 from .manager_verbs import ManagerVerbs
+from .waiting import TaskWaiter
 
 T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
@@ -54,6 +55,7 @@ class AsyncExecutionManager(
     """
 
     _attempt_class = AsyncAttempt
+    _waiter_class = TaskWaiter
     _run = staticmethod(run_async)
 
     def __init__(self, store: AsyncExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:

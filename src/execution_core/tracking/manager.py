@@ -13,6 +13,7 @@ from ..core.store import ExecutionStore, Transaction
 from .attempt import Attempt
 from .decorator import TrackedOptions, TrackedSignature, call_steps
 from .manager_verbs import ManagerVerbs
+from .waiting import ThreadWaiter
 
 
 class _Stopped(Exception):  # noqa: N818 - a carrier
@@ -51,6 +52,7 @@ class ExecutionManager(
     """
 
     _attempt_class = Attempt
+    _waiter_class = ThreadWaiter
     _run = staticmethod(run)
 
     def __init__(self, store: ExecutionStore, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:

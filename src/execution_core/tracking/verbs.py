@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from ..core import transitions, validation
@@ -27,6 +28,7 @@ from ..core.state_machine import FAILED, FINISH_WITH_CHILDREN, FINISHED, LIVE, T
 from ..core.steps import Steps
 from ..core.store import optional_method
 from ..core.transitions import Transition
+from .waiting import Waiter, schedule_of
 
 MAX_FAILED_CHILDREN: Final = 100
 """How many failed children `children` returns."""
@@ -190,6 +192,31 @@ def get(store: Any, id: str) -> Steps[Execution]:
     if found is None:
         raise ExecutionNotFound(id)
     return found
+
+
+def wait(store: Any, waiter: Waiter) -> Steps[Execution]:
+    """Wait until an execution has finished."""
+    schedule = schedule_of(store, waiter.owner())
+    while True:
+        yield from schedule.wait_steps(waiter)
+        is_late = monotonic() >= waiter.deadline
+        execution = yield from get(store, waiter.id)
+        if execution.status not in LIVE:
+            return execution
+        if is_late:
+            message = f"Execution {waiter.id} is not finished after {waiter.seconds:g} s"
+            raise TimeoutError(f"{message}: its status is {execution.status}.")
+        waiter.began = monotonic()  # `retry` was faster than the read
+
+
+def wait_children(store: Any, waiter: Waiter) -> Steps[ChildrenSummary]:
+    """Wait until no child of an execution is live; return what `children` does."""
+    schedule = schedule_of(store, waiter.owner())
+    yield from schedule.wait_steps(waiter)
+    if not waiter.is_over and (yield from schedule.find_steps([waiter.id], children=True)):
+        message = f"Execution {waiter.id} has unfinished children after {waiter.seconds:g} s"
+        raise TimeoutError(f"{message}: at least one is pending, running or retrying.")
+    return (yield from children(store, waiter.id))
 
 
 def delete(store: Any, id: str) -> Steps[None]:

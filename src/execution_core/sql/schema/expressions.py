@@ -79,6 +79,22 @@ class checked_last(Expression):  # noqa: N801
     sqlite = "CASE WHEN {0} THEN true ELSE false END"
 
 
+class in_ids(Expression):  # noqa: N801
+    """`in_ids(id, ids, condition)`: a JSON array has this id, and a condition holds.
+
+    As `in_pairs`, with ids alone.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+    postgresql = (
+        "{0} = ANY (ARRAY (SELECT CAST(each AS uuid)"
+        " FROM jsonb_array_elements_text(CAST({1} AS jsonb)) AS each))"
+        " AND CASE WHEN {2} THEN true ELSE false END"
+    )
+    sqlite = "{0} IN (SELECT value FROM json_each({1})) AND CASE WHEN {2} THEN true ELSE false END"
+
+
 class unindexed(Expression):  # noqa: N801
     """A column for which SQLite must not use an index: written with a `+` before it."""
 

@@ -39,6 +39,7 @@ from .reads import (
     logs_statement,
     page_statement,
     select_statement,
+    unfinished_statement,
 )
 from .rows import MILLISECOND
 
@@ -204,6 +205,11 @@ def find_many(column: Column[Any], values: Iterable[str]) -> Query:
     """Return the SELECT of the executions with these ids or these idempotency keys."""
     statement, rows = select_many_statement(column)
     return Query(statement, {"rows": rows.encode({"value": value} for value in values)}, "get")
+
+
+def find_unfinished(ids: Sequence[str], *, children: bool) -> Query:
+    """Return the SELECT of those of some ids that are live, or that have a live child."""
+    return Query(unfinished_statement(children=children), {"ids": json.dumps(ids)}, "wait")
 
 
 def delete(id: str) -> Query:

@@ -15,13 +15,16 @@ from sqlalchemy import (
     bindparam,
     false,
     func,
+    literal_column,
     or_,
     select,
+    tuple_,
     union_all,
 )
 
 from ...core.models import ExecutionStatus
-from ..schema.expressions import unindexed
+from ...core.state_machine import LIVE
+from ..schema.expressions import in_ids, unindexed
 from ..schema.tables import execution_history, execution_logs, executions
 from ..schema.views import execution_attempts
 from .rows import ATTEMPT_ROW, HISTORY_ROW, LOG_ROW, ROW
@@ -48,6 +51,30 @@ _OF_OWN_INDEX: Final = frozenset(("replay_of", "finished_since", "finished_until
 def select_statement(column: Column[Any]) -> Select[Any]:
     """Return the SELECT of the execution with a value in a column."""
     return select(*ROW).where(column == bindparam("value", type_=column.type))
+
+
+@cache
+def unfinished_statement(*, children: bool) -> Select[Any]:
+    """Return the SELECT of those of some ids that are live, or that have a live child."""
+    if children:
+        is_live = _live_child().is_not(None)
+    else:
+        is_live = columns.status.in_([status_literal(status) for status in LIVE])
+    return select(columns.id).where(in_ids(columns.id, bindparam("ids", type_=Text), is_live))
+
+
+def _live_child() -> Any:
+    """Return the SELECT of 1 if the execution has a live child.
+
+    The live statuses are neighbours in the index of children. Rows are compared, so that no planner
+    reads another index instead, or all children, whatever it estimates.
+    """
+    child, one = executions.alias("child").c, literal_column("1", Integer)
+    place = tuple_(child.parent_id, child.status)
+    first, last = (tuple_(columns.id, status_literal(find(LIVE))) for find in (min, max))
+    found = select(one).where(child.parent_id.is_not(None), place >= first, place <= last)
+    ordered = found.order_by(child.parent_id, child.status, child.id)
+    return ordered.limit(one).scalar_subquery()
 
 
 @cache
