@@ -181,6 +181,7 @@ def attempts(manager: ExecutionManager, session: Session) -> None:
         assert_type(attempt.within(session).complete({"any": 1}), None)
         attempt.fail("no", retry_after=timedelta(1))
         attempt.within(session).advance(1, 2, key="key", value=[1])
+        assert_type(attempt.lost.wait(1), bool)
         attempt.result = {"any": ["json", 1]}
         attempt.checkpoints["key"] = 1  # type: ignore[index]
     for claimed in manager.claim():
@@ -198,8 +199,9 @@ def attempts(manager: ExecutionManager, session: Session) -> None:
 
 
 async def async_attempts(manager: AsyncExecutionManager, session: AsyncSession) -> None:
-    async with manager.attempt("id") as attempt:
+    async with manager.attempt("id", heartbeat=timedelta(1), cancel_task=True) as attempt:
         assert_type(attempt, AsyncAttempt)
+        assert_type(attempt.lost, asyncio.Event)
         async for item in attempt.each(["a"]):
             assert_type(item, str)
         async for chunk in attempt.chunks(["a"]):

@@ -63,7 +63,7 @@ class Schedule:
 
     def add(self, *names: str, seconds: float = 1) -> list[Heartbeat]:
         interval = timedelta(seconds=seconds)
-        added = [Heartbeat(self.store.start(name), interval) for name in names]
+        added = [Heartbeat(self.store.start(name), interval, lambda: None) for name in names]
         for each in added:
             self.heartbeats.add(each)
         self.kept += added

@@ -7,12 +7,14 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from ..core import transitions
 from ..core.models import LogLevel
 from ..core.shield import finish_despite_cancellation
 from ..core.steps import run_async, with_coroutines
 from ..core.store import AsyncExecutionStore, AsyncTransaction
 from .attempt_options import AttemptOptions
 from .attempt_state import AttemptState
+from .cancellation import TaskCancellation
 from .chunks import AsyncChunk
 from .iteration import CheckpointedIteration
 from .timers import TimerHeartbeat, start_heartbeats
@@ -32,11 +34,16 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
     failure. Code that blocks the event loop also blocks the heartbeats.
     """
 
+    lost: asyncio.Event
+    """Is set when a heartbeat or a write finds that the attempt has lost its execution."""
+    can_cancel_task = True
     _run = staticmethod(run_async)
     _heartbeat: TimerHeartbeat | None
 
     def __init__(self, store: AsyncExecutionStore, options: AttemptOptions) -> None:
         super().__init__(store, options)
+        self._cancellation = TaskCancellation()
+        self.lost = self._cancellation.lost
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log_task: asyncio.Task[None] | None = None
         self._log_scheduled = False
@@ -51,6 +58,8 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
                 await self._shield(self._leave(error))
             raise
         self._begin_block()
+        if self._options.cancel_task:
+            self._cancellation.begin()
         return self
 
     async def __aexit__(
@@ -60,7 +69,7 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
         traceback: TracebackType | None,
     ) -> None:
         self._end_block()
-        await self._shield(self._leave(error))
+        await self._shield(self._leave(error, lost=self._cancellation.end(error)))
 
     def each(
         self,
@@ -138,9 +147,12 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
             chunk.check_committed()
         await run_async(self._advance_steps(iteration.exhausted()))
 
-    async def _leave(self, error: BaseException | None) -> None:
+    async def _leave(self, error: BaseException | None, *, lost: bool = False) -> None:
         try:
             await run_async(self._exit_steps(error))
+            if lost:
+                heartbeat = transitions.heartbeat(self.number)
+                raise (await run_async(self._loss_steps(heartbeat))) from error
         finally:  # last: no sweep must take the execution while its log is being written
             if self._heartbeat is not None:
                 await self._heartbeat.end()
@@ -152,7 +164,9 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
         await (work if self._options.joined else finish_despite_cancellation(work))
 
     async def _start_heartbeat(self, interval: timedelta) -> None:
-        self._heartbeat = start_heartbeats(self._store, self.execution, interval)
+        self._heartbeat = start_heartbeats(
+            self._store, self.execution, interval, self._cancellation.on_loss
+        )
 
     async def _finish_log(self) -> None:
         await asyncio.sleep(0)  # let a scheduled write begin

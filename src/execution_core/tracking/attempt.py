@@ -27,11 +27,14 @@ class Attempt(AttemptState[None, Transaction]):
     noticed. No write sends or returns the payload.
     """
 
+    lost: threading.Event
+    """Is set when a heartbeat or a write finds that the attempt has lost its execution."""
     _run = staticmethod(run)
     _heartbeat: ThreadHeartbeat | None
 
     def __init__(self, store: ExecutionStore, options: AttemptOptions) -> None:
         super().__init__(store, options)
+        self.lost = threading.Event()
         self._log_thread: LogThread | None = None
         self._log_lock = threading.Lock()
 
@@ -126,7 +129,7 @@ class Attempt(AttemptState[None, Transaction]):
         run(self._advance_steps(iteration.exhausted()))
 
     def _start_heartbeat(self, interval: timedelta) -> None:
-        self._heartbeat = start_heartbeats(self._store, self.execution, interval)
+        self._heartbeat = start_heartbeats(self._store, self.execution, interval, self.lost.set)
 
     def _finish_log(self) -> None:
         if self._log_thread is not None:

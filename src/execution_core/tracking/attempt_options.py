@@ -29,6 +29,8 @@ class AttemptOptions:
     retry_on: tuple[type[BaseException], ...]
     backoff: Backoff | None
     heartbeat: timedelta | None
+    cancel_task: bool
+    """Whether to cancel the task in the block when a heartbeat finds that the attempt is lost."""
     joined: bool
     """Whether every write of the attempt belongs to a transaction of the caller's."""
     background: bool
@@ -59,6 +61,8 @@ def check_options(
     retry_on: Exceptions,
     backoff: Backoff | None,
     heartbeat: timedelta | None,
+    cancel_task: bool,
+    can_cancel_task: bool,
     joined: bool,
     shares_connection: bool,
     max_bytes: int,
@@ -86,6 +90,16 @@ def check_options(
             "needs a connection of its own: it works neither inside a transaction of the caller's"
             " nor with in-memory SQLite",
         )
+    if validation.flag("cancel_task", cancel_task):
+        if not can_cancel_task:
+            raise InvalidValue(
+                "cancel_task",
+                "needs asyncio: a thread cannot be cancelled, but look at attempt.lost",
+            )
+        if heartbeat is None:
+            raise InvalidValue(
+                "cancel_task", "needs heartbeat, which finds that the attempt is lost"
+            )
     return AttemptOptions(
         id=validation.execution_id(started.id if started else id),
         started=started,
@@ -93,6 +107,7 @@ def check_options(
         retry_on=several,
         backoff=backoff,
         heartbeat=None if heartbeat is None else validation.duration("heartbeat", heartbeat),
+        cancel_task=cancel_task,
         joined=joined,
         background=not (joined or shares_connection),
         max_bytes=max_bytes,

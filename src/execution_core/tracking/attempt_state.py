@@ -38,6 +38,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
     _run: Callable[[Steps[Any]], Any]
     _capture: Callable[[str, LogLevel, str], None]
     _start_heartbeat: Callable[[timedelta], Any]
+    lost: Any
+    can_cancel_task = False
 
     result: Any = None
     """The result that the execution is completed with: any JSON value."""
@@ -262,6 +264,8 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
     def _end_block(self) -> None:
         """Leave further log records to the block around this one."""
         self._left = True
+        if self._heartbeat is not None:
+            self._heartbeat.is_leaving = True
         if ACTIVE.get() is self._active:  # not so if the block was entered in another context
             ACTIVE.set(innermost_active())
 
@@ -318,6 +322,7 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         problem = transitions.refusal(transition, self._options.id, found)
         if isinstance(problem, ConcurrentUpdate):
             return problem
+        self.lost.set()
         return AttemptLost(self._options.id, self.number, found)
 
     def _advance_steps(self, position: dict[str, Any] | None) -> Steps[None]:

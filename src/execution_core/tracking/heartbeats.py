@@ -31,8 +31,15 @@ class Heartbeat:
     suspect = False
     """Whether a call for several attempts failed, this one among them: the next is for it alone."""
 
-    def __init__(self, execution: Execution, interval: timedelta) -> None:
+    is_leaving = False
+    """Whether its block is being left: then the attempt may have ended without being lost."""
+
+    def __init__(
+        self, execution: Execution, interval: timedelta, on_loss: Callable[[], object]
+    ) -> None:
         self.key: Key = (execution.id, execution.attempts)
+        self.on_loss = on_loss
+        """What to call when the attempt is found lost: it must not refer to the attempt."""
         self.seconds = interval.total_seconds()
 
 
@@ -91,6 +98,8 @@ class HeartbeatSchedule(Generic[HeartbeatT]):
             each.suspect = False
             if each.key not in running:
                 self.discard(each)
+                if not each.is_leaving:
+                    each.on_loss()
         return []
 
     def _call_steps(self, keys: list[Key]) -> Steps[Collection[Key]]:

@@ -139,6 +139,7 @@ class ManagerVerbs(
         retry_on: Exceptions = (),
         backoff: Backoff | None = None,
         heartbeat: timedelta | None = None,
+        cancel_task: bool = False,
     ) -> AttemptT:
         """Make an attempt: `with manager.attempt(id, retry_on=TimeoutError) as attempt: ...`.
 
@@ -156,6 +157,9 @@ class ManagerVerbs(
             backoff: the delay before `claim` may start the next attempt.
             heartbeat: the interval at which to send heartbeats in the background. Not available
                 inside a transaction of the caller's, nor with in-memory SQLite.
+            cancel_task: cancel the task in the block when a heartbeat finds that the attempt is
+                lost; the block then raises `AttemptLost`. With asyncio only; a thread can look at
+                `attempt.lost`, or wait on it.
 
         Returns:
             The attempt, for `with`. Entering its block raises what `start` raises, or
@@ -170,6 +174,8 @@ class ManagerVerbs(
             retry_on=retry_on,
             backoff=backoff,
             heartbeat=heartbeat,
+            cancel_task=cancel_task,
+            can_cancel_task=self._attempt_class.can_cancel_task,
             joined=self._joined,
             shares_connection=getattr(self._store, "shares_connection", False),
             max_bytes=self._max_bytes,

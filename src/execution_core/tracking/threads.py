@@ -7,6 +7,7 @@ can take the executions.
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -27,7 +28,9 @@ _senders: Final = WeakValueDictionary[int, "HeartbeatSender"]()
 """The senders of the stores, by the id of the store."""
 
 
-def start_heartbeats(store: Any, execution: Execution, interval: timedelta) -> "ThreadHeartbeat":
+def start_heartbeats(
+    store: Any, execution: Execution, interval: timedelta, on_loss: Callable[[], object]
+) -> "ThreadHeartbeat":
     """Send the heartbeats of a running attempt, as long as something refers to the result."""
     # Without a lock, which a signal handler might find locked: two threads at once may start two.
     sender = _senders.get(id(store))
@@ -35,7 +38,7 @@ def start_heartbeats(store: Any, execution: Execution, interval: timedelta) -> "
         sender = HeartbeatSender(store, alone=True)
     elif sender is None or not sender.thread.is_alive():  # it is not in a forked process
         sender = _senders[id(store)] = HeartbeatSender(store)
-    heartbeat = ThreadHeartbeat(execution, interval)
+    heartbeat = ThreadHeartbeat(execution, interval, on_loss)
     sender.add(heartbeat)
     return heartbeat
 
@@ -45,8 +48,10 @@ class ThreadHeartbeat(Heartbeat):
 
     sender: "HeartbeatSender"
 
-    def __init__(self, execution: Execution, interval: timedelta) -> None:
-        super().__init__(execution, interval)
+    def __init__(
+        self, execution: Execution, interval: timedelta, on_loss: Callable[[], object]
+    ) -> None:
+        super().__init__(execution, interval, on_loss)
         self._lock = threading.RLock()
 
     def end(self) -> None:

@@ -1,6 +1,7 @@
 """The timers of event loops, which send the heartbeats of async attempts."""
 
 import asyncio
+from collections.abc import Callable
 from contextvars import Context
 from datetime import timedelta
 from typing import Any, Final
@@ -14,7 +15,9 @@ _timers: Final = WeakValueDictionary[tuple[int, int], "HeartbeatTimer"]()
 """The timers of the stores, by the ids of the store and of the event loop."""
 
 
-def start_heartbeats(store: Any, execution: Execution, interval: timedelta) -> "TimerHeartbeat":
+def start_heartbeats(
+    store: Any, execution: Execution, interval: timedelta, on_loss: Callable[[], object]
+) -> "TimerHeartbeat":
     """Send the heartbeats of a running attempt, as long as something refers to the result."""
     loop = asyncio.get_running_loop()
     timer = _timers.get((id(store), id(loop)))
@@ -22,7 +25,7 @@ def start_heartbeats(store: Any, execution: Execution, interval: timedelta) -> "
         timer = HeartbeatTimer(store, loop, alone=True)
     elif timer is None:
         timer = _timers[id(store), id(loop)] = HeartbeatTimer(store, loop)
-    heartbeat = TimerHeartbeat(execution, interval)
+    heartbeat = TimerHeartbeat(execution, interval, on_loss)
     timer.add(heartbeat)
     return heartbeat
 
