@@ -19,7 +19,8 @@ COLUMNS: Final = (
     "id, type, status, payload, result, error, attempts, max_attempts, created_at, updated_at,"
     " started_at, completed_at, deadline_at, timeout_ms, idempotency_key, fingerprint, parent_id,"
     " replay_of, metadata, checkpoints, progress_current, progress_total, progress_percent,"
-    " progress_message, worker, heartbeat_at, due_at, redacted_at"
+    " progress_message, worker, heartbeat_at, due_at, redacted_at,"
+    " awaits_children_since"
 )
 
 
@@ -55,6 +56,7 @@ class Row:
     heartbeat_at: datetime | None
     due_at: datetime | None
     redacted_at: datetime | None
+    awaits_children_since: datetime | None
 
 
 def sql(parameter: str, now: str, not_before: str, deadline: str) -> tuple[str, str, str]:

@@ -91,6 +91,7 @@ def test_clock_is_read_only_in_known_modules() -> None:
         if reads.search(strings.sub("", file.read_text()))
     }
     assert readers == {
+        "tracking/batch_steps.py",
         "tracking/decorator.py",
         "core/validation.py",
         "cli/run/request.py",

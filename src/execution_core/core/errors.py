@@ -28,7 +28,6 @@ _ACTIONS: Final = {
     "attempts": "read the attempts of",
     "checkpoint": "set a checkpoint of",
     "create a child": "create a child of",
-    "end_with_children": "end with its children",
     "finish_with_children": "leave to its children",
     "get": "read",
     "heartbeat": "record a heartbeat of",

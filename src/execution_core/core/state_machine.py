@@ -175,7 +175,7 @@ FINISH_WITH_CHILDREN = Rule(
     "finish_with_children", Move((RUNNING,), None, heartbeat_at=NOW, awaits_children_since=NOW)
 )
 END_WITH_CHILDREN = Rule(
-    "end_with_children",
+    "finish_with_children",
     Move((RUNNING,), COMPLETED, when=(CHILDREN_COMPLETED,), completed_at=NOW),
     Move((RUNNING,), FAILED, when=(CHILDREN_FINISHED,), completed_at=NOW, error=CHILDREN_ERROR),
 )

@@ -3,26 +3,22 @@
 A verb returns what `_run` makes of its steps: the result, or a coroutine that returns it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import copy
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any, Final, Generic, Self, TypeVar, cast
 from weakref import ref
 
 from ..core import transitions, validation
-from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem, InvalidValue
-from ..core.json_values import JsonMembers
-from ..core.models import Execution, ExecutionFailure, ExecutionStatus, LogLevel
-from ..core.state_machine import COMPLETED, FINISHED, RETRYING, RUNNING
+from ..core.errors import AttemptLost, InvalidValue
+from ..core.models import ExecutionFailure, LogLevel
+from ..core.state_machine import RETRYING
 from ..core.steps import Steps
 from ..core.store import store_within
 from ..core.transitions import Transition
-from . import verbs
-from .attempt_log import AttemptLog
 from .attempt_options import AttemptOptions
+from .attempt_writes import AttemptWrites
 from .iteration import CheckpointedIteration
-from .joined_writes import JoinedWrites
 from .log_capture import ACTIVE, ActiveAttempt, innermost_active
 
 MAX_CHUNK: Final = 1_000_000
@@ -31,14 +27,13 @@ NoneT = TypeVar("NoneT")
 TransactionT = TypeVar("TransactionT")
 
 
-class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
+class AttemptState(AttemptWrites, Generic[NoneT, TransactionT]):
     """The state, the verbs and the steps of one attempt (see `core.steps`)."""
 
     # Defined by the sync and the async attempt, as functions or as coroutine functions.
     _run: Callable[[Steps[Any]], Any]
     _capture: Callable[[str, LogLevel, str], None]
     _start_heartbeat: Callable[[timedelta], Any]
-    lost: Any
     can_cancel_task = False
 
     result: Any = None
@@ -46,46 +41,18 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
     retry_after: timedelta | None = None
     """The delay before the next attempt, once this one has failed and another may follow."""
     _left = False
-    _inside = False
-    """Whether this came from `within`: it writes in a transaction of the caller's."""
     _active: ActiveAttempt | None = None
     _heartbeat: Any = None
 
     def __init__(self, store: Any, options: AttemptOptions) -> None:
         super().__init__(store, options)
         self._entered = False
-        self._execution: Execution | None = None
-        self._checkpoints: dict[str, Any] = {}
         self._iterated: set[str] = set()
-        self._joined = JoinedWrites()
 
     def __repr__(self) -> str:
         which = f"{self.number} of" if self.started else "not started, of"
         name = type(self).__name__
         return f"<{name} {which} execution {self._options.id} in {self._store!r}>"
-
-    @property
-    def execution(self) -> Execution:
-        """The execution as this attempt found it when it started, payload included."""
-        if self._execution is None:
-            raise RuntimeError("The attempt starts with its block: with manager.attempt(id) as …")
-        return self._execution
-
-    @property
-    def number(self) -> int:
-        """The number of this attempt, from 1: what other verbs take as `attempt=`."""
-        return self.execution.attempts
-
-    @property
-    def checkpoints(self) -> Mapping[str, Any]:
-        """The checkpoints as this attempt found them, and those that it has set since."""
-        _ = self.execution
-        return MappingProxyType(self._checkpoints)
-
-    @property
-    def started(self) -> bool:
-        """Whether its block has been entered and the execution started."""
-        return self._execution is not None
 
     def update_progress(self, current: int, total: int, *, message: str | None = None) -> NoneT:
         """Replace the progress: `attempt.update_progress(50, 100, message="half way")`.
@@ -243,19 +210,6 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
         except Exception:  # noqa: BLE001 - the error of the block must not be hidden
             self._warn("The failure of attempt %d of execution %s could not be recorded")
 
-    def _has_ended_steps(self) -> Steps[bool]:
-        """Return whether the attempt has ended itself, or the caller's transaction decides that."""
-        ended = self._joined.ended
-        if ended is None or self._joined.is_open():
-            return ended is not None
-        found = yield lambda: self._store.find_by_id(self._options.id)
-        if found is not None and ended is COMPLETED:
-            return bool(found.status is ended and found.attempts == self.number)
-        if ended is RUNNING and found is not None and found.awaits_children_since:
-            return True
-        # After a failure, the next attempt may be running already.
-        return found is None or (found.status, found.attempts) != (RUNNING, self.number)
-
     def _begin_block(self) -> None:
         """Capture log records from now on."""
         self._active = ActiveAttempt(ref(self), innermost_active())
@@ -273,57 +227,6 @@ class AttemptState(AttemptLog, Generic[NoneT, TransactionT]):
 
     def _write(self, transition: Transition) -> NoneT:
         return cast("NoneT", self._run(self._write_steps(transition)))
-
-    def _write_steps(self, transition: Transition) -> Steps[None]:
-        if not self._options.background:
-            yield from self._flush_steps()
-        if (yield from self._update_steps(transition)) is None:
-            raise (yield from self._loss_steps(transition))
-        written = transition.values.get("checkpoints")
-        if isinstance(written, JsonMembers):
-            self._checkpoints |= {key: each.value for key, each in written.values.items()}
-
-    def _update_steps(self, transition: Transition) -> Steps[ExecutionStatus | None]:
-        id = self._options.id
-        self._check_own_transactions()
-        status: ExecutionStatus | None
-        status = yield lambda: self._store.update(id, transition, returning="status")
-        if self._inside and status is not None:
-            self._joined.add(self._store)
-        elif status in FINISHED and not self._options.joined:
-            yield from verbs.end_parents(self._store, self.execution.parent_id)
-        return status
-
-    def _end_steps(self, transition: Transition) -> Steps[None]:
-        """End the attempt before the end of its block."""
-        yield from self._flush_steps()
-        status = yield from self._update_steps(transition)
-        if status is None:
-            raise (yield from self._loss_steps(transition))
-        self._joined.ended = status
-
-    def _leave_steps(self) -> Steps[None]:
-        yield from self._end_steps(transitions.finish_with_children(self.number))
-        yield from self._update_steps(transitions.end_with_children())  # if they have finished
-
-    def _check_own_transactions(self) -> None:
-        if self._inside or self._options.joined or getattr(self._store, "shares_connection", False):
-            return
-        if self._joined.is_open():
-            raise RuntimeError(
-                f"Attempt {self.number} of execution {self._options.id} cannot write: a transaction"
-                " of yours that it writes in is still open, and each would wait for the other. End"
-                " the transaction first, or write in it: attempt.within(session)"
-            )
-
-    def _loss_steps(self, transition: Transition) -> Steps[ExecutionProblem]:
-        """Return why nothing was written."""
-        found = yield lambda: self._store.find_by_id(self._options.id)
-        problem = transitions.refusal(transition, self._options.id, found)
-        if isinstance(problem, ConcurrentUpdate):
-            return problem
-        self.lost.set()
-        return AttemptLost(self._options.id, self.number, found)
 
     def _advance_steps(self, position: dict[str, Any] | None) -> Steps[None]:
         if position is not None:
