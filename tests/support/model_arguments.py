@@ -92,7 +92,16 @@ def resolve(passed: dict[str, Any], rows: list[Execution], now: datetime) -> dic
     """Return the arguments for a call at this time."""
 
     def one(value: Any) -> Any:
-        return value.resolve(id, rows, now) if isinstance(value, Relative) else value
+        match value:
+            case Relative():
+                return value.resolve(id, rows, now)
+            case list():
+                return [one(each) for each in value]
+            case tuple():
+                return tuple(map(one, value))
+            case dict():
+                return {name: one(each) for name, each in value.items()}
+        return value
 
     id = None
     id = one(passed.get("id"))  # other arguments depend on it
@@ -238,6 +247,17 @@ def ids(*statuses: ExecutionStatus) -> Strategy:
 
 
 maybe_ids = st.none() | ids()
+
+
+def pairs(values: Strategy) -> Strategy:
+    """Items for `complete_many` and `fail_many`."""
+    return st.lists(st.tuples(ids(RUNNING), values), max_size=4)
+
+
+items = st.fixed_dictionaries(
+    {"type": types, "payload": payloads},
+    optional={"idempotency_key": idempotency_keys, "parent_id": maybe_ids, "start_after": delays},
+)
 progress = {"current": counts, "total": counts, "message": progress_messages, "percent": percents}
 objects = st.sampled_from([{"a": {"a": 1}}, {"b": None}, True])
 entry = {"key": checkpoint_keys, "value": objects | documents}
@@ -272,7 +292,7 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
             "max_attempts": max_attempts,
             "timeout": timeouts,
             "idempotency_key": idempotency_keys,
-            "parent_id": st.none() | ids(*FINISHED),
+            "parent_id": st.none() | ids(*LIVE) | ids(*FINISHED),
             "metadata": metadata,
             "start_after": delays,
         },
@@ -309,6 +329,15 @@ STEPS: dict[str, tuple[int, dict[str, Strategy]]] = {
             "extra_attempts": extras,
             "by": actors,
         },
+    ),
+    "finish_with_children": (3, {"id": ids(RUNNING), **fence}),
+    "cancel_tree": (1, {"id": ids(*LIVE), "reason": reasons, "by": actors}),
+    "children": (1, {"id": ids()}),
+    "create_many": (2, {"items": mostly(st.lists(items, max_size=4), st.none() | texts)}),
+    "complete_many": (1, {"items": pairs(documents), "by": actors}),
+    "fail_many": (
+        1,
+        {"items": pairs(errors), "retryable": flags, "retry_after": delays, "by": actors},
     ),
     "release": (1, {"id": ids(RUNNING), **fence, "by": actors}),
     "replay": (

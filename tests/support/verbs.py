@@ -42,6 +42,8 @@ VERBS = {
         "running", lambda m, x: m.fail_many([(x, "no"), (UNKNOWN, "no")], retry_after=SOON)
     ),
     "fail for good": Verb("retrying", lambda m, x: m.fail(x.id, "no")),
+    "finish_with_children": Verb("running", lambda m, x: m.finish_with_children(x.id, attempt=1)),
+    "cancel_tree": Verb("running", lambda m, x: m.cancel_tree(x.id, "why not")),
     "timeout": Verb("running", lambda m, x: m.timeout(x.id)),
     "cancel": Verb("running", lambda m, x: m.cancel(x.id, "why not")),
     "cancel retrying": Verb("retrying", lambda m, x: m.cancel(x.id, by="ada")),
@@ -67,6 +69,7 @@ VERBS = {
     "find_by_idempotency_key": Verb(
         "running", lambda m, x: m.find_by_idempotency_key("key-1"), writes=False
     ),
+    "children": Verb("running", lambda m, x: m.children(x.id), writes=False),
     "list": Verb("running", lambda m, x: m.list(), writes=False),
     "wait": Verb("completed", lambda m, x: m.wait(x.id), writes=False),
     "wait_children": Verb("running", lambda m, x: m.wait_children(x.id), writes=False),
