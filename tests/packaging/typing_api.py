@@ -41,6 +41,7 @@ from execution_core import (
 )
 from execution_core.stores import AsyncExecutionStore, ExecutionStore
 from execution_core.testing import ExecutionClock
+from execution_core.worker import AsyncWorker, Worker
 from tests.support.memory import AsyncMemoryStore
 
 engine = configure_sqlite(create_engine("sqlite://"), busy_timeout=timedelta(seconds=5))
@@ -217,6 +218,24 @@ async def async_attempts(manager: AsyncExecutionManager, session: AsyncSession) 
 
     assert_type(await asyncio.create_task(work(7)), list[int])
     assert_type(await manager.claim(), list[Execution])
+
+
+async def workers(manager: ExecutionManager, async_manager: AsyncExecutionManager) -> None:
+    def ship(attempt: Attempt) -> dict[str, int]:
+        return {"attempt": attempt.number}
+
+    async def bill(attempt: AsyncAttempt) -> None:
+        await attempt.update_progress(1, 2)
+
+    second = timedelta(seconds=1)
+    Worker(manager, {"ship": ship}, concurrency=2, worker="me", grace=second, poll=second).run()
+    Worker(manager, {"ship": ship}, heartbeat=second, stalled_after=9 * second, retry_on=OSError)
+    worker = AsyncWorker(async_manager, {"bill": bill}, backoff=None, signals=False)
+    assert_type(await asyncio.create_task(worker.run()), None)
+    worker.stop()
+    Worker(async_manager, {"ship": ship})  # type: ignore[arg-type]
+    Worker(manager, {"bill": bill})  # type: ignore[dict-item]
+    AsyncWorker(async_manager, {"ship": ship})  # type: ignore[dict-item]
 
 
 def data(execution: Execution) -> None:

@@ -49,6 +49,8 @@ class Proxy:
         self.admits = threading.Event()
         """While it is not set, new connections wait for an answer."""
         self.admits.set()
+        self.refuses = False
+        """Whether new connections are closed at once."""
         self.cuts: Counter[Cut] = Counter()
         self._wanted: dict[bool, deque[Cut]] = {True: deque(), False: deque()}
         self._open: set[socket.socket] = set()
@@ -74,6 +76,17 @@ class Proxy:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()
+        self._cut_all()
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Cut all connections, and refuse new ones."""
+        self.refuses = True
+        self._cut_all()
+        yield
+        self.refuses = False
+
+    def _cut_all(self) -> None:
         for each in list(self._open):
             shut(each)
 
@@ -88,6 +101,8 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with client:
             self.admits.wait()
+            if self.refuses:
+                return
             try:
                 server = socket.create_connection(self._server)
             except OSError:

@@ -57,6 +57,18 @@ class TrackedOptions:
         )
 
 
+def check_function(argument: str, function: object, *, is_async: bool, others: str) -> None:
+    """Refuse generator functions, and async or plain ones; `others` says what takes those."""
+    if not callable(function):
+        raise InvalidValue(argument, f"must be a function, not {validation.type_name(function)}")
+    forms = (function, type(function).__call__)  # an object may be callable
+    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in forms):
+        raise InvalidValue(argument, "must return its result, not yield")
+    if any(map(inspect.iscoroutinefunction, forms)) != is_async:
+        kind = "an async" if is_async else "a plain"
+        raise InvalidValue(argument, f"must be {kind} function: {others}")
+
+
 class TrackedSignature:
     """The signature of a tracked function, and of what its callers see."""
 
@@ -66,14 +78,8 @@ class TrackedSignature:
             full = inspect.signature(function)
         except (TypeError, ValueError):
             raise InvalidValue("function", "must have parameters that Python can inspect") from None
-        forms = (function, type(function).__call__)  # an object may be callable
-        if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in forms):
-            raise InvalidValue("function", "must return its result, not yield")
-        if any(map(inspect.iscoroutinefunction, forms)) != is_async:
-            wanted, manager = ("an async", "") if is_async else ("a plain", "Async")
-            raise InvalidValue(
-                "function", f"must be {wanted} function: {manager}ExecutionManager tracks others"
-            )
+        others = f"{'' if is_async else 'Async'}ExecutionManager tracks others"
+        check_function("function", function, is_async=is_async, others=others)
         names = list(full.parameters)
         self._takes_attempt = "attempt" in names
         if self._takes_attempt:
