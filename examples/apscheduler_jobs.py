@@ -1,39 +1,37 @@
-"""APScheduler starts a report on time; execution-core runs it once, on one of several schedulers.
+"""APScheduler creates a report on time; execution-core makes it once, on one of several hosts.
 
     pip install 'apscheduler<4' 'execution-core[postgresql]'
     export EXECUTION_CORE_URL=postgresql+psycopg://localhost/mine
     python apscheduler_jobs.py      # on two hosts, so that one of them can fail
 
-The scheduled time is the idempotency key of the execution. Both schedulers start the job at that
-time: one makes the report, the other finds it running or completed. If a scheduler dies during a
-report, the other one makes the next attempt.
+The scheduled time is the idempotency key of the execution. Both schedulers create the report at
+that time, and get the same execution. The worker of one of them makes it. If that process dies, the
+other one makes the next attempt.
 """
 
 import logging
 import os
-import signal
-import socket
 import time
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy import create_engine, text
 
 from execution_core import (
-    AlreadyRunning,
+    Attempt,
     ExecutionManager,
     SqlExecutionStore,
     configure_sqlite,
     migrate,
 )
+from execution_core.worker import Worker
 
 STALLED_AFTER: Final = timedelta(seconds=float(os.environ.get("STALLED_AFTER", "60")))
 EVERY_MINUTE: Final = CronTrigger(second=os.environ.get("SECOND", "0"), timezone=UTC)
 GRACE: Final = 1
-"""Seconds that a report may start late: fewer than the seconds between two reports."""
+"""Seconds that a report may be created late: fewer than the seconds between two reports."""
 
 engine = create_engine(os.environ.get("EXECUTION_CORE_URL", "sqlite:///reports.db"))
 if engine.dialect.name == "sqlite":
@@ -41,23 +39,17 @@ if engine.dialect.name == "sqlite":
 manager = ExecutionManager(SqlExecutionStore(engine))
 
 
-def start_report() -> None:
+def create_report() -> None:
     # APScheduler 3 does not pass the scheduled time to the job, so ask the trigger.
     earliest = datetime.now(UTC) - timedelta(seconds=GRACE)
-    scheduled = EVERY_MINUTE.get_next_fire_time(None, earliest)
-    with suppress(AlreadyRunning):  # on the other scheduler
-        make_report(scheduled.isoformat())
+    scheduled = EVERY_MINUTE.get_next_fire_time(None, earliest).isoformat()
+    manager.create(
+        "report", {"scheduled": scheduled}, idempotency_key=f"report-{scheduled}", max_attempts=3
+    )
 
 
-@manager.tracked(
-    "report",
-    idempotency_key=lambda scheduled: f"report-{scheduled}",
-    payload=lambda scheduled: {"scheduled": scheduled},
-    max_attempts=3,
-    worker=f"{socket.gethostname()}:{os.getpid()}",
-    heartbeat=STALLED_AFTER / 10,
-)
-def make_report(scheduled: str, *, attempt: Any = None) -> None:
+def make_report(attempt: Attempt) -> None:
+    scheduled = attempt.execution.payload["scheduled"]
     for part in attempt.each(range(10)):
         time.sleep(0.05)  # stands for a slow query
         with engine.begin() as connection:
@@ -67,15 +59,6 @@ def make_report(scheduled: str, *, attempt: Any = None) -> None:
             )
 
 
-def retry_stalled() -> None:
-    """Retry the reports of a scheduler that died."""
-    manager.sweep(stalled_after=STALLED_AFTER, type="report")
-    for report in manager.list(type="report", status="timed_out"):
-        if report.attempts < report.max_attempts:
-            with suppress(AlreadyRunning):
-                make_report(report.payload["scheduled"])
-
-
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     with engine.begin() as connection:
@@ -83,11 +66,16 @@ def main() -> None:
         connection.execute(
             text("CREATE TABLE IF NOT EXISTS report_parts (scheduled TEXT, part INT, attempt INT)")
         )
-    scheduler = BlockingScheduler(timezone=UTC)
-    scheduler.add_job(start_report, EVERY_MINUTE, misfire_grace_time=GRACE)
-    scheduler.add_job(retry_stalled, "interval", seconds=STALLED_AFTER.total_seconds() / 3)
-    signal.signal(signal.SIGTERM, lambda *_: scheduler.shutdown())  # waits for running jobs
+    scheduler = BackgroundScheduler(timezone=UTC)
+    scheduler.add_job(create_report, EVERY_MINUTE, misfire_grace_time=GRACE)
     scheduler.start()
+    Worker(
+        manager,
+        {"report": make_report},
+        heartbeat=STALLED_AFTER / 10,
+        stalled_after=STALLED_AFTER,
+    ).run()  # until SIGTERM
+    scheduler.shutdown()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
 The id of a task is the idempotency key of its execution. With `acks_late` Celery delivers a task
 again when its worker is lost, and a broker can deliver a task twice. All deliveries have the same
 id: a later one resumes at the checkpoint of an earlier one, comes back later while that one is
-running, and does nothing if it has completed.
+running, and does nothing if it has completed. It needs no `execution_core.worker`, because Celery
+starts the functions.
 """
 
 import os

@@ -11,11 +11,9 @@ the executions of a process that died.
 """
 
 import asyncio
-import logging
 import os
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Final
@@ -36,8 +34,6 @@ from execution_core import (
     AsyncAttempt,
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
-    AttemptLost,
-    Backoff,
     Execution,
     ExecutionProblem,
     ExecutionProblemCode,
@@ -46,11 +42,10 @@ from execution_core import (
     configure_sqlite,
     migrate,
 )
+from execution_core.worker import AsyncWorker
 
 URL: Final = os.environ.get("EXECUTION_CORE_URL", "sqlite+aiosqlite:///orders.db")
 STALLED_AFTER: Final = timedelta(seconds=float(os.environ.get("STALLED_AFTER", "60")))
-HEARTBEAT: Final = STALLED_AFTER / 10
-WORKER: Final = f"{socket.gethostname()}:{os.getpid()}"
 
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -82,7 +77,7 @@ class Parcel(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
 
 
-# --- background tasks -------------------------------------------------------------------------
+# --- the worker -------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -95,41 +90,19 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await connection.run_sync(Base.metadata.create_all)  # your own migrations
     app.state.sessions = sessions = async_sessionmaker(engine, expire_on_commit=False)
     app.state.executions = executions = AsyncExecutionManager(AsyncSqlExecutionStore(engine))
-    tasks = [
-        asyncio.create_task(repeat(partial(work, executions, sessions), timedelta(seconds=1))),
-        asyncio.create_task(repeat(partial(sweep, executions), STALLED_AFTER / 3)),
-    ]
+    worker = AsyncWorker(
+        executions,
+        {"ship": partial(ship, sessions)},
+        retry_on=OSError,
+        heartbeat=STALLED_AFTER / 10,
+        stalled_after=STALLED_AFTER,
+        signals=False,  # uvicorn handles them, and ends the lifespan
+    )
+    running = asyncio.create_task(worker.run())
     yield
-    for task in tasks:
-        task.cancel()  # its attempt fails as interrupted and is due at once
-    await asyncio.gather(*tasks, return_exceptions=True)
+    worker.stop()
+    await running  # what it ships now, it ships to the end
     await engine.dispose()
-
-
-async def repeat(step: Callable[[], Awaitable[bool]], pause: timedelta) -> None:
-    """Repeat a step: at once while it finds work, otherwise after a pause."""
-    while True:
-        found = False
-        try:
-            found = await step()
-        except Exception:  # the database is unavailable, or a job failed
-            logging.exception("The step failed; it runs again after a pause")
-        if not found:
-            await asyncio.sleep(pause.total_seconds())
-
-
-async def work(executions: AsyncExecutionManager, sessions: Sessions) -> bool:
-    claimed = await executions.claim("ship", worker=WORKER)
-    for job in claimed:
-        with suppress(AttemptLost):  # it was cancelled, or a sweep ended it
-            async with executions.attempt(
-                job,
-                retry_on=OSError,
-                backoff=Backoff(timedelta(seconds=5)),
-                heartbeat=HEARTBEAT,
-            ) as attempt:
-                attempt.result = await ship(sessions, attempt)
-    return bool(claimed)
 
 
 async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
@@ -151,10 +124,6 @@ async def ship(sessions: Sessions, attempt: AsyncAttempt) -> dict[str, Any]:
 
 async def call_carrier(parcel: int) -> None:  # noqa: ARG001
     await asyncio.sleep(0.05)  # stands for a request
-
-
-async def sweep(executions: AsyncExecutionManager) -> bool:
-    return bool(await executions.sweep(stalled_after=STALLED_AFTER, type="ship", retry=True))
 
 
 # --- requests ---------------------------------------------------------------------------------

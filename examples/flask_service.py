@@ -8,14 +8,11 @@
     curl localhost:5000/reports/2026-02
 
 A month has one report: a repeated request gets the same one. Cancelling it stops the block of its
-worker. If a worker is stopped or dies, the next worker resumes the report.
+worker. If a worker dies, another one resumes its report.
 """
 
 import logging
 import os
-import signal
-import socket
-import sys
 import time
 from calendar import monthrange
 from datetime import date, timedelta
@@ -27,7 +24,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_sessio
 
 from execution_core import (
     Attempt,
-    AttemptLost,
     Execution,
     ExecutionManager,
     ExecutionProblem,
@@ -36,10 +32,9 @@ from execution_core import (
     configure_sqlite,
     migrate,
 )
+from execution_core.worker import Worker
 
 STALLED_AFTER: Final = timedelta(seconds=float(os.environ.get("STALLED_AFTER", "60")))
-HEARTBEAT: Final = STALLED_AFTER / 10
-WORKER: Final = f"{socket.gethostname()}:{os.getpid()}"
 
 engine = create_engine(os.environ.get("EXECUTION_CORE_URL", "sqlite:///reports.db"))
 if engine.dialect.name == "sqlite":
@@ -133,26 +128,15 @@ def refuse(problem: ExecutionProblem) -> Answer:
 
 @reports.cli.command("work")
 def work() -> None:
-    """Make reports until SIGTERM; the next worker resumes an unfinished report."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an interruption, like Ctrl-C
-    while True:
-        sweep()
-        if not make_due_reports():
-            time.sleep(1)
-
-
-def make_due_reports() -> bool:
-    """Make a report that is due; return whether there was one."""
-    claimed = executions.claim("report", worker=WORKER)
-    for job in claimed:
-        try:
-            with executions.attempt(job, retry_on=OSError, heartbeat=HEARTBEAT) as attempt:
-                attempt.result = make(attempt)
-        except AttemptLost as lost:  # it was cancelled, or a sweep ended it
-            logging.warning("%s", lost)
-        except Exception:
-            logging.exception("Report %s failed", job.id)  # the execution stores the error
-    return bool(claimed)
+    """Make reports until SIGTERM, and those that have begun to the end."""
+    logging.basicConfig(level=logging.INFO)
+    Worker(
+        executions,
+        {"report": make},
+        retry_on=OSError,
+        heartbeat=STALLED_AFTER / 10,
+        stalled_after=STALLED_AFTER,
+    ).run()
 
 
 def make(attempt: Attempt) -> dict[str, int]:
@@ -168,7 +152,3 @@ def make(attempt: Attempt) -> dict[str, int]:
 
 def compute(day: date) -> None:  # noqa: ARG001
     time.sleep(0.05)  # stands for a slow query
-
-
-def sweep() -> None:
-    executions.sweep(stalled_after=STALLED_AFTER, type="report", retry=True)

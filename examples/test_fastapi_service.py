@@ -17,7 +17,7 @@ from fastapi import Request
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from execution_core import AsyncExecutionManager, IdempotencyConflict, configure_sqlite
+from execution_core import AsyncExecutionManager, Backoff, IdempotencyConflict, configure_sqlite
 from execution_core.testing import ExecutionClock
 
 pytestmark = pytest.mark.anyio
@@ -55,8 +55,14 @@ async def place(request: Request, item: str = "lamp") -> service.OrderState:
 
 
 async def work(request: Request) -> bool:
-    """Do one step of the worker; return whether there was work."""
-    return bool(await service.work(request.app.state.executions, request.app.state.sessions))
+    """Ship an order that is due, as the worker does; return whether there was one."""
+    executions, sessions = request.app.state.executions, request.app.state.sessions
+    claimed = await executions.claim("ship")
+    for order in claimed:
+        backoff = Backoff(timedelta(seconds=5))
+        async with executions.attempt(order, retry_on=OSError, backoff=backoff) as attempt:
+            attempt.result = await service.ship(sessions, attempt)
+    return bool(claimed)
 
 
 async def parcels(request: Request) -> list[int]:
@@ -111,9 +117,7 @@ async def test_sweep_worker_died_another_worker_ships(
 ) -> None:
     order = await place(http_request)
     await async_execution_manager.claim("ship")  # this worker dies
-    assert not await service.sweep(async_execution_manager)
-
     execution_clock.advance(service.STALLED_AFTER + timedelta(seconds=1))
-    assert await service.sweep(async_execution_manager)
+    await async_execution_manager.sweep(stalled_after=service.STALLED_AFTER, retry=True)
     assert await work(http_request)
     assert (await service.read(order.id, http_request)).attempts == 2

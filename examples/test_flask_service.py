@@ -7,6 +7,7 @@ Put conftest.py beside them:
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import create_engine, func, select
 
-from execution_core import ExecutionManager, configure_sqlite
+from execution_core import AttemptLost, ExecutionManager, configure_sqlite
 from execution_core.testing import ExecutionClock
 
 FEBRUARY: Final = {"title": "February"}
@@ -64,25 +65,27 @@ def test_put_invalid_month_is_not_found(client: FlaskClient, month: str) -> None
     assert client.put(f"/reports/{month}", json=FEBRUARY).status_code == 404
 
 
-def test_delete_twice_second_is_refused(client: FlaskClient) -> None:
+def test_delete_twice_second_is_refused(
+    client: FlaskClient, execution_manager: ExecutionManager
+) -> None:
     client.put("/reports/2026-02", json=FEBRUARY)
     assert client.delete("/reports/2026-02").get_json()["status"] == "cancelled"
     assert client.delete("/reports/2026-02").status_code == 409
-    assert not service.make_due_reports()
+    assert not make_due_reports(execution_manager)
 
 
 def test_report_cancelled_during_the_work_stops(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, execution_manager: ExecutionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.put("/reports/2026-02", json=FEBRUARY)
     monkeypatch.setattr(service, "compute", lambda _: client.delete("/reports/2026-02"))
-    assert service.make_due_reports()
+    assert make_due_reports(execution_manager)
     assert state(client)["status"] == "cancelled"
     assert lines() == 1
 
 
 def test_report_database_is_down_next_attempt_resumes(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, execution_manager: ExecutionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def is_down(day: date) -> None:
         if day.day == 20:
@@ -91,10 +94,10 @@ def test_report_database_is_down_next_attempt_resumes(
     client.put("/reports/2026-02", json=FEBRUARY)
     with monkeypatch.context() as patch:
         patch.setattr(service, "compute", is_down)
-        service.make_due_reports()
+        make_due_reports(execution_manager)
     assert state(client)["status"] == "retrying"
     assert state(client)["progress"]["current"] == 19
-    service.make_due_reports()
+    make_due_reports(execution_manager)
     assert state(client)["result"] == {"days": 28}
     assert lines(attempt=2) == 9
 
@@ -104,13 +107,25 @@ def test_report_worker_died_sweep_lets_another_worker_make_it(
 ) -> None:
     client.put("/reports/2026-02", json=FEBRUARY)
     execution_manager.claim("report")  # this worker dies
-    service.sweep()
-    assert not service.make_due_reports()
+    execution_manager.sweep(stalled_after=service.STALLED_AFTER, retry=True)
+    assert not make_due_reports(execution_manager)
 
     execution_clock.advance(2 * service.STALLED_AFTER)
-    service.sweep()
-    assert service.make_due_reports()
+    execution_manager.sweep(stalled_after=service.STALLED_AFTER, retry=True)
+    assert make_due_reports(execution_manager)
     assert (state(client)["status"], state(client)["attempts"]) == ("completed", 2)
+
+
+def make_due_reports(manager: ExecutionManager) -> bool:
+    """Make a report that is due, as a worker does; return whether there was one."""
+    claimed = manager.claim("report")
+    for job in claimed:
+        with (
+            suppress(AttemptLost, ConnectionError),
+            manager.attempt(job, retry_on=OSError) as attempt,
+        ):
+            attempt.result = service.make(attempt)
+    return bool(claimed)
 
 
 def lines(**conditions: int) -> int:
