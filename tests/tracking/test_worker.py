@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from execution_core import (
     AsyncExecutionManager,
     AsyncSqlExecutionStore,
     Backoff,
+    Execution,
     ExecutionManager,
     InvalidValue,
     SqlExecutionStore,
@@ -38,6 +39,7 @@ from ..support.waiting import wait_until
 from ..support.workers import PATIENCE, connect_worker, new_worker, running
 
 ROOT = Path(__file__).parents[2]
+MINUTE = timedelta(minutes=1)
 SWEEPS = {
     "heartbeat": timedelta(milliseconds=100),
     "stalled_after": timedelta(milliseconds=500),
@@ -192,6 +194,45 @@ def test_worker_function_that_raises_base_exception_is_retried_and_worker_contin
     assert (first["outcome"], first["code"]) == ("failed", "interrupted")
 
 
+def test_worker_function_that_raises_keyboard_interrupt_is_retried_and_worker_stops(
+    database: Database, mode: str, client: ExecutionManager
+) -> None:
+    def work(attempt: Any) -> None:
+        raise KeyboardInterrupt
+
+    async def work_async(attempt: Any) -> None:
+        work(attempt)
+
+    job = client.create("a", max_attempts=10_000)
+    functions = {"a": work if mode == "sync" else work_async}
+    with running(connect_worker(database.url, mode, functions)) as ended:
+        ended.result(PATIENCE)
+    assert client.get(job.id).status == "retrying"
+
+
+def test_worker_function_that_cannot_begin_is_released_and_claimed_again(
+    database: Database,
+    mode: str,
+    client: ExecutionManager,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    job = client.create("a")
+    worker = connect_worker(database.url, mode, {"a": lambda _: None}, concurrency=1)
+
+    def refuse(execution: Execution) -> None:
+        worker._running[execution.id, execution.attempts] = None
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(worker, "_begin", refuse)
+    with running(worker):
+        wait_for(client, completed=1)
+    assert client.get(job.id).attempts == 2
+    (warning,) = messages(logged, logging.WARNING)
+    assert warning.endswith("RuntimeError: can't start new thread")
+
+
 def test_worker_result_that_is_not_json_fails_the_attempt(
     database: Database, mode: str, client: ExecutionManager
 ) -> None:
@@ -320,7 +361,8 @@ def test_worker_async_run_cancelled_interrupts_functions_at_once(database: Datab
 
         async with connect_async(database.url) as manager:
             jobs = [await manager.create("a", max_attempts=2) for _ in range(3)]
-            task = asyncio.create_task(AsyncWorker(manager, {"a": work}, concurrency=2).run())
+            worker = AsyncWorker(manager, {"a": work}, concurrency=2, grace=2 * MINUTE)
+            task = asyncio.create_task(worker.run())
             for _ in range(2):
                 await asyncio.wait_for(begun.acquire(), PATIENCE)
             task.cancel()
@@ -333,11 +375,56 @@ def test_worker_async_run_cancelled_interrupts_functions_at_once(database: Datab
     asyncio.run(main())
 
 
+def test_worker_async_run_cancelled_during_claim_releases(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with connect_async(database.url) as manager:
+            jobs = [await manager.create("a") for _ in range(3)]
+            claim = manager.claim
+
+            async def cancel_and_claim(*args: Any, **options: Any) -> list[Execution]:
+                asyncio.get_running_loop().call_soon(task.cancel)
+                return await claim(*args, **options)
+
+            monkeypatch.setattr(manager, "claim", cancel_and_claim)
+            task = asyncio.create_task(AsyncWorker(manager, {"a": do_async}).run())
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, PATIENCE)
+            found = [await manager.get(job.id) for job in jobs]
+            assert [each.status for each in found] == ["retrying"] * 3
+
+    asyncio.run(main())
+
+
+def test_worker_async_stop_just_after_begin_interrupts_the_function(
+    database: Database, client: ExecutionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task of the function has been created in the same step of the event loop."""
+
+    async def work(attempt: Any) -> None:
+        await asyncio.sleep(PATIENCE)
+
+    worker = connect_worker(database.url, "async", {"a": work}, grace=timedelta(0))
+    begin = worker._begin
+
+    async def begin_and_stop(execution: Execution) -> None:
+        await begin(execution)
+        worker._stopping = True
+        worker._wakes.set()
+
+    monkeypatch.setattr(worker, "_begin", begin_and_stop)
+    job = client.create("a", max_attempts=2)
+    with running(worker) as ended:
+        ended.result(PATIENCE)
+    assert client.get(job.id).status == "retrying"
+
+
 # --- processes --------------------------------------------------------------------------------
 
 PROCESS = """
 import asyncio, signal, sys, time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from execution_core import connect, connect_async
 from execution_core.worker import AsyncWorker, Worker
 
@@ -461,6 +548,13 @@ def test_worker_outage_is_survived_with_one_warning(
     assert len([m for m in messages(logged, logging.INFO) if "answers again" in m]) == 2
 
 
+def test_worker_misuse_ends_the_run(database: Database) -> None:
+    """A clock that returns naive times would fail at every claim."""
+    store = SqlExecutionStore(database.engine, clock=datetime.now)
+    with pytest.raises(InvalidValue, match=r"^clock must return aware"):
+        Worker(ExecutionManager(store), {"a": do}).run()
+
+
 # --- arguments --------------------------------------------------------------------------------
 
 
@@ -472,9 +566,6 @@ def do(attempt: Any) -> None: ...
 
 def generate(attempt: Any) -> Iterator[int]:
     yield 1
-
-
-MINUTE = timedelta(minutes=1)
 
 
 @pytest.mark.parametrize(
