@@ -5,8 +5,8 @@
     python plain_script.py prices.csv      # lines of: article,price
 
 If the file has been imported, a run prints the stored result. If another run is importing it, the
-run exits with code 75. If an earlier run died, the run resumes after its checkpoint. A file with
-the same name and different contents is refused.
+run exits with code 75. If an earlier run died, the run resumes after the last lines that it had
+committed. A file with the same name and different contents is refused.
 """
 
 import csv
@@ -56,11 +56,11 @@ def sha256(path: Path) -> str:
 )
 def import_prices(path: Path, *, attempt: Any = None) -> dict[str, int]:
     lines, imported = list(csv.reader(path.open(newline=""))), 0
-    for article, price in attempt.each(lines, every=20):
-        with engine.begin() as connection:
-            # After a crash up to 20 lines are imported again, with the same result.
-            connection.execute(text(SET_PRICE), {"article": article, "price": price})
-        imported += 1
+    for chunk in attempt.chunks(lines, size=20):
+        with chunk.begin(engine) as connection:
+            rows = [{"article": article, "price": price} for article, price in chunk]
+            connection.execute(text(SET_PRICE), rows)
+        imported += len(chunk)
     return {"lines": len(lines), "in_the_last_attempt": imported}
 
 
