@@ -42,11 +42,14 @@ class Condition(Enum):
     DUE = "its due_at has come"
     OVERDUE = "its deadline_at has passed"
     STALLED = "it does not await children, and has no heartbeat within `stalled_after`"
-    CHILDREN_COMPLETED = "it awaits its children, and all of them are completed"
-    CHILDREN_FINISHED = "it awaits its children, and none of them is live"
+    AWAITS_CHILDREN = "it awaits its children"
+    CHILDREN_COMPLETED = "all of its children are completed"
+    CHILDREN_FINISHED = "none of its children is live"
 
 
-ATTEMPT_LEFT, DUE, OVERDUE, STALLED, CHILDREN_COMPLETED, CHILDREN_FINISHED = Condition
+ATTEMPT_LEFT, DUE, OVERDUE, STALLED, AWAITS_CHILDREN, CHILDREN_COMPLETED, CHILDREN_FINISHED = (
+    Condition
+)
 
 
 class Move:
@@ -144,6 +147,15 @@ def _allow_attempt(when: tuple[Condition, ...], **changes: Any) -> tuple[Move, M
     )
 
 
+def _ended_with_children(*when: Condition, **changes: Any) -> tuple[Move, Move]:
+    changes["completed_at"] = NOW
+    failed = {"error": CHILDREN_ERROR, **changes}
+    return (
+        Move((RUNNING,), COMPLETED, when=(*when, CHILDREN_COMPLETED), **changes),
+        Move((RUNNING,), FAILED, when=(*when, CHILDREN_FINISHED), **failed),
+    )
+
+
 START = Rule("start", _started(ATTEMPT_LEFT))
 CLAIM = Rule("claim", _started(DUE))
 COMPLETE = Rule("complete", Move((RUNNING,), COMPLETED, result=SET, completed_at=NOW))
@@ -172,13 +184,11 @@ UPDATE_PROGRESS = Rule("update_progress", Move(LIVE, None, heartbeat_at=NOW, pro
 CHECKPOINT = Rule("checkpoint", Move(LIVE, None, heartbeat_at=NOW, checkpoints=SET_KEY))
 ADVANCE = Rule("advance", Move(LIVE, None, heartbeat_at=NOW, progress=SET, checkpoints=SET_KEY))
 FINISH_WITH_CHILDREN = Rule(
-    "finish_with_children", Move((RUNNING,), None, heartbeat_at=NOW, awaits_children_since=NOW)
-)
-END_WITH_CHILDREN = Rule(
     "finish_with_children",
-    Move((RUNNING,), COMPLETED, when=(CHILDREN_COMPLETED,), completed_at=NOW),
-    Move((RUNNING,), FAILED, when=(CHILDREN_FINISHED,), completed_at=NOW, error=CHILDREN_ERROR),
+    *_ended_with_children(awaits_children_since=NOW),
+    Move((RUNNING,), None, heartbeat_at=NOW, awaits_children_since=NOW),
 )
+END_WITH_CHILDREN = Rule("finish_with_children", *_ended_with_children(AWAITS_CHILDREN))
 _REMOVED: Any = {"payload": CLEARED, "result": CLEARED, "progress": CLEARED, "checkpoints": EMPTY}
 REDACT = Rule(
     "redact",

@@ -113,9 +113,11 @@ class Transition:
                     beat = max(started or execution.updated_at, execution.updated_at)
                 silent = beat < now - cast("timedelta", self.values["stalled_after"])
                 return silent and not awaits_children
+            case Condition.AWAITS_CHILDREN:
+                return awaits_children
             case Condition.CHILDREN_COMPLETED | Condition.CHILDREN_FINISHED:
                 finished = (COMPLETED,) if condition is CHILDREN_COMPLETED else FINISHED
-                return awaits_children and children is not None and {*children} <= {*finished}
+                return children is not None and {*children} <= {*finished}
 
     def _changed(self, name: str, how: FieldChange, execution: Execution, now: datetime) -> object:
         if not isinstance(how, Change):
@@ -244,7 +246,7 @@ def release(attempt: int | None) -> Transition:
 
 
 def finish_with_children(attempt: int | None) -> Transition:
-    """Leave the end to the children: it stays running until none of them is live."""
+    """Leave the end to the children: it stays running while one of them is live."""
     return _transition(state_machine.FINISH_WITH_CHILDREN, {}, attempt)
 
 

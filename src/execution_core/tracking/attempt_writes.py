@@ -83,7 +83,9 @@ class AttemptWrites(AttemptLog):
 
     def _leave_steps(self) -> Steps[None]:
         yield from self._end_steps(transitions.finish_with_children(self.number))
-        yield from self._update_steps(transitions.end_with_children())  # if they have finished
+        if self._joined.ended is RUNNING:
+            # The last one may have finished before it could see that its parent awaits it.
+            yield from self._update_steps(transitions.end_with_children())
 
     def _check_own_transactions(self) -> None:
         if self._inside or self._options.joined or getattr(self._store, "shares_connection", False):

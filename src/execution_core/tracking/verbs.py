@@ -24,7 +24,14 @@ from ..core.selections import (
     check_bounds,
     check_selection,
 )
-from ..core.state_machine import FAILED, FINISH_WITH_CHILDREN, FINISHED, LIVE, TIMED_OUT
+from ..core.state_machine import (
+    FAILED,
+    FINISH_WITH_CHILDREN,
+    FINISHED,
+    LIVE,
+    RUNNING,
+    TIMED_OUT,
+)
 from ..core.steps import Steps
 from ..core.store import optional_method
 from ..core.transitions import Transition
@@ -44,8 +51,8 @@ def apply(store: Any, id: str, transition: Transition, *, joined: bool) -> Steps
     updated: Execution | None = yield lambda: store.update(id, transition)
     if updated is None:
         raise transitions.refusal(transition, id, (yield lambda: store.find_by_id(id)))
-    if transition.rule.verb == FINISH_WITH_CHILDREN.verb:
-        # Perhaps they have finished already.
+    if updated.status is RUNNING and transition.rule.verb == FINISH_WITH_CHILDREN.verb:
+        # The last one may have finished before it could see that its parent awaits it.
         end = transitions.end_with_children()
         updated = (yield lambda: store.update(id, end)) or updated
     if updated.status in FINISHED and not joined:

@@ -85,6 +85,8 @@ def condition_sql(condition: Condition, now: ColumnElement[datetime]) -> ColumnE
             seen = case((alive, columns.heartbeat_at), else_=started)
             silent = seen < later(now, -duration_parameter("stalled_after"))
             return and_(silent, columns.awaits_children_since.is_(None))
+        case Condition.AWAITS_CHILDREN:
+            return columns.awaits_children_since.is_not(None)
         case Condition.CHILDREN_COMPLETED | Condition.CHILDREN_FINISHED:
             completed = condition is Condition.CHILDREN_COMPLETED
             finished = (COMPLETED,) if completed else FINISHED
@@ -94,7 +96,7 @@ def condition_sql(condition: Condition, now: ColumnElement[datetime]) -> ColumnE
             unfinished = select(child.id).where(
                 child.parent_id == columns.id, child.status.in_(others)
             )
-            return and_(columns.awaits_children_since.is_not(None), not_(unfinished.exists()))
+            return not_(unfinished.exists())
 
 
 def assignments(
