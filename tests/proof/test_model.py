@@ -42,7 +42,7 @@ from ..support.sampling import in_whole
 
 PROOF = "EXECUTION_CORE_PROOF" in os.environ
 SETTINGS = settings(
-    max_examples=500 if PROOF else in_whole(40, 14),
+    max_examples=500 if PROOF else in_whole(60, 20),
     stateful_step_count=50 if PROOF else 40,
     derandomize=not PROOF,
     deadline=None,
