@@ -84,7 +84,7 @@ def row(answer: Json) -> Row:
     rest = {
         name: value
         for name, value in answer.items()
-        if name not in own and not name.endswith("_at")  # see `times`
+        if name not in own and not name.endswith(("_at", "_since"))  # see `times`
     }
     return Row(**own, rest=freeze(rest))
 

@@ -137,10 +137,11 @@ def test_list_attention_with_other_conditions_exits_2(shell: Shell) -> None:
 def test_prune_dry_run_counts_what_a_prune_deletes(shell: Shell, plain: ExecutionManager) -> None:
     for state in ("completed", "failed", "cancelled", "running", "pending"):
         bring_to(plain, state)
-    grandparent = bring_to(plain, "completed").id
+    grandparent = plain.create("step").id
     parent = plain.create("step", parent_id=grandparent).id
     plain.create("step", parent_id=parent)
     plain.cancel(parent)
+    plain.complete(plain.start(grandparent).id)
     keyed = plain.create("keyed", idempotency_key="k").id
     plain.cancel(keyed)
     count = plain.count()

@@ -127,7 +127,7 @@ def story(
 ) -> Iterator[Story]:
     if request.param == "sqlite":
         path = tmp_path_factory.mktemp("cookbook") / "executions.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        shutil.copy(request.getfixturevalue("execution_template"), path)
         url = f"sqlite:///{path}"
     else:
         url = request.getfixturevalue("empty_postgres")("cookbook")

@@ -96,10 +96,11 @@ COMPETE = {
         *(("sweep", "complete"), ("progress", "complete"), ("checkpoint", "checkpoint")),
         *(("own checkpoint", "own checkpoint"), ("advance", "checkpoint")),
         *(("delete", "complete"), ("log", "delete"), ("complete", "log as attempt")),
+        ("complete", "create a child"),
     ],
     "retrying": [("start", "claim"), ("fail", "start")],
     "failed": [("retry", "retry"), ("retry", "start"), ("prune", "retry"), ("replay", "delete")],
-    "completed": [("prune", "replay"), ("prune", "create a child"), ("delete", "replay")],
+    "completed": [("prune", "replay"), ("delete", "replay")],
     WITH_CHILD: [("prune", "retry the child"), ("retry the child", "prune")],
 }
 

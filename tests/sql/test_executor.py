@@ -138,7 +138,7 @@ def test_listener_every_verb_sees_each_statement(host: Callable[..., Host], name
     seen = []
     event.listen(watched.engine, name, lambda *_: seen.append(name))
     call_every_verb(watched.manager)
-    assert len(seen) == 30
+    assert len(seen) == 33
 
 
 def test_listener_changes_the_statement_changed_text_is_sent(host: Callable[..., Host]) -> None:

@@ -385,7 +385,7 @@ def test_upgrade_in_schema_creates_it_and_leaves_others(empty_url: str) -> None:
     assert migrate.current(empty_url, schema="missing") is None
     assert relations(empty_url, "public") == set()
     assert all(map(migrate.owns, relations(empty_url, STRANGE)))
-    assert len(relations(empty_url, STRANGE)) == 10
+    assert len(relations(empty_url, STRANGE)) == 11
     migrate.upgrade(empty_url)
     assert relations(empty_url, "public") == relations(empty_url, STRANGE)
 

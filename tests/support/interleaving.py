@@ -192,13 +192,13 @@ class InitialState:
         made = self.manager.create(
             type, {"n": 1}, max_attempts=3, timeout=timedelta(days=1), idempotency_key=type
         )
+        child = ""
+        if self.name == WITH_CHILD:
+            child = self.manager.create(type, max_attempts=3, parent_id=made.id).id
+            for step in STATES["failed"]:
+                step(self.manager, child)
         for step in STATES[self.name]:
             step(self.manager, made.id)
-        if self.name != WITH_CHILD:
-            return Target(type, made.id)
-        child = self.manager.create(type, max_attempts=3, parent_id=made.id).id
-        for step in STATES["failed"]:
-            step(self.manager, child)
         return Target(type, made.id, child)
 
     def targets(self, number: int) -> list[Target]:

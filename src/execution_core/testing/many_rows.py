@@ -74,7 +74,7 @@ class ManyRowsContract:
             assert none is None, "a transition of an unknown execution succeeded"
             for each, (_, transition), answer in zip(before, changes, answers, strict=True):
                 after = harness.get(each.id)
-                expected = transition.apply(each, after.updated_at)
+                expected = transition.apply(each, after.updated_at, ())
                 assert to_text(answer) == to_text(expected), transition
                 assert to_text(after) == to_text(expected or each), transition
 

@@ -22,8 +22,9 @@ class WaitContract:
         live = {each.id for each in found if each.status in LIVE}
         assert find(ids) == live
         assert find([]) == find(ids, children=True) == set()
+        original = harness.create()  # a replay may have a parent that has finished
         for parent in found:
             assert find([parent.id]) == live & {parent.id}
-            child = harness.create(parent_id=parent.id)
+            child = harness.create(parent_id=parent.id, replay_of=original.id)
             assert find(ids, children=True) == {parent.id}
             assert harness.store.delete(child.id)

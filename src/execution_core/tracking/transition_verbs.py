@@ -347,7 +347,8 @@ class TransitionVerbs(Generic[OneT, FoundT, EntryT]):
     def _sweep_one(self, execution: Execution, *, stalled_after: timedelta | None = None) -> FoundT:
         """Sweep one execution; return it, or None if its attempt is neither late nor silent."""
         sweep = replace(transitions.sweep(stalled_after), attempt=execution.attempts)
-        return cast("FoundT", self._store.update(execution.id, sweep))
+        steps = verbs.update(self._store, execution.id, sweep, joined=self._joined)
+        return cast("FoundT", self._run(steps))
 
     def _apply(self, id: str, transition: Transition, by: str | None = None) -> OneT:
         if by is not None:

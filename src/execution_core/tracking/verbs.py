@@ -43,19 +43,25 @@ logger: Final = logging.getLogger("execution_core")
 
 
 def apply(store: Any, id: str, transition: Transition, *, joined: bool) -> Steps[Execution]:
-    """Make a transition; explain the refusal if it matches nothing.
-
-    `joined` is whether the store runs in the caller's transaction.
-    """
+    """Make a transition; explain the refusal if it matches nothing."""
     id = validation.execution_id(id)
-    updated: Execution | None = yield lambda: store.update(id, transition)
+    updated = yield from update(store, id, transition, joined=joined)
     if updated is None:
         raise transitions.refusal(transition, id, (yield lambda: store.find_by_id(id)))
     if updated.status is RUNNING and transition.rule.verb == FINISH_WITH_CHILDREN.verb:
         # The last one may have finished before it could see that its parent awaits it.
         end = transitions.end_with_children()
-        updated = (yield lambda: store.update(id, end)) or updated
-    if updated.status in FINISHED and not joined:
+        updated = (yield from update(store, id, end, joined=joined)) or updated
+    return updated
+
+
+def update(store: Any, id: str, transition: Transition, *, joined: bool) -> Steps[Execution | None]:
+    """Make a transition, and end the parent if this was its last child.
+
+    `joined` is whether the store runs in the caller's transaction.
+    """
+    updated: Execution | None = yield lambda: store.update(id, transition)
+    if updated is not None and updated.status in FINISHED and not joined:
         yield from end_parents(store, updated.parent_id)
     return updated
 
