@@ -55,6 +55,39 @@ def test_replay_records_who_made_it(
     assert entry["actor"] == "ada"
 
 
+def test_cancel_tree_cancels_everything_live_below(
+    shell: Shell, plain: ExecutionManager, database: Database
+) -> None:
+    root = plain.start(plain.create("batch").id).id
+    child = plain.start(plain.create("part", parent_id=root).id).id
+    below = [plain.create("step", parent_id=child).id for _ in range(3)]
+    other = plain.create("batch").id
+    plain.complete(plain.start(below[0]).id)
+    plain.complete(child)
+    assert shell("cancel", child[:-1], "--tree") == "2 cancelled\n"
+    assert shell("cancel", root, "--tree", "--reason", "too late", "--by", "ada") == "1 cancelled\n"
+    assert shell("cancel", root, "--tree") == "0 cancelled\n"
+    assert [plain.get(id).status for id in (root, child, *below, other)] == [
+        *("cancelled", "completed", "completed", "cancelled", "cancelled", "pending")
+    ]
+    (last,) = database.rows(
+        "SELECT actor, reason FROM execution_timeline WHERE execution_id = :id AND actor = 'ada'",
+        id=root,
+    )
+    assert last["reason"] == "too late"
+
+
+def test_finish_with_children_lets_children_end_it(shell: Shell, plain: ExecutionManager) -> None:
+    parent = plain.start(plain.create("batch").id).id
+    child = plain.start(plain.create("step", parent_id=parent).id).id
+    shell("finish-with-children", parent, "--attempt", "2", code=1)
+    assert "STALE_ATTEMPT" in shell.err
+    assert shell("finish-with-children", parent) == f"{parent} running\n"
+    assert "0 of 1 finished, 1 running; they end it" in shell("show", parent)
+    shell("complete", child)
+    assert plain.get(parent).status == "completed"
+
+
 def test_verb_of_another_attempt_is_refused(shell: Shell, plain: ExecutionManager) -> None:
     id = bring_to(plain, "running-last").id
     for verb in ("complete", "timeout", "release"):
@@ -137,11 +170,11 @@ def test_list_attention_with_other_conditions_exits_2(shell: Shell) -> None:
 def test_prune_dry_run_counts_what_a_prune_deletes(shell: Shell, plain: ExecutionManager) -> None:
     for state in ("completed", "failed", "cancelled", "running", "pending"):
         bring_to(plain, state)
-    grandparent = plain.create("step").id
+    grandparent = bring_to(plain, "running").id
     parent = plain.create("step", parent_id=grandparent).id
     plain.create("step", parent_id=parent)
     plain.cancel(parent)
-    plain.complete(plain.start(grandparent).id)
+    plain.complete(grandparent)
     keyed = plain.create("keyed", idempotency_key="k").id
     plain.cancel(keyed)
     count = plain.count()

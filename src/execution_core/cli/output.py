@@ -146,18 +146,34 @@ def print_table(columns: Columns, rows: Sequence[Row], *, title: str | None = No
     """Print rows below their headers; print nothing if there are no rows."""
     if not rows:
         return
-    table = [to_cells(columns, row) for row in rows]
     if (terminal := console()) is not None:
+        table = [to_cells(columns, row) for row in rows]
         _print_to_terminal(terminal, list(columns), table, title)
         return
     if title:
         print(f"\n{title}")
-    words = [list(columns), *([format_cell(cell) for cell in cells] for cells in table)]
+    print_lines(columns, rows)
+
+
+def print_lines(columns: Columns, rows: Sequence[Row]) -> None:
+    """Print rows below their headers, one line each; a narrow terminal wraps them."""
+    cells = [[format_cell(cell) for cell in to_cells(columns, row)] for row in rows]
+    words = [list(columns), *cells]
     widths = [0] * len(columns)
     if sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+    if (terminal := console()) is not None:
+        from rich.text import Text  # noqa: PLC0415
     for row in words:
-        print(join_cells(map(str.ljust, row, widths)))
+        padded = [*map(str.ljust, row, widths)]
+        if terminal is None:
+            print(join_cells(padded))
+        else:
+            styles = (STYLES.get(word, "") for word in row)
+            parts = (part for pair in zip(padded, styles, strict=True) for part in (pair, "  "))
+            line = Text.assemble(*parts)
+            line.rstrip()
+            terminal.print(line, soft_wrap=True)
 
 
 def join_cells(cells: Iterable[str]) -> str:

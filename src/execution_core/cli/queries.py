@@ -27,9 +27,14 @@ from ..core.errors import ExecutionNotFound, InvalidValue
 from ..core.models import ExecutionStatus
 from ..core.selections import PruneRequest
 from ..sql.schema.column_types import Id
-from ..sql.schema.expressions import database_now, later, unindexed
+from ..sql.schema.expressions import database_now, in_array, later, unindexed
 from ..sql.schema.tables import executions
-from ..sql.schema.views import execution_overview, executions_needing_attention
+from ..sql.schema.views import (
+    execution_children,
+    execution_overview,
+    execution_timeline,
+    executions_needing_attention,
+)
 from ..sql.statements.queries import bound_of_ids
 from ..sql.statements.rows import MILLISECOND
 
@@ -158,6 +163,42 @@ def add_columns(connection: Connection, found: Rows, names: Sequence[str]) -> No
         for name in names:
             value = added[row["id"]][name]
             row[name] = value and value.get("stack") if name == "stack" else value
+
+
+def children_counts(connection: Connection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the counts of the children of each of these executions that has children."""
+    query = select(execution_children).where(execution_children.c.parent_id.in_(ids))
+    return {row.pop("parent_id"): row for row in rows(connection, query)}
+
+
+def add_children(connection: Connection, found: Rows) -> None:
+    """Add `children` to the rows: the counts of their children, None without children."""
+    counts = children_counts(connection, [row["id"] for row in found])
+    for row in found:
+        row["children"] = counts.get(row["id"])
+
+
+def tree(id: str, limit: int) -> Select[Any]:
+    """Select an execution and those below it, the upper levels first if there are too many."""
+    found = select(overview.execution_id.label("id")).where(overview.execution_id == id)
+    below = found.cte("below", recursive=True)
+    child, step = execution_overview.alias().c, execution_overview.alias().c
+    children = select(child.execution_id).where(child.parent_id == below.c.id).correlate(below)
+    # UNION ends the cycles that manual SQL can make. For a plain join PostgreSQL may read the whole
+    # table once per level.
+    is_child = in_array(step.execution_id, children.scalar_subquery())
+    below = below.union(
+        select(step.execution_id).join_from(below, step.execution_id.table, is_child)
+    )
+    ids = select(below.c.id).limit(limit).scalar_subquery()
+    return select(*_COLUMNS).where(in_array(overview.execution_id, ids))
+
+
+def cancellation(id: str) -> Select[Any]:
+    """Select the reason and the actor of the last transition."""
+    columns = execution_timeline.c
+    found = select(columns.reason, columns.actor).where(columns.execution_id == id)
+    return found.order_by(columns.seq.desc()).limit(1)
 
 
 def history(view: Table, id: str, order: str) -> Select[Any]:

@@ -18,7 +18,7 @@ from ..arguments import (
 )
 from ..database import open_database
 
-Verb = Callable[[ExecutionManager, str, argparse.Namespace], Execution]
+Verb = Callable[[ExecutionManager, str, argparse.Namespace], Execution | int]
 
 
 def register(commands: Commands) -> None:
@@ -32,6 +32,8 @@ def register(commands: Commands) -> None:
         " heartbeat.",
     )
     add("--reason", help="reason, stored in the metadata and the history")
+    add("--tree", action="store_true", help="also cancel everything below it that is live, and"
+        " print how many were cancelled")  # fmt: skip
     add = add_command(
         "retry",
         _retry,
@@ -72,6 +74,14 @@ def register(commands: Commands) -> None:
         fenced=True,
     )
     add_command(
+        "finish-with-children",
+        _finish_with_children,
+        "let the children of a running execution end it",
+        "Let the children of a running execution end it: it is completed once all of them are"
+        " completed, and failed once none is live and one is not completed.",
+        fenced=True,
+    )
+    add_command(
         "redact",
         _redact,
         "remove the data of a finished execution",
@@ -80,8 +90,9 @@ def register(commands: Commands) -> None:
     )
 
 
-def _cancel(manager: ExecutionManager, id: str, options: argparse.Namespace) -> Execution:
-    return manager.cancel(id, options.reason, by=options.by)
+def _cancel(manager: ExecutionManager, id: str, options: argparse.Namespace) -> Execution | int:
+    cancel = manager.cancel_tree if options.tree else manager.cancel
+    return cancel(id, options.reason, by=options.by)
 
 
 def _retry(manager: ExecutionManager, id: str, options: argparse.Namespace) -> Execution:
@@ -118,6 +129,12 @@ def _release(manager: ExecutionManager, id: str, options: argparse.Namespace) ->
     return manager.release(id, attempt=options.attempt, by=options.by)
 
 
+def _finish_with_children(
+    manager: ExecutionManager, id: str, options: argparse.Namespace
+) -> Execution:
+    return manager.finish_with_children(id, attempt=options.attempt)
+
+
 def _redact(manager: ExecutionManager, id: str, _: argparse.Namespace) -> Execution:
     return manager.redact(id)
 
@@ -135,7 +152,7 @@ def _add_command(
     run: Any = partial(_run, verb)
     add = add_command(commands, name, run, help=summary, description=whole)
     add_id(add)
-    if verb is not _redact:
+    if verb not in (_finish_with_children, _redact):
         add_actor(add)
     if fenced:
         add("--attempt", metavar="N", type=int, help="refuse unless this attempt is running")
@@ -144,5 +161,5 @@ def _add_command(
 
 def _run(verb: Verb, options: argparse.Namespace) -> None:
     with open_database(options.url, options.schema) as database:
-        execution = verb(database.manager, database.resolve_id(options.id), options)
-    print(f"{execution.id} {execution.status}")
+        done = verb(database.manager, database.resolve_id(options.id), options)
+    print(f"{done} cancelled" if isinstance(done, int) else f"{done.id} {done.status}")

@@ -2,18 +2,26 @@
 
 import argparse
 import json
+import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from ...core.errors import ExecutionNotFound
 from ...core.models import Execution, ExecutionStatus
 from ...sql.schema.views import execution_attempts, execution_timeline
-from .. import output, queries
+from .. import output, progress, queries
 from ..arguments import Commands, add_command, add_id, add_json_flag, page_limit
 from ..database import open_database
 
 MAX_VALUE: Final = 1_000
 """Without --full, print at most this many characters of a JSON value."""
+MAX_LINKED: Final = 20
+MAX_TREE: Final = 1_000
+INDENT: Final = "  "
+MAX_DEPTH: Final = 20
+"""A tree is indented up to this depth."""
 MAX_STACK: Final = 10_000
 
 
@@ -34,41 +42,60 @@ def register(commands: Commands) -> None:
     add(
         "--limit",
         type=page_limit,
-        default=20,
-        help="maximum number of children, replays and log entries, newest first (default: 20)",
+        help="maximum number of children, replays and log entries, newest first (default:"
+        f" {MAX_LINKED}); with --tree, of executions, upper levels first (default: {MAX_TREE:,})",
+    )
+    add(
+        "--tree",
+        action="store_true",
+        help="show it and all executions below it, one per line, indented; in a pipe with a column"
+        " DEPTH; with --json as a flat list in the same order, each with depth and parent_id",
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print one execution."""
+    """Print one execution, or the tree below it."""
+    if options.tree:
+        if options.full:
+            options.usage_error("--tree does not take --full")
+        _run_tree(options)
+        return
+    limit = options.limit or MAX_LINKED
     with open_database(options.url, options.schema) as database:
         id = database.resolve_id(options.id)
         execution = database.manager.get(id)
-        logs = database.manager.logs(id, limit=options.limit)[::-1]
+        logs = database.manager.logs(id, limit=limit)[::-1]
         with database.reader.connect() as connection:
             now = queries.now(connection)
             selects = {
                 "attempts": queries.history(execution_attempts, id, "attempt"),
                 "timeline": queries.history(execution_timeline, id, "seq"),
-                "children": queries.page(parent_id=id, limit=options.limit),
-                "replays": queries.replays(id, options.limit),
+                "children": queries.page(parent_id=id, limit=limit),
+                "replays": queries.replays(id, limit),
             }
             related = {name: queries.rows(connection, query) for name, query in selects.items()}
+            counts = queries.children_counts(connection, [id]).get(id)
     log = [entry.model_dump(exclude={"execution_id"}) for entry in logs]
     if options.json:
         facts = execution.model_dump(exclude={"fingerprint", "timeout"})
         facts["timeout_ms"] = execution.timeout and execution.timeout // timedelta(milliseconds=1)
-        output.print_json({"execution": facts} | related | {"logs": log})
+        document = {"execution": facts} | related | {"children_counts": counts, "logs": log}
+        output.print_json(document)
     else:
         limit = None if options.full else MAX_VALUE
-        print_execution(execution, related | {"log": log}, now, limit)
+        print_execution(execution, related | {"log": log}, counts, now, limit)
 
 
 def print_execution(
-    execution: Execution, related: dict[str, queries.Rows], now: datetime, limit: int | None
+    execution: Execution,
+    related: dict[str, queries.Rows],
+    counts: output.Row | None,
+    now: datetime,
+    limit: int | None,
 ) -> None:
     """Print an execution as text, at most `limit` characters of each value."""
-    output.print_facts(fact for fact in _list_facts(execution, now) if fact[1] is not None)
+    facts = _list_facts(execution, counts, now)
+    output.print_facts(fact for fact in facts if fact[1] is not None)
     for name in ("payload", "result", "metadata", "checkpoints"):
         if value := getattr(execution, name):
             text = json.dumps(value, indent=2, ensure_ascii=False)
@@ -107,7 +134,10 @@ def print_execution(
         "replays": linked,
     }
     for name, columns in tables.items():
-        output.print_table(columns, related[name], title=name.title())
+        title, shown = name.title(), len(related[name])
+        if name == "children" and counts and shown < counts["total"]:
+            title += f" (the newest {shown:,} of {counts['total']:,}: --tree shows more)"
+        output.print_table(columns, related[name], title=title)
     _print_log(related["log"], limit)
 
 
@@ -125,7 +155,9 @@ def _print_log(entries: queries.Rows, limit: int | None) -> None:
             print(f"    {line}")
 
 
-def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]]:
+def _list_facts(
+    execution: Execution, counts: output.Row | None, now: datetime
+) -> Iterator[tuple[str, Any]]:
     yield "execution", execution.id
     yield "type", execution.type
     yield "status", execution.status
@@ -134,10 +166,12 @@ def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]
         code = f" [{execution.error.code}]" if execution.error.code else ""
         again = ", retryable" if execution.error.retryable else ""
         yield "error", f"{execution.error.message}{code}{again}"
-    if (progress := execution.progress) is not None:
-        message = f"  {progress.message}" if progress.message else ""
-        done = f"{progress.current} of {progress.total}, {progress.percent:.4g}%"
-        yield "progress", done + message
+    if (own := execution.progress) is not None:
+        message = f"  {own.message}" if own.message else ""
+        yield "progress", f"{own.current} of {own.total}, {own.percent:.4g}%{message}"
+    if counts is not None:
+        awaits = execution.awaits_children_since and execution.status is ExecutionStatus.RUNNING
+        yield "children", progress.describe_children(counts) + ("; they end it" if awaits else "")
     yield "worker", execution.worker
     yield "key", execution.idempotency_key
     yield "parent", execution.parent_id
@@ -149,3 +183,46 @@ def _list_facts(execution: Execution, now: datetime) -> Iterator[tuple[str, Any]
             if name == "completed" and execution.status is not ExecutionStatus.COMPLETED:
                 name = "ended"  # noqa: PLW2901
             yield name, f"{output.format_cell(time)}  " + (f"{age} ago" if past else f"in {age}")
+
+
+def _run_tree(options: argparse.Namespace) -> None:
+    limit = options.limit or MAX_TREE
+    with open_database(options.url, options.schema) as database:
+        id = database.resolve_id(options.id)
+        with database.reader.connect() as connection:
+            found = order_tree(queries.rows(connection, queries.tree(id, limit + 1)), id)
+            more = len(found) > limit
+            found = found[:limit]
+            queries.add_children(connection, found)
+            ids = queries.short_ids(connection, [row["id"] for row in found])
+    if options.json:
+        output.print_json({"executions": found, "more": more})
+        return
+    indented = sys.stdout.isatty()
+    columns: output.Columns = {
+        **({} if indented else {"DEPTH": "depth"}),
+        "TYPE": lambda row: INDENT * min(row["depth"] * indented, MAX_DEPTH) + row["type"],
+        "STATUS": "status",
+        "DONE": progress.format_done,
+        "ID": lambda row: ids[row["id"]],
+        "ERROR": lambda row: output.shorten(row["error_message"], 60) or ("" if indented else None),
+    }
+    output.print_lines(columns, found)
+    if more:
+        output.warn(f"there are more than {limit:,} executions: increase --limit")
+
+
+def order_tree(found: queries.Rows, root: str) -> queries.Rows:
+    """Return the rows in the order of a tree, each below its parent, with its `depth`."""
+    by_id = {row["id"]: row for row in found}
+    if root not in by_id:  # deleted a moment ago
+        raise ExecutionNotFound(root)
+    children: dict[str, list[str]] = defaultdict(list)
+    for id in sorted(by_id.keys() - {root}, reverse=True):
+        children[by_id[id]["parent_id"]].append(id)
+    ordered, waiting = [], [(root, 0)]
+    while waiting:
+        id, depth = waiting.pop()
+        ordered.append(by_id[id] | {"depth": depth})
+        waiting += [(child, depth + 1) for child in children[id]]
+    return ordered
