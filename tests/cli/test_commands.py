@@ -123,6 +123,18 @@ def test_list_in_terminal_omits_empty_columns(database: Database, plain: Executi
     assert "WORKER" in remove_control_sequences(out)
 
 
+def test_list_completed_shows_no_progress(shell: Shell, plain: ExecutionManager) -> None:
+    """A script need not report its last unit: 82.5% would look unfinished."""
+    for end in (plain.complete, lambda id: plain.fail(id, "no")):
+        job = bring_to(plain, "running")
+        plain.update_progress(job.id, 33, 40)
+        end(job.id)
+    header, *lines = (line.split("\t") for line in shell("list").splitlines())
+    failed, completed = (dict(zip(header, line, strict=True)) for line in lines)
+    assert (failed["PROGRESS"], completed["PROGRESS"]) == ("82.5%", "-")
+    assert {row["progress_percent"] for row in shell.json("list")["executions"]} == {82.5}
+
+
 def test_list_ages_select_rows(shell: Shell, database: Database) -> None:
     ages = {}
     for hours in (1, 50, 100):
@@ -266,6 +278,84 @@ def test_show_large_value_is_cut_without_full(shell: Shell, plain: ExecutionMana
     assert len(shell("show", job.id, "--full")) > 2_000_000
     assert len(shell.json("show", job.id)["execution"]["payload"]) == 2_000_000
     assert len(shell("list", "--with", "payload")) < 1_000
+
+
+def make_tree(manager: ExecutionManager) -> list[str]:
+    """Create a root with two children and three grandchildren, and return them in the order."""
+    root = manager.start(manager.create("root").id).id
+    one, two = (manager.create("child", parent_id=root).id for _ in range(2))
+    second, first = (manager.create("leaf", parent_id=parent).id for parent in (two, one))
+    third = manager.create("leaf", parent_id=one).id
+    manager.create("other")
+    manager.start(third)
+    manager.update_progress(third, 1, 4)
+    manager.fail(third, "no such file")
+    return [root, one, first, third, two, second]
+
+
+def test_show_tree_prints_each_below_its_parent(
+    shell: Shell, plain: ExecutionManager, database: Database
+) -> None:
+    ids = make_tree(plain)
+    found = shell.json("show", ids[0], "--tree")
+    assert [(row["id"], row["depth"]) for row in found["executions"]] == [
+        *zip(ids, (0, 1, 2, 2, 1, 2), strict=True)
+    ]
+    assert not found["more"]
+    header, *lines = (line.split("\t") for line in shell("show", ids[0], "--tree").splitlines())
+    assert header == ["DEPTH", "TYPE", "STATUS", "DONE", "ID", "ERROR"]
+    assert all(id.startswith(line[4]) for id, line in zip(ids, lines, strict=True))
+    assert [*lines[1][:4], lines[1][5]] == ["1", "child", "pending", "1/2 50%", "-"]
+    assert [*lines[3][:4], lines[3][5]] == ["2", "leaf", "failed", "1/4 25%", "no such file"]
+    assert [row["id"] for row in shell.json("show", ids[4], "--tree")["executions"]] == ids[4:]
+    # With a limit the upper levels come first; manual SQL can make a circle.
+    assert shell.json("show", ids[0], "--tree", "--limit", "6")["more"] is False
+    cut = shell.json("show", ids[0], "--tree", "--limit", "3")
+    assert cut["more"] is True
+    assert {ids[0], ids[1]} < {row["id"] for row in cut["executions"]} < set(ids)
+    shell("show", ids[0], "--tree", "--limit", "3")
+    assert shell.err == "there are more than 3 executions: increase --limit\n"
+    database.run(
+        "UPDATE executions SET parent_id = :leaf WHERE id = :root", leaf=ids[3], root=ids[0]
+    )
+    circle = shell.json("show", ids[0], "--tree", "--limit", "6")
+    assert ([row["id"] for row in circle["executions"]], circle["more"]) == (ids, False)
+    shell("show", ids[0], "--tree", "--full", code=2)
+
+
+def test_show_counts_many_children_and_prints_the_newest(
+    shell: Shell, plain: ExecutionManager
+) -> None:
+    parent = plain.create("batch").id
+    children = plain.create_many([{"type": "step", "parent_id": parent} for _ in range(30)])
+    plain.complete_many([(each, None) for each in plain.claim("step", limit=7)])
+    plain.fail_many([(each, "no") for each in plain.claim("step", limit=3)])
+    text = shell("show", parent)
+    assert "children\t10 of 30 finished, 3 failed\n" in text
+    assert "Children (the newest 20 of 30: --tree shows more)\n" in text
+    assert text.count("\tstep\t") == 20
+    found = shell.json("show", parent)
+    assert (found["children_counts"]["finished"], found["children_counts"]["total"]) == (10, 30)
+    assert found["children"][0]["id"] == children[-1].id
+    assert shell.json("show", children[0].id)["children_counts"] is None
+    assert len(listed(shell, "--parent", parent, "--status", "failed,completed")) == 10
+    assert len(listed(shell, "--parent", parent, "--status", "pending", "--limit", "9")) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [60, 120])
+def test_show_tree_in_terminal_is_indented(
+    database: Database, plain: ExecutionManager, columns: int
+) -> None:
+    ids = make_tree(plain)
+    arguments = ("show", ids[0], "--tree", "--url", database.url)
+    _, out = run_in_terminal(*arguments, columns=columns)
+    lines = remove_control_sequences(out).splitlines()
+    assert "DEPTH" not in lines[0]
+    indents = [
+        len(line) - len(line.lstrip()) for line in lines if "leaf" in line or "child" in line
+    ]
+    assert indents == [2, 4, 4, 2, 4]
 
 
 # --- stats -------------------------------------------------------------------------------------
@@ -412,7 +502,7 @@ def test_watch_estimates_rate_and_time_left(database: Database, plain: Execution
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     row: dict[str, Any] = {
         "id": "a", "status": "running", "attempts": 1, "started_at": now,
-        "progress_current": 0, "progress_total": 100,
+        "progress_current": 0, "progress_total": 100, "progress_percent": 0, "children": None,
     }  # fmt: skip
     estimator = watch.RateEstimator()
 
@@ -423,13 +513,88 @@ def test_watch_estimates_rate_and_time_left(database: Database, plain: Execution
 
     assert seen(0, None) == (None, None)
     assert seen(10, 20) == (2, 40)  # since the start of the first attempt
-    assert seen(20, 60) == (4, 10)  # since the earlier sample
+    assert seen(11, 22) == (2, 39)  # two at once are no rate of 2/s
+    assert seen(20, 60) == (3, pytest.approx(40 / 3))
+    assert seen(45, 60)[0] == pytest.approx(38 / 34)  # since the sample at 11: half a minute
     assert seen(60, 60)[0] == 0
     assert seen(61, 10)[0] is None  # the progress was reset
     row["status"] = "completed"
     assert seen(62, 100) == (None, None)
     row |= {"status": "running", "progress_total": 0, "id": "b"}
     assert seen(10, 20) == (2, None)
+
+
+def test_watch_rate_of_later_attempt_is_measured_between_steps() -> None:
+    """The start of the first step is unknown, and an earlier attempt may have made progress."""
+    now = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    estimator = watch.RateEstimator()
+    rates = []
+    for second in range(13):  # four units each 4 seconds, the first after 2
+        row: dict[str, Any] = {
+            "id": "a", "status": "running", "attempts": 2, "progress_total": 40, "children": None,
+            "progress_current": 5 + (second + 2) // 4 * 4, "progress_percent": 0,
+        }  # fmt: skip
+        estimator.measure(row, now + timedelta(seconds=second))
+        rates.append(row["rate_per_second"])
+    assert rates[:3] == [None, None, None]
+    assert rates[6] == rates[10] == 1
+    assert max(filter(None, rates)) == 1
+
+
+def test_watch_parent_shows_children_unless_it_reports_progress(
+    shell: Shell, plain: ExecutionManager, database: Database
+) -> None:
+    past = SqlExecutionStore(database.engine, clock=lambda: datetime.now(UTC) - timedelta(hours=1))
+    parent = ExecutionManager(past).start(plain.create("batch").id)
+    for n in range(4):
+        child = plain.start(plain.create("step", n, parent_id=parent.id).id)
+        if n < 2:
+            plain.fail(child.id, "no") if n else plain.complete(child.id)
+
+    def shown() -> dict[str, str]:
+        header, *lines = (line.split("\t") for line in shell("list").splitlines())
+        (listed,) = (line for line in lines if "batch" in line)
+        percent = dict(zip(header, listed, strict=True))
+        snapshot = watch.read_snapshot(database.engine, parent.id, 1, watch.RateEstimator())
+        cells = output.to_cells(watch.COLUMNS, snapshot.executions[0])
+        watched = dict(zip(watch.COLUMNS, map(output.format_cell, cells), strict=True))
+        return {"PROGRESS": percent["PROGRESS"], "SILENT in list": percent["SILENT"]} | watched
+
+    ExecutionManager(past).finish_with_children(parent.id)
+    cells = shown()
+    assert (cells["DONE"], cells["PROGRESS"]) == ("2/4 50%", "50%")
+    assert cells["MESSAGE"] == "2 of 4 finished, 1 failed, 2 running"
+    assert cells["SILENT"] == cells["SILENT in list"] == "-"
+    assert cells["RATE"] != "-"
+    (row,) = (r for r in shell.json("watch")["executions"] if r["id"] == parent.id)
+    assert (row["children"]["failed"], row["children"]["running"]) == (1, 2)
+    plain.update_progress(parent.id, 1, 10, message="own")
+    cells = shown()
+    assert (cells["DONE"], cells["PROGRESS"], cells["MESSAGE"]) == ("1/10 10%", "10%", "own")
+
+
+def test_watch_marks_silent_execution(
+    shell: Shell, plain: ExecutionManager, database: Database
+) -> None:
+    past = SqlExecutionStore(database.engine, clock=lambda: datetime.now(UTC) - timedelta(hours=2))
+    bring_to(plain, "running")
+    for name, expected in (("now", "-"), ("before", "2h 00m")):
+        manager = plain if name == "now" else ExecutionManager(past)
+        job = bring_to(manager, "running")
+        snapshot = watch.read_snapshot(database.engine, job.id, 1, watch.RateEstimator())
+        (row,) = snapshot.executions
+        cells = dict(zip(watch.COLUMNS, output.to_cells(watch.COLUMNS, row), strict=True))
+        assert output.format_cell(cells["SILENT"]) == expected
+
+
+def test_watch_cancelled_execution_names_actor_and_reason(
+    shell: Shell, plain: ExecutionManager
+) -> None:
+    for reason, expected in (("wrong month", "by ada: wrong month"), (None, "by ada")):
+        job = bring_to(plain, "running")
+        plain.update_progress(job.id, 1, 2, message="reading")
+        plain.cancel(job.id, reason, by="ada")
+        assert f"\t{expected}\t" in shell("watch", job.id, code=1)
 
 
 @pytest.mark.slow
@@ -463,6 +628,7 @@ def test_main_stored_control_characters_are_escaped(
     cancelled = plain.create(NASTY, parent_id=job.id)
     plain.fail(job.id, NASTY, retryable=False)
     plain.cancel(cancelled.id, NASTY)
+    plain.fail(job.id, NASTY, retryable=False)
     running = plain.create(NASTY)
     plain.start(running.id, worker=NASTY)
     plain.update_progress(running.id, 1, 2, message=NASTY)
@@ -472,8 +638,10 @@ def test_main_stored_control_characters_are_escaped(
         ("list", *(part for name in every for part in ("--with", name))),
         ("show", cancelled.id),
         ("show", job.id),
+        ("show", job.id, "--tree"),
         ("stats",),
         ("watch", job.id),
+        ("watch", cancelled.id),
     ]
     for arguments in sampled(commands, 2):
         if terminal:
@@ -604,6 +772,7 @@ def test_reading_commands_query_only_views(database: Database, plain: ExecutionM
         queries.short_ids(connection, [job.id])
         for query in (
             *(queries.page(limit=5), queries.one(job.id), queries.replays(job.id, 5)),
+            *(queries.tree(job.id, 5), queries.cancellation(job.id)),
             *(queries.counts(), queries.live_counts(), queries.last_finished(5)),
             queries.history(views.execution_attempts, job.id, "attempt"),
             queries.history(views.execution_timeline, job.id, "seq"),

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from ...core import validation
 from ...core.models import ExecutionStatus
-from .. import output, queries
+from .. import output, progress, queries
 from ..arguments import Commands, add_choices, add_command, add_json_flag, duration, page_limit
 from ..database import open_database
 
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> None:
         found = queries.rows(connection, page)
         queries.add_columns(connection, found, extra)
         ids = queries.short_ids(connection, [row["id"] for row in found])
+        if not options.json:
+            queries.add_children(connection, found)
     more = found[-1]["id"] if len(found) == options.limit else None
     if options.json:
         output.print_json({"executions": found, "next_before": more})
@@ -82,9 +84,9 @@ def run(options: argparse.Namespace) -> None:
         "KEY": lambda row: output.shorten(row["idempotency_key"], 40),
         "STATUS": "status",
         "ATTEMPT": output.format_attempt,
-        "PROGRESS": lambda row: output.format_percent(row["progress_percent"]),
+        "PROGRESS": _format_progress,
         "AGE": lambda row: now - row["created_at"],
-        "SILENT": "silent_seconds",
+        "SILENT": progress.silent_seconds,
         "WORKER": "worker",
         "ERROR": lambda row: output.shorten(row["error_message"], 60),
         **{name.upper(): name for name in extra},
@@ -94,6 +96,13 @@ def run(options: argparse.Namespace) -> None:
         output.warn("no executions")
     elif more is not None:
         output.warn(f"there may be more executions: add --before {ids[more]}")
+
+
+def _format_progress(row: output.Row) -> str | None:
+    """Return the percentage; none if it is completed, whatever was reported last."""
+    if row["status"] == ExecutionStatus.COMPLETED or (done := progress.measure(row)) is None:
+        return None
+    return output.format_percent(done[2])
 
 
 def _print_attention(options: argparse.Namespace) -> None:
