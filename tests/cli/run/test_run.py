@@ -719,6 +719,48 @@ def test_run_killed_kills_the_group_within_two_seconds(embedded: Shell) -> None:
     assert time.monotonic() - killed_at < 2
 
 
+def watchdogs(process: "subprocess.Popen[bytes]") -> list[Path]:
+    """Return the folders in /proc of the watchdogs of a run."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    folders = [Path("/proc", pid) for pid in children]
+    return [each for each in folders if b"execution-core-watchdog" in read(each / "cmdline")]
+
+
+def read(file: Path) -> bytes:
+    with suppress(OSError):  # the process has ended
+        return file.read_bytes()
+    return b""
+
+
+def test_run_watchdog_killed_is_replaced_by_one_that_kills_the_group(
+    embedded: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(embedded.folder))
+    process = embedded.begin("--", "sh", "-c", FAMILY)
+    wait_for(lambda: len(embedded.pids()) == 3)
+    for _ in range(2):
+        (watchdog,) = watchdogs(process)
+        os.kill(int(watchdog.name), signal.SIGKILL)
+        wait_for(lambda: [each for each in watchdogs(process) if each != watchdog])  # noqa: B023
+    time.sleep(0.2)  # until it knows the group
+    assert list(embedded.folder.glob("execution-core-run-*"))
+    process.kill()
+    assert process.stderr is not None
+    assert process.stderr.read().count(b"The watchdog of the command was killed") == 1
+    assert_group_ended(embedded, 3)
+    wait_for(lambda: not list(embedded.folder.glob("execution-core-run-*")))
+
+
+def test_run_watchdog_has_a_name_and_no_environment(embedded: Shell) -> None:
+    process = embedded.begin("--", "sh", "-c", WAITING)
+    wait_for((embedded.folder / "begun").exists)
+    (watchdog,) = watchdogs(process)
+    variables = read(watchdog / "environ").rstrip(b"\0").split(b"\0")
+    assert {each.partition(b"=")[0] for each in variables} == {b"PATH"}
+    (embedded.folder / "enough").touch()
+    assert embedded.end(process)[0] == 0
+
+
 KILLED_AT_ONCE = """
 import os, signal, subprocess
 from execution_core.cli.run.child_process import ChildProcess

@@ -30,6 +30,7 @@ read -r group && read -r ended && exit
 """
 """Reads a folder to delete, the number of the group, and then a line if all is well. At the end of
 the file without that line, `run` is dead. A shell starts ten times as fast as Python."""
+_WATCHDOG_NAME: Final = "execution-core-watchdog"  # as argument 0 it would be an applet of busybox
 
 Notify = Callable[[object], None]
 """Receives, from another thread, the `ChildProcess` or `OutputPump` that has ended."""
@@ -52,8 +53,9 @@ class ChildProcess:
     ) -> None:
         # If both have the same target, one pipe keeps their order.
         together = os.path.sameopenfile(STDOUT, STDERR)
-        self._watchdog = _start_watchdog()
-        self._tell_watchdog(f"{folder or ''}\n")
+        self._folder = folder
+        self._start_watchdog()
+        self._has_warned = False
         try:
             # Python 3.12 warns of forks beside threads: what runs in the child takes no lock.
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
@@ -89,11 +91,38 @@ class ChildProcess:
             return True
         return True
 
+    def ensure_watched(self) -> None:
+        """Start another watchdog if somebody has ended it, and warn the first time."""
+        if self._watchdog is None or self._watchdog.poll() is None:
+            return
+        if not self._has_warned:
+            write_warning("The watchdog of the command was killed. Another one is started")
+        self._has_warned = True
+        self._start_watchdog()
+        self._tell_watchdog(f"{self._process.pid}\n")
+
     def end_watch(self) -> None:
         """Stop the watchdog: the processes that are left in the group may outlive `run`."""
         self._tell_watchdog("ended\n")
         if self._watchdog is not None:
             self._watchdog.communicate()
+
+    def _start_watchdog(self) -> None:
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        try:
+            self._watchdog = subprocess.Popen(  # noqa: S603
+                ["/bin/sh", "-c", 'eval "$1"', _WATCHDOG_NAME, _WATCHDOG],
+                # For rm and sleep; it outlives `run`, and needs none of its secrets.
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            write_warning(f"No watchdog: {error}. If run is killed, its command continues")
+        self._tell_watchdog(f"{self._folder or ''}\n")
 
     def _announce_group(self) -> None:
         """Tell the watchdog the group, in the child: `run` may be killed before it knows it."""
@@ -103,7 +132,6 @@ class ChildProcess:
         if self._watchdog is not None and self._watchdog.stdin is not None:
             with suppress(OSError):  # somebody has ended it
                 self._watchdog.stdin.write(line.encode())
-                self._watchdog.stdin.flush()
 
     def is_alive(self) -> bool:
         """Return whether the group still has processes."""
@@ -118,20 +146,6 @@ class ChildProcess:
         self._process.wait()
         self.output.finish()
         self._notify(self)
-
-
-def _start_watchdog() -> "subprocess.Popen[bytes] | None":
-    try:
-        return subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", _WATCHDOG],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as error:
-        write_warning(f"No watchdog: {error}. If run is killed, its command continues")
-        return None
 
 
 class OutputPump:

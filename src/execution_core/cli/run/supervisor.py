@@ -1,5 +1,6 @@
 """Supervise the command of one attempt until it ends or has to be ended."""
 
+import math
 import signal
 import threading
 import time
@@ -21,6 +22,8 @@ from .events import FORWARDED, EventQueue
 from .standard_input import AttemptInput
 
 POLL_SECONDS: Final = 0.05
+WATCHDOG_SECONDS: Final = 1.0
+"""Interval between the checks that the watchdog is alive."""
 KILL_WAIT_SECONDS: Final = 1.0
 """After SIGKILL, wait at most this long: a process in an uninterruptible wait stays."""
 
@@ -102,10 +105,11 @@ class Command:
         self, child: ChildProcess, heartbeat: threading.Event, timeout: timedelta | None
     ) -> Callable[[str], exit_codes.Outcome] | None:
         """Return None when the command has ended, or its outcome when `run` has to end it."""
-        deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        deadline = math.inf if timeout is None else time.monotonic() + timeout.total_seconds()
         while True:
-            item = self.events.next(deadline)
-            if item is None:
+            item = self.events.next(min(deadline, time.monotonic() + WATCHDOG_SECONDS))
+            child.ensure_watched()
+            if item is None and time.monotonic() >= deadline:
                 return exit_codes.after_timeout
             if item is child:
                 return None
@@ -122,5 +126,6 @@ class Command:
         child.signal(number)
         while child.is_alive() and time.monotonic() < until:
             item = self.events.next(min(until, time.monotonic() + POLL_SECONDS))
+            child.ensure_watched()
             if isinstance(item, signal.Signals):
                 child.signal(item)
