@@ -149,7 +149,8 @@ def test_list_attention_names_reason_and_action(
         (failed, "failed", "inspect"),
         (waiting, "unclaimed", "inspect"),
     ]
-    assert "attention: 1 failed, 1 unclaimed: see execution-core list" in shell("doctor")
+    attention = "warning  attention: 1 failed, 1 unclaimed\n         See them, and what to do, with"
+    assert attention in shell("doctor")
     lines = shell("list", "--attention").splitlines()
     assert lines[0].split() == [
         *("ID", "TYPE", "KEY", "REASON", "ACTION", "FOR", "ATTEMPT", "WORKER", "ERROR")

@@ -65,11 +65,12 @@ def examine(target: Engine | str, **options: Any) -> dict[str, Finding]:
 
 
 def not_ok(target: Engine | str, **options: Any) -> dict[str, tuple[str, str]]:
-    """Return level and message of each finding that is not ok."""
+    """Return level and message of each finding that is not ok, but for work that has failed."""
     return {
         check: (finding.level, finding.message)
         for check, finding in examine(target, **options).items()
         if finding.level != "ok" and check not in UNSAFE_FOR_SPEED
+        if check != "attention" or "could not be checked" in finding.message
     }
 
 

@@ -73,12 +73,13 @@ def _check_late(
 
 
 def _check_attention(connection: Connection) -> Finding:
-    """Count what operators should look at: failed work is not a fault of the database."""
+    """Count what operators should look at; work that only waits gives no warning."""
     reason = executions_needing_attention.c.reason
     query = select(reason, func.count()).group_by(reason).order_by(reason)
-    found = [f"{count} {name}" for name, count in connection.execute(query)]
-    message = f"{', '.join(found)}: see execution-core list --attention" if found else "nothing"
-    return Finding("attention", "ok", message)
+    found = {name: f"{count} {name}" for name, count in connection.execute(query)}
+    message = ", ".join(found.values())
+    is_wrong = {"failed", "timed_out", "overdue", "silent"} & found.keys()
+    return to_finding("attention", [message] if is_wrong else [], message or "nothing")
 
 
 def _check_history(connection: Connection, *, whole: bool) -> Finding:

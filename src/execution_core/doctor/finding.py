@@ -68,6 +68,7 @@ CHECKS: Final[dict[str, tuple[Level, str]]] = {
     "overdue": ("problem", "Run execution-core sweep, or manager.sweep(), regularly"),
     "stalled": ("problem", "Run execution-core sweep --stalled-after regularly"),
     "unclaimed": ("warning", "Check that workers run and claim this type"),
+    "attention": ("warning", "See them, and what to do, with execution-core list --attention"),
     "history_start": (
         "warning",
         "Other SQL inserted them, or a restore lost their history: see docs/migrations.md",
