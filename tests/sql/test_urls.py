@@ -13,7 +13,11 @@ from ..support.postgres import free_port
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "url is not a valid database URL, such as sqlite:///executions.db"),
+        ("nonsense", "url is not a valid database URL, such as sqlite:///executions.db: it lacks"),
+        (
+            "postgresql://u:5ecret/d",
+            "url is not a valid database URL, such as sqlite:///executions.db: its port is not a",
+        ),
         ("mysql://u:secret@h/d", "url must begin with sqlite:/// or postgresql"),
         ("sqlite://file.db", "url needs a third slash before the file"),
         ("postgresql://u:sec@ret@h/d", "url contains an unescaped @: write %40"),

@@ -22,7 +22,8 @@ def register(commands: Commands) -> None:
         help="count executions by type and status; success rates and durations",
         description="Count all executions by type and status, which reads a whole index. For the"
         f" {MAX_FINISHED:,} executions that finished last, print how many completed and how long"
-        " their last attempts took.",
+        " their last attempts took. An attempt that a sweep or a late `complete` has ended lasts"
+        " until then.",
     )
     add_json_flag(add)
 

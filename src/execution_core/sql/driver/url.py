@@ -34,9 +34,12 @@ def parse_url(url: str | URL, sqlite: str = "pysqlite") -> URL:
         url = f"{start}{end}{'&' if '?' in end else '?'}{given}"
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):
+    except (ArgumentError, ValueError) as error:
         # From None: SQLAlchemy's own message may repeat the URL, password included.
-        raise InvalidValue("url", f"is not a valid database URL, such as {DEFAULT_URL}") from None
+        reason = "its port is not a number" if isinstance(error, ValueError) else "it lacks ://"
+        raise InvalidValue(
+            "url", f"is not a valid database URL, such as {DEFAULT_URL}: {reason}"
+        ) from None
     if "@" in (parsed.host or ""):  # a part of the password, which messages would show
         raise InvalidValue("url", "contains an unescaped @: write %40 in a name or a password")
     backend, _, driver = parsed.drivername.partition("+")
