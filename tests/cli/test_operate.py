@@ -3,12 +3,14 @@
 import getpass
 import io
 import json
+import shlex
 import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from execution_core import ExecutionManager, SqlExecutionStore
+from execution_core.cli.database import open_database, short_reason
 
 from ..conftest import Database
 from ..support.states import bring_to
@@ -48,6 +50,7 @@ def test_replay_records_who_made_it(
     plain.checkpoint(failed, "k", 1)
     plain.fail(failed, "no")
     again = shell("replay", failed, "--by", "ada", "--keep-checkpoints").split()[0]
+    assert shell.err == ""
     assert plain.get(again).checkpoints == {"k": 1}
     (entry,) = database.rows(
         "SELECT actor FROM execution_history WHERE execution_id = :id", id=again
@@ -86,6 +89,35 @@ def test_finish_with_children_lets_children_end_it(shell: Shell, plain: Executio
     assert "0 of 1 finished, 1 running; they end it" in shell("show", parent)
     shell("complete", child)
     assert plain.get(parent).status == "completed"
+
+
+@pytest.mark.parametrize("verb", [["replay"], ["retry", "--extra-attempts", "1"]])
+def test_verb_that_allows_an_attempt_of_a_command_names_the_next_step(
+    shell: Shell, plain: ExecutionManager, verb: list[str]
+) -> None:
+    id = plain.create("job", {"command": ["true"]}).id
+    plain.fail(plain.start(id).id, "no")
+    given, _ = shell(*verb, id).split()
+    url = shlex.quote(shell.database.url)
+    advice = f"To run it: execution-core run --id {given} --url {url}\n"
+    assert shell.err.endswith(advice)
+
+
+def test_advised_command_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_database("postgresql://u:s3cret@h/d?sslmode=require", "jobs") as database:
+        assert database.command("show 1") == (
+            "execution-core show 1 --schema jobs, with postgresql://u:***@h/d, password included,"
+            " as EXECUTION_CORE_URL"
+        )
+    monkeypatch.setenv("EXECUTION_CORE_URL", "postgresql://u:s3cret@h/d")
+    with open_database("postgresql://u:s3cret@h/d", None) as database:
+        assert database.command("show 1") == "execution-core show 1"
+
+
+def test_reason_of_several_lines_is_one_line_of_sentences() -> None:
+    driver = "connection failed: Connection refused\n\tIs the server running?\n- host: h\n"
+    joined = "connection failed: Connection refused. Is the server running? - host: h"
+    assert short_reason(Exception(driver)) == joined
 
 
 def test_verb_of_another_attempt_is_refused(shell: Shell, plain: ExecutionManager) -> None:

@@ -1,5 +1,8 @@
 """Open the database of a command, and explain its errors without any password."""
 
+import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +14,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..core.errors import ExecutionNotFound, ExecutionProblem, InvalidValue
 from ..sql.driver.engine import create_sync_engine
-from ..sql.driver.url import check_schema, parse_url, sqlite_file
+from ..sql.driver.url import DEFAULT_URL, check_schema, parse_url, sqlite_file
 from ..sql.recovery.verify_commit import is_schema_error
 from ..sql.store import SqlExecutionStore
 from ..tracking.manager import ExecutionManager
 from . import queries
+from .output import end_sentence
 
 ADVICE: Final = {
     "database is locked": "Another process holds the write lock: try again, and end transactions"
@@ -43,6 +47,12 @@ class Database:
 
     engine: Engine
     manager: ExecutionManager
+    options: str = ""
+    """What names it in an advised command: nothing if the environment does."""
+
+    def command(self, words: str) -> str:
+        """Return a command to advise, for this database: `database.command(f"show {id}")`."""
+        return f"execution-core {words}{self.options}"
 
     @property
     def reader(self) -> Engine:
@@ -86,9 +96,22 @@ def open_database(
     options = {"schema_translate_map": {None: schema}} if schema else {}
     engine = create_sync_engine(opened, bounded=True, execution_options=options)
     try:
-        yield Database(engine, ExecutionManager(SqlExecutionStore(engine)))
+        manager = ExecutionManager(SqlExecutionStore(engine))
+        yield Database(engine, manager, _options(url, parsed, schema))
     finally:
         engine.dispose()
+
+
+def _options(url: str, parsed: URL, schema: str | None) -> str:
+    """Return the options of a command for a database, or what to do if it has a password."""
+    options = ""
+    if schema is not None and schema != os.environ.get("EXECUTION_CORE_SCHEMA"):
+        options = f" --schema {shlex.quote(schema)}"
+    if url == (os.environ.get("EXECUTION_CORE_URL") or DEFAULT_URL):
+        return options
+    if parsed.password is None and not {"password", "sslpassword"} & {*parsed.query}:
+        return f"{options} --url {shlex.quote(url)}"
+    return f"{options}, with {mask_password(url)}, password included, as EXECUTION_CORE_URL"
 
 
 def mask_password(url: str) -> str:
@@ -121,8 +144,10 @@ def short_reason(error: BaseException) -> str:
     """Return a one-line reason with the likely cause, without the statement that failed."""
     driver = getattr(error, "orig", None) or error
     primary = getattr(getattr(driver, "diag", None), "message_primary", None)
-    reason = " ".join(str(primary or driver or type(error).__name__).split())
-    return reason + next((f". {advice}" for text, advice in ADVICE.items() if text in reason), "")
+    text = str(primary or driver or type(error).__name__).strip()
+    reason = " ".join(re.sub(r"(?<=\w)\s*\n", ". ", text).split())
+    advice = next((advice for text, advice in ADVICE.items() if text in reason), None)
+    return f"{end_sentence(reason)} {advice}" if advice else reason
 
 
 def _schema_advice(url: str, schema: str | None) -> str:

@@ -61,6 +61,11 @@ def shorten(text: str | None, limit: int) -> str | None:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def end_sentence(text: str) -> str:
+    """Return a text that ends with a full stop, unless it ends a sentence already."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def format_cell(value: Cell) -> str:
     """Return the content of a cell as text."""
     match value:

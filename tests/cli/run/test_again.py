@@ -81,10 +81,13 @@ def test_run_id_of_failed_execution_is_possible_as_its_message_says(shell: Shell
 def test_run_id_of_completed_execution_is_possible_as_its_message_says(shell: Shell) -> None:
     (shell.folder / "good").touch()
     shell.run(*FAILS)
-    code, _, err = shell.run("--id", shell.execution.id)
+    given = ("--url", shell.database.url)
+    code, _, err = shell.run("--id", shell.execution.id, *given, url="sqlite:///other.db")
     assert (code, "was completed at" in err) == (0, True)
-    advised(shell, err)
+    assert f", and then execution-core run --id NEW --url {shlex.quote(given[1])}: NEW is" in err
+    printed = advised(shell, err)
     first, replay = executions(shell)
+    assert printed.startswith(replay.id)
     assert shell.run("--id", replay.id)[0] == 0
     assert (replay.replay_of, runs(shell)) == (first.id, 2)
 
@@ -133,7 +136,7 @@ def test_run_again_after_last_attempt_adds_one(shell: Shell) -> None:
     shell.run(*FAILS)
     code, _, err = shell.run(*FAILS)
     assert (code, runs(shell)) == (1, 1)
-    assert err.endswith("To run it again: add --again\n")
+    assert err.endswith("To run it again: add --again, once, in a shell\n")
     assert shell.run("--again", *FAILS)[0] == 1
     (shell.folder / "good").touch()
     assert shell.run("--again", *FAILS)[0] == 0

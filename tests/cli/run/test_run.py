@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from execution_core import AttemptLost
+from execution_core import AttemptLost, Execution, ExecutionManager, SqlExecutionStore
 from execution_core.cli import main
 from execution_core.cli.run import exit_codes
 from execution_core.cli.run.child_process import TAIL_BYTES, TAIL_LINES, ChildProcess
@@ -73,10 +73,11 @@ def test_run_successful_command_is_completed(shell: Shell) -> None:
 
 def test_run_third_attempt_succeeds_is_completed(embedded: Shell) -> None:
     script = 'echo "try $EXECUTION_ATTEMPT"; [ $EXECUTION_ATTEMPT = 3 ] || exit $EXECUTION_ATTEMPT'
-    options = ("--max-attempts", "5", "--backoff", "10ms")
+    options = ("--max-attempts", "5", "--backoff", "10ms", "--quiet")
     code, out, err = embedded.run(*options, "--", "sh", "-c", script)
     assert (code, out) == (0, b"try 1\ntry 2\ntry 3\n")
     assert "Attempt 2 of 5" in err
+    assert err.endswith(f": Attempt 3 of 5 of execution {embedded.execution.id} completed\n")
     assert embedded.attempts() == [("failed", "exit_1"), ("failed", "exit_2"), ("completed", None)]
     assert embedded.execution.result == {"exit_status": 0, "output": "try 3\n"}
 
@@ -365,6 +366,40 @@ def test_run_after_kill_stalled_after_takes_over(shell: Shell) -> None:
     assert shell.attempts() == [("timed_out", "stalled"), ("completed", None)]
 
 
+def start_silent(shell: Shell, max_attempts: int) -> Execution:
+    """Start an attempt of the key `k` whose last sign of life is two minutes old."""
+    past = lambda: datetime.now(UTC) - timedelta(minutes=2)  # noqa: E731
+    manager = ExecutionManager(SqlExecutionStore(shell.database.engine, clock=past))
+    payload = {"command": ["true"]}
+    created = manager.create("true", payload, idempotency_key="k", max_attempts=max_attempts)
+    return manager.start(created.id, worker="dead")
+
+
+def test_run_quiet_names_a_run_elsewhere_that_may_be_dead(shell: Shell) -> None:
+    command = ("--quiet", "--key", "k", "--", "true")
+    id = start_silent(shell, 1).id
+    code, _, err = shell.run(*command)
+    assert (code, f"ALREADY_RUNNING: Execution {id} " in err) == (75, True)
+    assert "worker 'dead'. Its last heartbeat was 2m 0" in err
+    shell.manager.heartbeat(id)
+    assert shell.run(*command) == (75, b"", "")
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+def test_run_quiet_names_the_attempt_that_it_takes_over(shell: Shell, max_attempts: int) -> None:
+    start_silent(shell, max_attempts)
+    options = ("--quiet", "--key", "k", "--max-attempts", f"{max_attempts}")
+    code, _, err = shell.run(*options, "--stalled-after", "1m", "--", "true")
+    first, *others = err.splitlines()
+    assert first.startswith("execution-core: Attempt 1 of dead was silent for 2m 0")
+    if max_attempts == 2:
+        assert (code, others) == (0, [])
+        assert first.endswith("s: taking over")
+    else:
+        assert (code, "MAX_RETRIES_EXCEEDED" in others[0]) == (1, True)
+        assert first.endswith("s: it is timed out")
+
+
 @pytest.mark.exhaustive
 def test_run_timed_out_by_sweep_retries(embedded: Shell) -> None:
     script = f"[ $EXECUTION_ATTEMPT = 2 ] && exit 0; {FAMILY}"
@@ -431,17 +466,20 @@ def test_run_file_moved_meanwhile_is_not_created_and_recorded_later(embedded: Sh
 def test_run_not_recorded_names_the_command_that_records_it(embedded: Shell) -> None:
     file = Path(str(make_url(embedded.database.url).database))
     script = "touch begun; while [ ! -e enough ]; do sleep 0.02; done; echo why; exit 3"
-    options = ("--record-for", "300ms", "--heartbeat", "1h")
-    process = embedded.begin(*options, "--", "sh", "-c", script)
+    options = ("--record-for", "300ms", "--heartbeat", "1h", "--url", embedded.database.url)
+    process = embedded.begin(*options, "--", "sh", "-c", script, url="sqlite:///other.db")
     wait_for((embedded.folder / "begun").exists)
     embedded.database.engine.dispose()
     moved = file.rename(embedded.folder / "moved.db")
     (embedded.folder / "enough").touch()
     code, _, err = embedded.end(process)
-    assert (code, "unable to open database file" in err.splitlines()[-1]) == (69, True)
+    why = "Exited with status 3. Not recorded because: unable to open database file. "
+    assert (code, why in err.splitlines()[-1]) == (69, True)
+    warning = "a sweep, or a call with --stalled-after, takes it for stalled and repeats it. "
+    message, _, command = err.rpartition("When the database is back: execution-core ")
+    assert message.endswith(warning)
     moved.rename(file)
-    advised = shlex.split(err.rpartition("When the database is back: execution-core ")[2])
-    assert main([*advised, "--url", embedded.database.url]) == 0
+    assert main(shlex.split(command)) == 0
     assert embedded.attempts() == [("failed", None)]
     error = embedded.execution.error
     assert error is not None
@@ -566,6 +604,7 @@ def test_run_database_stays_unavailable_exits_69(shell: Shell) -> None:
     assert (code, out) == (69, b"done\n")
     assert "NOT RECORDED: Attempt 1 of 1" in err
     assert "Exited with status 0" in err
+    assert ("process holds the write lock" in err) == (shell.database.name == "sqlite")
     assert shell.is_("running")
 
 
@@ -901,10 +940,13 @@ def test_run_invalid_value_refused(
 
 
 def test_run_key_of_other_command_refused(embedded: Shell) -> None:
-    created = embedded.manager.create("echo", idempotency_key="k")
+    recorded = {"command": ["echo", "http://a:s3cret@b", "x" * 300]}
+    created = embedded.manager.create("echo", recorded, idempotency_key="k")
     code, out, err = embedded.run("--key", "k", "--", "echo", "ran")
     assert (code, out) == (1, b"")
     assert "IDEMPOTENCY_CONFLICT" in err
+    assert "has another command (echo http://a:***@b xxx" in err
+    assert "xx…): the command was not run" in err
     assert embedded.execution == created
 
 
@@ -915,7 +957,7 @@ def test_run_cancelled_earlier_refused(embedded: Shell) -> None:
     code, out, err = embedded.run("--key", "k", "--", "echo", "ran")
     assert (code, out) == (1, b"")
     assert "was cancelled at" in err
-    assert err.endswith("To run it again: add --again\n")
+    assert err.endswith("To run it again: add --again, once, in a shell\n")
 
 
 def test_run_options_of_command_are_passed(embedded: Shell) -> None:

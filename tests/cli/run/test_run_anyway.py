@@ -83,7 +83,8 @@ def test_run_anyway_without_database_exits_69(shell: Shell) -> None:
             *("--run-anyway", "--record-for", "200ms", "--", "sh", "-c", WAITS), url=database.url
         )
         assert (code, out) == (69, b"done\n")
-        assert "NOT RECORDED: The command ran: Exited with status 0. " in err
+        assert "NOT RECORDED: The command ran: Exited with status 0. Not recorded because: " in err
+        assert err.endswith(" A later call runs the command again, as this one has no record\n")
     assert (shell.folder / "ran").read_text() == "ran\n"
     assert shell.manager.list() == []
 
@@ -233,19 +234,42 @@ def test_run_anyway_locked_between_create_and_start_leaves_one_execution(embedde
     assert embedded.execution.status == "completed"
 
 
-@pytest.mark.exhaustive
-def test_run_anyway_key_completed_meanwhile_exits_69(embedded: Shell) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        ("completed", "is completed: it ran twice"),
+        ("running", "is running elsewhere: it ran twice"),
+        ("cancelled", "is cancelled"),
+        ("failed", "has used its attempts"),
+    ],
+)
+def test_run_anyway_of_a_key_that_allows_no_attempt_says_so(
+    shell: Shell, status: str, problem: str
+) -> None:
     command = ["sh", "-c", WAITS]
-    created = embedded.manager.create("sh", {"command": command}, idempotency_key="k")
-    embedded.manager.complete(embedded.manager.start(created.id).id, "elsewhere")
-    with outage(embedded) as database:
-        process = embedded.begin("--run-anyway", "--key", "k", "--", *command)
-        wait_for((embedded.folder / "ran").exists)
+    id = shell.manager.create("sh", {"command": command}, idempotency_key="k").id
+    if status == "cancelled":
+        shell.manager.cancel(id)
+    else:
+        shell.manager.start(id)
+    if status == "completed":
+        shell.manager.complete(id, "elsewhere")
+    if status == "failed":
+        shell.manager.fail(id, "elsewhere")
+    before = shell.execution
+    with outage(shell) as database:
+        process = shell.begin("--run-anyway", "--key", "k", "--", *command, url=database.url)
+        wait_for((shell.folder / "ran").exists)
         database.end()
-        (embedded.folder / "enough").touch()
-        code, _, err = embedded.end(process)
-        assert (code, "NOT RECORDED: The command ran: Exited with status 0" in err) == (69, True)
-        assert embedded.execution.result == "elsewhere"
+        (shell.folder / "enough").touch()
+        code, _, err = shell.end(process)
+        assert (code, "NOT RECORDED: The command ran: Exited with status 0. " in err) == (69, True)
+        assert err.endswith(f" The command ran although execution {id} of this key {problem}\n")
+        assert shell.execution == before
+        (entry,) = shell.manager.logs(id)
+        assert entry.message.startswith("The command ran from 2")
+        assert entry.data == {"outcome": "Exited with status 0", "output": "done\n"}
 
 
 @pytest.mark.exhaustive

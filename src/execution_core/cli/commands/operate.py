@@ -17,6 +17,7 @@ from ..arguments import (
     json_value,
 )
 from ..database import open_database
+from ..output import warn
 
 Verb = Callable[[ExecutionManager, str, argparse.Namespace], Execution | int]
 
@@ -162,4 +163,10 @@ def _add_command(
 def _run(verb: Verb, options: argparse.Namespace) -> None:
     with open_database(options.url, options.schema) as database:
         done = verb(database.manager, database.resolve_id(options.id), options)
-    print(f"{done} cancelled" if isinstance(done, int) else f"{done.id} {done.status}")
+    if isinstance(done, int):
+        print(f"{done} cancelled")
+        return
+    print(f"{done.id} {done.status}")
+    payload = done.payload
+    if verb in (_replay, _retry) and isinstance(payload, dict) and "command" in payload:
+        warn(f"It does not run yet. To run it: {database.command(f'run --id {done.id}')}")

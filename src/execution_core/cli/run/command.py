@@ -49,7 +49,8 @@ The EXECUTION_CORE_URL of the command contains no password: it names a file that
 only this user can read, and which is deleted when the attempt ends.
 
 If the database is unavailable, the command is not run. With --run-anyway it runs, perhaps a second
-time for its key, and is recorded afterwards; the log of the execution then says when it ran.
+time for its key, and is recorded afterwards; the log of the execution then says when it ran. If the
+key turns out to be completed or running elsewhere, it ran twice: the message and the log say so.
 
 exit codes:
   the exit code of the last attempt of the command: 0 success
@@ -58,7 +59,8 @@ exit codes:
          the message on standard error
   2      usage error
   3      the execution was deleted between two attempts
-  69     the outcome could not be recorded: the database stayed unavailable
+  69     the command ran, but its outcome is not recorded: the database stayed unavailable or, with
+         --run-anyway, its execution is completed or running elsewhere, or allows no attempt
   74     the command exited with 0, but its output could not be written, e.g. on a full disk
   75     already running elsewhere
   124    timed out
@@ -105,11 +107,12 @@ def register(commands: Commands) -> None:
     add_duration("--record-for", default="30s", help="keep retrying for D to save the outcome while"
         " the database is unavailable (default: 30s)")  # fmt: skip
     add("--quiet", action="store_true", help="say nothing if the execution is completed"
-        " already, or is running elsewhere")  # fmt: skip
+        " already, or is running elsewhere with a heartbeat in the last minute")  # fmt: skip
     add("--id", metavar="ID", help="make an attempt of this execution, e.g. after retry or replay;"
         " without COMMAND, run the command that it has as its payload")  # fmt: skip
     add("--again", action="store_true", help="with --key: run the command although it was"
-        " completed, cancelled or has used its attempts; see below")  # fmt: skip
+        " completed, cancelled or has used its attempts; once, in a shell, not in a crontab; see"
+        " below")  # fmt: skip
     add("--run-anyway", action="store_true", help="if the database is unavailable, run the"
         " command without a record, and record it if the database is back within --record-for after"
         " its end")  # fmt: skip

@@ -10,10 +10,17 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ...core.errors import AttemptLost, ConcurrentUpdate, ConnectionLost, ExecutionProblem
+from ...core.errors import (
+    AttemptLost,
+    ConcurrentUpdate,
+    ConnectionLost,
+    ExecutionProblem,
+    InvalidStateTransition,
+    MaxRetriesExceeded,
+)
 from ...core.models import Execution
-from ...core.state_machine import CANCELLED
-from ..database import Database, short_reason
+from ...core.state_machine import CANCELLED, COMPLETED, RUNNING
+from ..database import ADVICE, Database, short_reason
 from ..streams import write_warning
 from .events import EventQueue
 from .exit_codes import Outcome
@@ -54,7 +61,7 @@ class Recorder:
             try:
                 execution = self.events.call(write, limit, is_stopped)
             except TimeoutError:
-                raise failure or TimeoutError("The database did not respond in time") from None
+                raise failure or TimeoutError(self.describe_silence()) from None
             except (SQLAlchemyError, *RETRYABLE) as error:
                 failure = error
                 left = limit - time.monotonic()
@@ -71,6 +78,12 @@ class Recorder:
                 if failure is not None:
                     write_warning("Recorded now")
                 return execution
+
+    def describe_silence(self) -> str:
+        """Return what it means that the database did not respond in time."""
+        is_sqlite = self.database.engine.dialect.name == "sqlite"  # it waits for nothing else
+        advice = f". {ADVICE['database is locked']}" if is_sqlite else ""
+        return f"The database did not respond in time{advice}"
 
     def log(self, started: Execution, outcome: Outcome) -> None:
         """Try to log the output, which is in neither the result nor the error."""
@@ -91,3 +104,15 @@ def describe_loss(lost: AttemptLost) -> str:
         return f"{lost.code}: {lost}"
     reason = execution.metadata.get("cancellation_reason")
     return f"Execution {execution.id} was cancelled" + (f": {reason}" if reason else "")
+
+
+def describe_refused_start(
+    refused: InvalidStateTransition | MaxRetriesExceeded, key: str | None
+) -> str:
+    """Return what it means that an execution refused the attempt of a command that has run."""
+    state = "has used its attempts"
+    if isinstance(refused, InvalidStateTransition):
+        twice = {COMPLETED: "completed: it ran twice", RUNNING: "running elsewhere: it ran twice"}
+        state = f"is {twice.get(refused.from_status, refused.from_status)}"
+    of_key = "" if key is None else " of this key"
+    return f"The command ran although execution {refused.execution_id}{of_key} {state}"

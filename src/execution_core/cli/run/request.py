@@ -1,26 +1,32 @@
 """Which execution `run` is about: that of a key or of an id, or a new one."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from ...core.errors import (
     AlreadyRunning,
     ExecutionNotFound,
+    ExecutionProblem,
+    IdempotencyConflict,
     InvalidStateTransition,
     InvalidValue,
     MaxRetriesExceeded,
 )
 from ...core.models import Execution
-from ...core.state_machine import CANCELLED, COMPLETED, LIVE, RUNNING
+from ...core.state_machine import CANCELLED, COMPLETED, LIVE, RUNNING, STALLED_ERROR
 from ...sql.schema.tables import executions
 from .. import queries
 from ..database import Database
-from ..output import format_cell, format_duration
+from ..output import format_cell, format_duration, mask_passwords, shorten
+from ..streams import write_warning
 from .exit_codes import REFUSED, RUNNING_ELSEWHERE
 
 
@@ -44,10 +50,13 @@ class Request:
         execution = self._sweep(database, execution)
         return self._reopen(database, execution) if self.again else execution
 
-    def refuse(self, execution: Execution) -> tuple[int, str] | None:
+    def refuse(self, database: Database, execution: Execution) -> tuple[int, str] | None:
         """Return the exit code and the reason why no attempt is to be made; None if one is."""
         id, ended = execution.id, format_cell(execution.completed_at)
-        again = "add --again" if self.id is None else f"execution-core replay {id}"
+        again = "add --again, once, in a shell"
+        if self.id is not None:
+            run = database.command("run --id NEW")
+            again = f"{database.command(f'replay {id}')}, and then {run}: NEW is the id it prints"
         if execution.status is RUNNING:
             return RUNNING_ELSEWHERE, self._describe_running(execution)
         if execution.status in (COMPLETED, CANCELLED):
@@ -58,7 +67,8 @@ class Request:
         if execution.attempts < execution.max_attempts:
             return None
         if self.id is not None:
-            again = f"execution-core retry {id} --extra-attempts 1, and then this command"
+            retry = database.command(f"retry {id} --extra-attempts 1")
+            again = f"{retry}, and then this command"
         status = execution.status.replace("_", " ")
         return REFUSED, (
             f"{MaxRetriesExceeded.code}: Execution {id} {status} at {ended} and has used its"
@@ -66,10 +76,21 @@ class Request:
             f" not run. To run it again: {again}"
         )
 
+    def describe_conflict(self, database: Database, conflict: IdempotencyConflict) -> str:
+        """Return why the key is refused, with the command that it belongs to."""
+        id, differs = conflict.execution_id, conflict.differs.replace("payload", "command")
+        with suppress(ExecutionProblem, SQLAlchemyError):
+            words = shlex.join(stored_command(database.manager.get(id)))
+            recorded = shorten(mask_passwords(words), 200)
+            differs += f" ({recorded})" if "command" in differs else ""
+        return (
+            f"{conflict.code}: The key belongs to execution {id}, which has another {differs}:"
+            f" the command was not run. Use another key, or --id {id} instead of the key"
+        )
+
     def _describe_running(self, execution: Execution) -> str:
         """Return who runs the execution, and what to do if that process is dead."""
-        seen = execution.heartbeat_at or execution.started_at or execution.updated_at
-        silent = format_duration(max(0, round((datetime.now(UTC) - seen).total_seconds())))
+        silent = format_duration(round(seconds_silent(execution)))
         worker = f", worker {execution.worker!r}" if execution.worker else ""
         advice = "If its worker is dead, run this command with --stalled-after"
         if self.stalled_after is not None:
@@ -95,7 +116,18 @@ class Request:
             return execution
         # This execution only: others of its type may have longer heartbeat intervals.
         sweep = database.manager._sweep_one  # noqa: SLF001
-        return sweep(execution, stalled_after=self.stalled_after) or execution
+        swept = sweep(execution, stalled_after=self.stalled_after)
+        if swept is None:
+            return execution
+        why = "past its deadline"
+        if swept.error is not None and swept.error.code == STALLED_ERROR.code:
+            why = f"silent for {format_duration(round(seconds_silent(execution)))}"
+        goes_on = self.again or swept.attempts < swept.max_attempts
+        write_warning(
+            f"Attempt {swept.attempts} of {execution.worker or 'an unnamed worker'} was {why}:"
+            f" {'taking over' if goes_on else 'it is timed out'}"
+        )
+        return swept
 
     def _reopen(self, database: Database, execution: Execution) -> Execution:
         """Return an execution with an attempt left: a replay of one that is not to be retried."""
@@ -122,6 +154,12 @@ class Request:
             if newest and newest[0]["status"] in LIVE:
                 return manager.get(newest[0]["id"])
             return manager.replay(id, by=self.actor)
+
+
+def seconds_silent(execution: Execution) -> float:
+    """Return the time since the last heartbeat of a running execution, by this host's clock."""
+    seen = execution.heartbeat_at or execution.started_at or execution.updated_at
+    return max(0.0, (datetime.now(UTC) - seen).total_seconds())
 
 
 def payload_of(command: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,23 +19,32 @@ from ...core.errors import (
     ExecutionProblem,
     IdempotencyConflict,
     InvalidStateTransition,
+    MaxRetriesExceeded,
 )
 from ...core.models import Execution
 from ...core.state_machine import COMPLETED, FAILED, RUNNING, TIMED_OUT
 from ...tracking.decorator import seconds_until_due
 from ..database import Database, short_reason
-from ..output import format_cell, format_duration
+from ..output import end_sentence, format_cell, format_duration
 from ..streams import write_warning
 from .events import EventQueue, Interrupted
 from .exit_codes import NOT_RECORDED, REFUSED, RUNNING_ELSEWHERE, SIGNAL_CODE, Outcome
-from .recorder import RETRYABLE, UNAVAILABLE, Recorder, describe_loss
-from .request import Request, payload_of, stored_command
+from .recorder import (
+    RETRYABLE,
+    UNAVAILABLE,
+    Recorder,
+    describe_loss,
+    describe_refused_start,
+)
+from .request import Request, payload_of, seconds_silent, stored_command
 from .shared_database import SharedDatabase
 from .standard_input import InputSource
 from .supervisor import Command, start_heartbeats
 
 KILL_AFTER: Final = "EXECUTION_CORE_KILL_AFTER"
 """The variable by which a run inside a run learns the grace period of the outer one, in seconds."""
+SILENT_SECONDS: Final = 60.0
+"""A run elsewhere without a heartbeat for this time may be dead: say so also with --quiet."""
 START_SECONDS: Final = 60.0
 """Time limit of a start, which signals do not interrupt: its outcome must be known."""
 
@@ -65,6 +74,8 @@ class Runner:
     """What a record is made for when the database is back."""
     _delay: float | None = None
     """Seconds to wait after an attempt of this process."""
+    _has_failed: bool = False
+    """Whether an attempt of this process has failed."""
 
     def __post_init__(self) -> None:
         self._input = InputSource()
@@ -90,11 +101,8 @@ class Runner:
             self._found = execution
             ready = self._start_if_allowed(execution)
         except IdempotencyConflict as conflict:
-            id, differs = conflict.execution_id, conflict.differs.replace("payload", "command")
-            write_warning(
-                f"{conflict.code}: The key belongs to execution {id}, which has another {differs}:"
-                f" the command was not run. Use another key, or --id {id} instead of the key"
-            )
+            describe = partial(self.request.describe_conflict, self.database, conflict)
+            write_warning(self.events.call(describe))
             return REFUSED
         except UNAVAILABLE as error:
             if not self.run_anyway:
@@ -112,7 +120,7 @@ class Runner:
     def _start_if_allowed(self, execution: Execution) -> Execution | int:
         """Start an attempt and return the execution, or the exit code if there is none to make."""
         find = partial(self.database.manager.get, execution.id)
-        while (refusal := self.request.refuse(execution)) is None:
+        while (refusal := self.request.refuse(self.database, execution)) is None:
             try:
                 if (found := self._wait(execution)) is not execution:
                     execution = found
@@ -123,13 +131,16 @@ class Runner:
             except TimeoutError:
                 if self.run_anyway:
                     raise
+                reason = end_sentence(self._recorder.describe_silence())
                 write_warning(
-                    "The database did not respond: it is unknown whether"
-                    f" {execution.id} was started. The command was not run"
+                    f"{reason} It is unknown whether {execution.id} was started. The command was"
+                    " not run"
                 )
                 return REFUSED
         code, message = refusal
-        if not (self.quiet and code in (0, RUNNING_ELSEWHERE)):
+        limit = max(SILENT_SECONDS, 2 * self.heartbeat.total_seconds())
+        is_alive = code == RUNNING_ELSEWHERE and seconds_silent(execution) <= limit
+        if not (self.quiet and (code == 0 or is_alive)):
             write_warning(message)
         return code
 
@@ -160,9 +171,7 @@ class Runner:
         started = self.events.call(start, time.monotonic() + START_SECONDS)
         if execution.payload != (given := payload_of(self.command)):
             words = f"Attempt {started.attempts} runs another command than the payload"
-            log = partial(manager.log, execution.id, words, level="warning", data=given)
-            with suppress(ExecutionProblem, *UNAVAILABLE):
-                self.events.call(log, time.monotonic() + START_SECONDS)
+            self._log(execution.id, words, given)
         return started
 
     def _run_command(self, started: Execution | None) -> tuple[Outcome, Command]:
@@ -201,23 +210,29 @@ class Runner:
         began = datetime.now(UTC)
         outcome, command = self._run_command(None)
         ended = datetime.now(UTC)
+        ran = f"The command ran from {format_cell(began)} to {format_cell(ended)}"
+        log = partial(self._log, message=f"{ran}, while the database was unavailable")
         try:
             started = self._recorder.persist(self._start_late)
-            words = f"The command ran from {format_cell(began)} to {format_cell(ended)}, while the"
-            log = partial(self.database.manager.log, started.id, level="warning")
-            with suppress(ExecutionProblem, *UNAVAILABLE):
-                self.events.call(
-                    partial(log, f"{words} database was unavailable"),
-                    time.monotonic() + START_SECONDS,
-                )
+            log(started.id)
             return self._finish(started, outcome)
+        except (InvalidStateTransition, MaxRetriesExceeded) as refused:
+            why = describe_refused_start(refused, self.request.new_execution["idempotency_key"])
+            log(refused.execution_id, data={"outcome": outcome.message, "output": outcome.output})
         except (*UNAVAILABLE, ExecutionProblem) as error:
-            write_warning(
-                f"NOT RECORDED: The command ran: {outcome.message}. {short_reason(error)}"
-            )
-            return NOT_RECORDED
+            why = f"Not recorded because: {end_sentence(short_reason(error))}"
+            if isinstance(error, UNAVAILABLE):
+                why += " A later call runs the command again, as this one has no record"
         finally:
             command.drain()
+        write_warning(f"NOT RECORDED: The command ran: {end_sentence(outcome.message)} {why}")
+        return NOT_RECORDED
+
+    def _log(self, id: str, message: str, data: Any = None) -> None:
+        """Try to add a warning to the log of an execution."""
+        log = partial(self.database.manager.log, id, message, level="warning", data=data)
+        with suppress(ExecutionProblem, *UNAVAILABLE):
+            self.events.call(log, time.monotonic() + START_SECONDS)
 
     def _start_late(self) -> Execution:
         if self._found is None:
@@ -238,23 +253,23 @@ class Runner:
         try:
             execution = self._recorder.record(started, outcome, delay)
         except AttemptLost as lost:
-            write_warning(f"{describe_loss(lost)}. The command: {outcome.message}")
+            self._has_failed = True
+            write_warning(f"{end_sentence(describe_loss(lost))} The command: {outcome.message}")
             if lost.execution is None:
                 return REFUSED
             execution = lost.execution
             self._recorder.log(started, outcome)
         except UNAVAILABLE as error:
             write_warning(
-                f"NOT RECORDED: {name}: {outcome.message}. {short_reason(error)}. When the database"
-                f" is back: execution-core {outcome.command(started)}"
+                f"NOT RECORDED: {name}: {end_sentence(outcome.message)} Not recorded because:"
+                f" {end_sentence(short_reason(error))} Until it is recorded, a sweep, or a call"
+                " with --stalled-after, takes it for stalled and repeats it. When the database is"
+                f" back: {self.database.command(outcome.command(started))}"
             )
             return NOT_RECORDED
         else:
             self._delay = delay.total_seconds()  # this host's clock may be wrong
-            if outcome.status is not COMPLETED:
-                write_warning(f"{name}: {outcome.message}")
-            if outcome.status is TIMED_OUT:
-                self._recorder.log(started, outcome)
+            self._report(name, started, outcome)
         code = outcome.code_after(started.attempts, execution)
         if code is not None:
             return code
@@ -263,3 +278,13 @@ class Runner:
             write_warning(f"No further attempt: {self._input.refusal}")
             return outcome.code
         return execution
+
+    def _report(self, name: str, started: Execution, outcome: Outcome) -> None:
+        """Say that an attempt has failed, or that it completed after one that failed."""
+        if outcome.status is not COMPLETED:
+            self._has_failed = True
+            write_warning(f"{name}: {outcome.message}")
+        elif self._has_failed:
+            write_warning(f"{name} completed")
+        if outcome.status is TIMED_OUT:
+            self._recorder.log(started, outcome)
