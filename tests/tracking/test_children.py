@@ -116,6 +116,18 @@ def test_create_many_below_a_parent_that_finishes_meanwhile_is_refused(
         assert [answer is not None for answer in answers] == [True, False, False]
 
 
+def test_finish_with_children_child_completed_in_a_transaction_ends_the_parent(
+    database: Database,
+) -> None:
+    with connect(database.url) as manager:
+        batch, (id,) = new_batch(manager, 1)
+        with manager.attempt(id) as attempt:
+            with database.engine.begin() as connection:
+                attempt.within(connection).complete()
+            assert manager.get(batch.id).status == "running"
+        assert manager.get(batch.id).status == "completed"
+
+
 def test_finish_with_children_retrying_child_keeps_the_parent_running(
     any_manager: ExecutionManager,
 ) -> None:

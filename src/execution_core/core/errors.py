@@ -28,7 +28,7 @@ _ACTIONS: Final = {
     "attempts": "read the attempts of",
     "checkpoint": "set a checkpoint of",
     "create a child": "create a child of",
-    "finish_with_children": "leave to its children",
+    "finish_with_children": "let the children end",
     "get": "read",
     "heartbeat": "record a heartbeat of",
     "history": "read the history of",

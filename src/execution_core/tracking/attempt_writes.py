@@ -112,6 +112,8 @@ class AttemptWrites(AttemptLog):
         if ended is None or self._joined.is_open():
             return ended is not None
         found = yield lambda: self._store.find_by_id(self._options.id)
+        if found is not None and found.status in FINISHED:  # the caller has committed it, perhaps
+            yield from verbs.end_parents(self._store, found.parent_id)
         if found is not None and ended is COMPLETED:
             return bool(found.status is ended and found.attempts == self.number)
         if ended is RUNNING and found is not None and found.awaits_children_since:
