@@ -167,10 +167,13 @@ def update_many_statement(
 
 def _tree_ids() -> Any:
     """Return the ids of an execution, its children, their children, and so on."""
-    child = executions.alias("child").c
+    child, step = executions.alias("child").c, executions.alias("step")
     root = bindparam("root", type_=columns.id.type)
-    tree = select(child.id).where(child.id == root).cte("tree", recursive=True)
-    tree = tree.union(select(child.id).join(tree, child.parent_id == tree.c.id))
+    tree = select(step.c.id).where(step.c.id == root).cte("tree", recursive=True)
+    # For a plain join PostgreSQL may read the whole table once per level.
+    children = select(child.id).where(child.parent_id == tree.c.id).correlate(tree)
+    is_child = in_array(step.c.id, children.scalar_subquery())
+    tree = tree.union(select(step.c.id).join_from(tree, step, is_child))  # which ends cycles
     return select(tree.c.id).scalar_subquery()
 
 
