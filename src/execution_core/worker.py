@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from .core.models import Execution
 from .core.steps import run, run_async
@@ -16,9 +16,12 @@ from .tracking.async_attempt import AsyncAttempt
 from .tracking.async_manager import AsyncExecutionManager
 from .tracking.attempt import Attempt
 from .tracking.manager import ExecutionManager
-from .tracking.worker_loop import WorkerLoop, logger
+from .tracking.worker_loop import WorkerLoop
 
 __all__ = ["AsyncWorker", "Worker"]
+
+CANCEL_SECONDS: Final = 10.0
+"""How long cancelled functions may take to end, and to record that they were interrupted."""
 
 
 class Worker(WorkerLoop[ExecutionManager, Callable[[Attempt], Any]]):
@@ -88,9 +91,7 @@ class Worker(WorkerLoop[ExecutionManager, Callable[[Attempt], Any]]):
                 self._wakes.get_nowait()
 
     def _end(self) -> None:
-        for id, attempt in list(self._running):
-            message = "Attempt %d of execution %s still runs after the grace time of its worker"
-            logger.warning(message, attempt, id)
+        self._warn_of_running()
 
     def _wake_up(self) -> None:
         self._wakes.put(None)
@@ -153,7 +154,8 @@ class AsyncWorker(WorkerLoop[AsyncExecutionManager, Callable[[AsyncAttempt], Awa
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+        self._warn_of_running()
 
     def _wake_up(self) -> None:
         if self._loop is not None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -15,7 +16,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
@@ -178,6 +179,58 @@ def test_chunks_rolled_back_chunk_can_begin_again(host: Host) -> None:
     assert host.rows == [0, 1, 2, 3]
 
 
+def test_chunks_commit_that_raises_leaves_its_outcome_to_the_next_attempt(host: Host) -> None:
+    """It was committed, but its answer is lost: to do the chunk again would double its rows."""
+    job = host.manager.create("load", max_attempts=2)
+    engine = getattr(host.engine, "sync_engine", host.engine)
+    commits = 0
+
+    def lose_the_answer(connection: Any) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == 2:
+            connection.connection.commit()
+            raise Outage
+
+    event.listen(engine, "commit", lose_the_answer)
+    with (
+        pytest.raises(RuntimeError, match="may have been committed although"),
+        host.manager.attempt(job.id) as attempt,
+    ):
+        for chunk in attempt.chunks(range(6), size=2):
+            for _ in range(2):
+                with suppress(Outage), chunk.begin(host.sessions) as session:
+                    session.execute(INSERT, [{"n": n} for n in chunk])
+                    break
+    event.remove(engine, "commit", lose_the_answer)
+    host.manager.retry(job.id)
+    with host.manager.attempt(job.id) as attempt:
+        list(host.load(attempt, range(6), size=2))
+    assert host.rows == list(range(6))
+
+
+def test_chunks_list_changed_by_the_caller_counts_as_given(host: Host) -> None:
+    job = host.manager.create("load")
+    with host.manager.attempt(job.id) as attempt:
+        for chunk in attempt.chunks(range(6), size=2):
+            with chunk.begin(host.sessions) as session:
+                while chunk:
+                    session.execute(INSERT, {"n": chunk.pop()})
+            chunk.extend([7, 8, 9])
+    assert host.rows == list(range(6))
+    assert host.manager.get(job.id).checkpoints == {"last_index": 5}
+
+
+def test_chunks_begun_twice_at_once_are_refused(host: Host) -> None:
+    with host.manager.attempt(host.manager.create("load").id) as attempt:
+        for chunk in attempt.chunks(range(2), size=2):
+            with chunk.begin(host.sessions) as session:
+                with pytest.raises(RuntimeError, match="is open already"), chunk.begin(host.engine):
+                    pytest.fail("it began twice")
+                session.execute(INSERT, [{"n": n} for n in chunk])
+    assert host.rows == [0, 1]
+
+
 def test_chunks_invalid_arguments_are_rejected(host: Host) -> None:
     with host.manager.attempt(host.manager.create("load").id) as attempt:
         for size in (0, -1, 1.5, "2", None, 10**9):
@@ -233,7 +286,7 @@ LOADER = """
 import sys, logging
 from functools import partial
 from pathlib import Path
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.orm import sessionmaker
 from execution_core import ExecutionManager, SqlExecutionStore, connect
 from execution_core.sql.driver.engine import create_sync_engine

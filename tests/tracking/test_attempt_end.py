@@ -8,9 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from execution_core import AttemptLost, ExecutionManager, InvalidValue
+from execution_core import AttemptLost, ExecutionLogHandler, ExecutionManager, InvalidValue
 from execution_core.sql.driver.engine import create_async_engine, create_sync_engine
 
 from ..conftest import Blocking, Database
@@ -141,6 +142,70 @@ def test_within_complete_rolled_back_then_cancelled_is_lost(
         attempt.within(connection).complete()
         connection.rollback()
         manager.cancel(id)
+
+
+def test_within_fail_rolled_back_then_cancelled_is_lost(
+    manager: ExecutionManager, connection: Any
+) -> None:
+    id = manager.create("ship", max_attempts=2).id
+    with (
+        pytest.raises(AttemptLost, match="its status is cancelled"),
+        manager.attempt(id) as attempt,
+    ):
+        attempt.within(connection).fail("declined", retryable=True)
+        connection.rollback()
+        manager.cancel(id)
+
+
+def test_within_complete_rolled_back_to_a_savepoint_is_not_an_end(
+    manager: ExecutionManager, connection: Any
+) -> None:
+    id = manager.create("ship").id
+    with pytest.raises(RuntimeError, match="End the transaction first"), manager.attempt(id) as it:
+        connection.execute(text("SAVEPOINT before"))
+        it.within(connection).complete()
+        connection.execute(text("ROLLBACK TO SAVEPOINT before"))
+    connection.rollback()
+
+
+@pytest.mark.parametrize("how", ["complete", "fail", "within"])
+def test_heartbeat_after_the_attempt_has_ended_itself_is_no_loss(
+    manager: ExecutionManager, connection: Any, how: str
+) -> None:
+    id = manager.create("ship", max_attempts=2).id
+    with manager.attempt(id, heartbeat=timedelta(seconds=0.02)) as attempt:
+        if how == "within":
+            attempt.within(connection).complete()
+            connection.commit()
+        elif how == "fail":
+            attempt.fail("no", retryable=True)
+        else:
+            attempt.complete()
+        for _ in range(10):
+            time.sleep(0.01)
+            manager.get(id)  # lets the event loop send heartbeats
+        assert not attempt.lost.is_set()
+
+
+def test_block_that_ends_in_an_open_transaction_waits_for_nothing(
+    manager: ExecutionManager, connection: Any
+) -> None:
+    """On SQLite its heartbeats and its log would wait for the caller, who waits for the block."""
+    logger = logging.getLogger("host")
+    handler = ExecutionLogHandler()
+    logger.addHandler(handler)
+    id = manager.create("ship").id
+    began = time.monotonic()
+    try:
+        with manager.attempt(id, heartbeat=timedelta(seconds=0.02)) as attempt:
+            attempt.within(connection).complete(1)
+            logger.warning("shipped")
+            time.sleep(0.1)
+    finally:
+        logger.removeHandler(handler)
+    assert time.monotonic() - began < 5
+    connection.commit()
+    assert manager.get(id).result == 1
 
 
 def test_within_complete_of_a_lost_attempt_is_refused(

@@ -186,7 +186,9 @@ class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
             bind = bind()
         for attribute in ("sync_session", "sync_connection"):
             bind = getattr(bind, attribute, bind)
-        return bind.get_transaction()
+        transaction = bind.get_transaction()
+        # After a failed flush, a session has rolled back already.
+        return transaction if transaction is not None and transaction.is_active else None
 
     def count_by_status(self, parent_id: str) -> Any:  # dict[ExecutionStatus, int]
         """Count the children of an execution by their status."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
 from contextvars import Context
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -155,7 +156,7 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
                 raise (await run_async(self._loss_steps(heartbeat))) from error
         finally:  # last: no sweep must take the execution while its log is being written
             if self._heartbeat is not None:
-                await self._heartbeat.end()
+                await self._heartbeat.end(wait=not self._is_blocked())
                 self._heartbeat = None
 
     async def _shield(self, work: Coroutine[Any, Any, None]) -> None:
@@ -164,9 +165,8 @@ class AsyncAttempt(AttemptState[Coroutine[Any, Any, None], AsyncTransaction]):
         await (work if self._options.joined else finish_despite_cancellation(work))
 
     async def _start_heartbeat(self, interval: timedelta) -> None:
-        self._heartbeat = start_heartbeats(
-            self._store, self.execution, interval, self._cancellation.on_loss
-        )
+        on_loss = partial(self._joined.unless_ended, self._cancellation.on_loss)
+        self._heartbeat = start_heartbeats(self._store, self.execution, interval, on_loss)
 
     async def _finish_log(self) -> None:
         await asyncio.sleep(0)  # let a scheduled write begin

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
@@ -64,7 +65,7 @@ class Attempt(AttemptState[None, Transaction]):
             raise
         finally:  # last: no sweep must take the execution while its log is being written
             if self._heartbeat is not None:
-                self._heartbeat.end()
+                self._heartbeat.end(wait=not self._is_blocked())
                 self._heartbeat = None
 
     def each(
@@ -129,7 +130,8 @@ class Attempt(AttemptState[None, Transaction]):
         run(self._advance_steps(iteration.exhausted()))
 
     def _start_heartbeat(self, interval: timedelta) -> None:
-        self._heartbeat = start_heartbeats(self._store, self.execution, interval, self.lost.set)
+        on_loss = partial(self._joined.unless_ended, self.lost.set)
+        self._heartbeat = start_heartbeats(self._store, self.execution, interval, on_loss)
 
     def _finish_log(self) -> None:
         if self._log_thread is not None:

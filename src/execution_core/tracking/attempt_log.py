@@ -25,6 +25,7 @@ class AttemptLog:
     # Defined by the attempt.
     number: Any
     _loss_steps: Callable[[Transition], Steps[ExecutionProblem]]
+    _is_blocked: Callable[[], bool]
     _check_own_transactions: Callable[[], None]
     """Raise if a write would wait for a transaction in which this attempt has written."""
     _finish_log: Callable[[], Any]
@@ -37,7 +38,7 @@ class AttemptLog:
         self._dropped = 0
 
     def _log_steps(self, new: NewLogEntry) -> Steps[None]:
-        if getattr(self._store, "single_writer", False):
+        if self._is_blocked():
             self._check_own_transactions()
         if (yield lambda: self._store.log(new)) is None:
             raise (yield from self._loss_steps(new.transition))

@@ -181,9 +181,12 @@ class AttemptState(AttemptWrites, Generic[NoneT, TransactionT]):
 
     def _exit_steps(self, error: BaseException | None) -> Steps[None]:
         self._end_block()
-        yield self._finish_log
-        self._report_dropped()
-        yield from self._flush_steps()
+        if self._is_blocked():  # by a caller who waits for the end of the block
+            self._warn("The log of attempt %d of execution %s may lack entries: see `within`")
+        else:
+            yield self._finish_log
+            self._report_dropped()
+            yield from self._flush_steps()
         if (yield from self._has_ended_steps()):
             return
         if error is not None:

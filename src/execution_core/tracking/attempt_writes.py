@@ -8,7 +8,7 @@ from ..core import transitions
 from ..core.errors import AttemptLost, ConcurrentUpdate, ExecutionProblem
 from ..core.json_values import JsonMembers
 from ..core.models import Execution, ExecutionStatus
-from ..core.state_machine import COMPLETED, FINISHED, RUNNING
+from ..core.state_machine import FINISHED, RUNNING
 from ..core.steps import Steps
 from ..core.transitions import Transition
 from . import verbs
@@ -76,7 +76,11 @@ class AttemptWrites(AttemptLog):
     def _end_steps(self, transition: Transition) -> Steps[None]:
         """End the attempt before the end of its block."""
         yield from self._flush_steps()
-        status = yield from self._update_steps(transition)
+        self._joined.is_ending = True
+        try:
+            status = yield from self._update_steps(transition)
+        finally:
+            self._joined.is_ending = False
         if status is None:
             raise (yield from self._loss_steps(transition))
         self._joined.ended = status
@@ -87,10 +91,18 @@ class AttemptWrites(AttemptLog):
             # The last one may have finished before it could see that its parent awaits it.
             yield from self._update_steps(transitions.end_with_children())
 
-    def _check_own_transactions(self) -> None:
+    def _waits_for_caller(self) -> bool:
+        """Return whether a write would wait for a transaction that this attempt writes in."""
         if self._inside or self._options.joined or getattr(self._store, "shares_connection", False):
-            return
-        if self._joined.is_open():
+            return False
+        return self._joined.is_open()
+
+    def _is_blocked(self) -> bool:
+        """Return whether no connection can write until the caller ends the transaction."""
+        return getattr(self._store, "single_writer", False) and self._waits_for_caller()
+
+    def _check_own_transactions(self) -> None:
+        if self._waits_for_caller():
             raise RuntimeError(
                 f"Attempt {self.number} of execution {self._options.id} cannot write: a transaction"
                 " of yours that it writes in is still open, and each would wait for the other. End"
@@ -108,15 +120,21 @@ class AttemptWrites(AttemptLog):
 
     def _has_ended_steps(self) -> Steps[bool]:
         """Return whether the attempt has ended itself, or the caller's transaction decides that."""
-        ended = self._joined.ended
-        if ended is None or self._joined.is_open():
-            return ended is not None
-        found = yield lambda: self._store.find_by_id(self._options.id)
-        if found is not None and found.status in FINISHED:  # the caller has committed it, perhaps
-            yield from verbs.end_parents(self._store, found.parent_id)
-        if found is not None and ended is COMPLETED:
-            return bool(found.status is ended and found.attempts == self.number)
-        if ended is RUNNING and found is not None and found.awaits_children_since:
+        if self._joined.ended is None:
+            return False
+        is_open, id = self._joined.is_open(), self._options.id
+        store = self._joined.last_store if is_open else self._store
+        found = yield lambda: store.find_by_id(id)
+        if found is None:
             return True
-        # After a failure, the next attempt may be running already.
-        return found is None or (found.status, found.attempts) != (RUNNING, self.number)
+        if not is_open and found.status in FINISHED:
+            yield from verbs.end_parents(store, found.parent_id)
+        if (found.status, found.attempts) == (RUNNING, self.number):
+            return found.awaits_children_since is not None
+        # Another caller may have ended the attempt, after the caller has rolled its end back.
+        end = found.status if found.attempts == self.number else None
+        if hasattr(store, "history"):
+            for entry in (yield lambda: store.history(id)):
+                if (entry.attempt, entry.from_status) == (self.number, RUNNING):
+                    end = entry.to_status
+        return end in (None, self._joined.ended) or found.awaits_children_since is not None

@@ -7,6 +7,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from ..core.errors import InvalidValue
@@ -31,6 +32,18 @@ class AsyncBegins(Protocol[OpenedT_co]):
         """Begin a transaction that ends with the block of `async with`."""
 
 
+class ChunkStage(Enum):
+    """How far a chunk is, and why it cannot begin."""
+
+    WAITING = "has not begun"
+    OPEN = "is open already"
+    UNKNOWN = (
+        "may have been committed although its commit raised an error: let the error leave the loop,"
+        " so that the next attempt resumes with the first chunk that was not committed"
+    )
+    COMMITTED = "is committed: ask the loop for the next one"
+
+
 class ChunkState(list[T]):
     """A list of the items of one chunk, and the position that commits with them."""
 
@@ -39,26 +52,38 @@ class ChunkState(list[T]):
     ) -> None:
         super().__init__(items)
         self._attempt, self._iteration = attempt, iteration
-        self._position = iteration.position_after(len(items))
-        self._committed = False
+        self._count = len(items)  # the caller may change the list
+        self._position = iteration.position_after(self._count)
+        self._state = ChunkStage.WAITING
 
     def check_committed(self) -> None:
         """Raise if the loop asks for the next chunk, but this one is not done."""
-        if not self._committed:
+        if self._state is not ChunkStage.COMMITTED:
             raise RuntimeError(
                 f"{self._name()} was not committed, so the next one cannot begin:"
                 " do its work in the block of `chunk.begin(...)`, and let its errors leave the loop"
             )
 
     def _begin(self, factory: Any, protocol: str) -> Any:
-        if self._committed:
-            raise RuntimeError(f"{self._name()} is committed: ask the loop for the next one")
+        if self._state is not ChunkStage.WAITING:
+            raise RuntimeError(f"{self._name()} {self._state.value}")
+        self._attempt._check_own_transactions()  # noqa: SLF001
         begun = factory.begin() if callable(getattr(factory, "begin", None)) else None
         if not hasattr(begun, protocol):
             a_sync = "an async_sessionmaker or an AsyncEngine"
             expected = a_sync if protocol == "__aenter__" else "a sessionmaker or an Engine"
             raise InvalidValue("factory", f"must be {expected}, not {type(factory).__name__}")
         return begun
+
+    @contextmanager
+    def _rollback(self) -> Iterator[None]:
+        """Let the chunk begin again after an error before its commit."""
+        self._state = ChunkStage.OPEN
+        try:
+            yield
+        except BaseException:
+            self._state = ChunkStage.WAITING
+            raise
 
     def _join(self, transaction: Any) -> Any:
         inside = self._attempt.within(transaction)
@@ -68,14 +93,14 @@ class ChunkState(list[T]):
         return inside
 
     def _commit(self) -> None:
-        self._iteration.chunk_done(len(self))
+        self._iteration.chunk_done(self._count)
         position = self._position["key"], self._position["value"]
         self._attempt._checkpoints.update([position])  # noqa: SLF001 - as its own write would
-        self._committed = True
+        self._state = ChunkStage.COMMITTED
 
     def _name(self) -> str:
         end = self._position["current"]
-        return f"The chunk of items {end - len(self)} to {end - 1}"
+        return f"The chunk of items {end - self._count} to {end - 1}"
 
 
 class Chunk(ChunkState[T]):
@@ -89,7 +114,7 @@ class Chunk(ChunkState[T]):
         """Begin a transaction: `with chunk.begin(Session) as session: session.add_all(...)`.
 
         Leaving the block commits its rows, the progress and the checkpoint together. An exception
-        rolls all of them back; the same chunk may then begin again.
+        rolls all of them back, and the same chunk may begin again, unless the commit itself failed.
 
         Args:
             factory: a sessionmaker or an Engine of the database of the execution.
@@ -97,12 +122,13 @@ class Chunk(ChunkState[T]):
         Raises:
             AttemptLost: the attempt does not own the execution any more; the rows are rolled back.
             InvalidValue: the factory is neither.
-            RuntimeError: the chunk is committed already.
+            RuntimeError: the chunk is open or committed already, or that is unknown.
         """
-        with self._begin(factory, "__enter__") as transaction:
+        with self._begin(factory, "__enter__") as transaction, self._rollback():
             inside = self._join(transaction)
             yield transaction
             inside.advance(**self._position)
+            self._state = ChunkStage.UNKNOWN
         self._commit()
 
 
@@ -117,7 +143,7 @@ class AsyncChunk(ChunkState[T]):
         """Begin a transaction: `async with chunk.begin(Session) as session: ...`.
 
         Leaving the block commits its rows, the progress and the checkpoint together. An exception
-        rolls all of them back; the same chunk may then begin again.
+        rolls all of them back, and the same chunk may begin again, unless the commit itself failed.
 
         Args:
             factory: an async_sessionmaker or an AsyncEngine of the database of the execution.
@@ -125,10 +151,12 @@ class AsyncChunk(ChunkState[T]):
         Raises:
             AttemptLost: the attempt does not own the execution any more; the rows are rolled back.
             InvalidValue: the factory is neither.
-            RuntimeError: the chunk is committed already.
+            RuntimeError: the chunk is open or committed already, or that is unknown.
         """
         async with self._begin(factory, "__aenter__") as transaction:
-            inside = self._join(transaction)
-            yield transaction
-            await inside.advance(**self._position)
+            with self._rollback():
+                inside = self._join(transaction)
+                yield transaction
+                await inside.advance(**self._position)
+                self._state = ChunkStage.UNKNOWN
         self._commit()

@@ -1,5 +1,6 @@
 """What an attempt has written in transactions of its caller's, which decide whether it counts."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..core.models import ExecutionStatus
@@ -15,14 +16,27 @@ class JoinedWrites:
     ended: ExecutionStatus | None = None
     """The status with which the attempt ended itself before the end of its block."""
 
+    is_ending = False
+    """Whether the write is under way that ends the attempt."""
+
     def __init__(self) -> None:
         self._open: list[tuple[Any, Any]] = []
 
     def add(self, store: Any) -> None:
         """Note a write through a store that runs in the caller's transaction."""
         transaction = _transaction_of(store)
-        if transaction is not None and not self.is_open():
+        if transaction is not None and all(each[1] is not transaction for each in self._open):
             self._open.append((store, transaction))
+
+    def unless_ended(self, call: Callable[[], object]) -> None:
+        """Call a function, unless the attempt ends or has ended itself: then it is not lost."""
+        if self.ended is None and not self.is_ending:
+            call()
+
+    @property
+    def last_store(self) -> Any:
+        """The store of the last transaction that is open."""
+        return self._open[-1][0]
 
     def is_open(self) -> bool:
         """Return whether one of the transactions has not ended yet."""

@@ -53,15 +53,17 @@ class ThreadHeartbeat(Heartbeat):
     ) -> None:
         super().__init__(execution, interval, on_loss)
         self._lock = threading.RLock()
+        self._has_ended = False
 
-    def end(self) -> None:
+    def end(self, *, wait: bool = True) -> None:
         """Send no further heartbeat; wait for a call under way that sends one."""
+        self._has_ended = True
         # Never released. In a forked process, which has no such thread, nobody would release it.
-        self._lock.acquire(blocking=self.sender.thread.is_alive())
+        self._lock.acquire(blocking=wait and self.sender.thread.is_alive())
 
     def begin_call(self) -> bool:
         """Let `end` wait for a call; return False if it has been called."""
-        return self._lock.acquire(blocking=False)
+        return not self._has_ended and self._lock.acquire(blocking=False)
 
     def end_call(self) -> None:
         """Let `end` return."""

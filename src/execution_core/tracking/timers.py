@@ -37,10 +37,10 @@ class TimerHeartbeat(Heartbeat):
     call: asyncio.Task[Any] | None = None
     """The last call that has sent one."""
 
-    async def end(self) -> None:
+    async def end(self, *, wait: bool = True) -> None:
         """Send no further heartbeat; wait for a call under way that sends one."""
         self.timer.discard(self)
-        if self.call is not None:
+        if wait and self.call is not None:
             # Not cancelled: that would cost the connection of its statement.
             await asyncio.wait([self.call])
 

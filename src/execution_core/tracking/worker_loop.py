@@ -199,6 +199,12 @@ class WorkerLoop(Generic[ManagerT, FunctionT]):
     def _free(self) -> int:
         return self._concurrency - len(self._running)
 
+    def _warn_of_running(self) -> None:
+        """Log which functions still run when `run` returns: a sweep will take their executions."""
+        for id, attempt in list(self._running):
+            message = "Attempt %d of execution %s still runs after the grace time of its worker"
+            logger.warning(message, attempt, id)
+
     def _finish(self, execution: Execution, error: BaseException | None) -> None:
         """Log how an attempt ended, and free its slot."""
         id, attempt = key = execution.id, execution.attempts

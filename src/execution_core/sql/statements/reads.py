@@ -15,10 +15,8 @@ from sqlalchemy import (
     bindparam,
     false,
     func,
-    literal_column,
     or_,
     select,
-    tuple_,
     union_all,
 )
 
@@ -28,7 +26,7 @@ from ..schema.expressions import in_ids, unindexed
 from ..schema.tables import execution_history, execution_logs, executions
 from ..schema.views import execution_attempts
 from .rows import ATTEMPT_ROW, HISTORY_ROW, LOG_ROW, ROW
-from .transition_sql import id_parameter, status_literal
+from .transition_sql import any_child, id_parameter, status_literal
 
 columns = executions.c
 _COMPARED: Final[dict[str, tuple[Column[Any], Callable[..., Any]]]] = {
@@ -57,24 +55,10 @@ def select_statement(column: Column[Any]) -> Select[Any]:
 def unfinished_statement(*, children: bool) -> Select[Any]:
     """Return the SELECT of those of some ids that are live, or that have a live child."""
     if children:
-        is_live = _live_child().is_not(None)
+        is_live = any_child(min(LIVE), max(LIVE)).is_not(None)
     else:
         is_live = columns.status.in_([status_literal(status) for status in LIVE])
     return select(columns.id).where(in_ids(columns.id, bindparam("ids", type_=Text), is_live))
-
-
-def _live_child() -> Any:
-    """Return the SELECT of 1 if the execution has a live child.
-
-    The live statuses are neighbours in the index of children. Rows are compared, so that no planner
-    reads another index instead, or all children, whatever it estimates.
-    """
-    child, one = executions.alias("child").c, literal_column("1", Integer)
-    place = tuple_(child.parent_id, child.status)
-    first, last = (tuple_(columns.id, status_literal(find(LIVE))) for find in (min, max))
-    found = select(one).where(child.parent_id.is_not(None), place >= first, place <= last)
-    ordered = found.order_by(child.parent_id, child.status, child.id)
-    return ordered.limit(one).scalar_subquery()
 
 
 @cache

@@ -15,17 +15,17 @@ from sqlalchemy import (
     bindparam,
     case,
     literal_column,
-    not_,
     null,
     or_,
     select,
+    tuple_,
 )
 
 from ...core.json_values import Json
 from ...core.models import ExecutionFailure, ExecutionStatus
 from ...core.state_machine import (
     COMPLETED,
-    FINISHED,
+    LIVE,
     Change,
     Condition,
     FieldChange,
@@ -87,16 +87,27 @@ def condition_sql(condition: Condition, now: ColumnElement[datetime]) -> ColumnE
             return and_(silent, columns.awaits_children_since.is_(None))
         case Condition.AWAITS_CHILDREN:
             return columns.awaits_children_since.is_not(None)
-        case Condition.CHILDREN_COMPLETED | Condition.CHILDREN_FINISHED:
-            completed = condition is Condition.CHILDREN_COMPLETED
-            finished = (COMPLETED,) if completed else FINISHED
-            others = [status_literal(s) for s in ExecutionStatus if s not in finished]
-            child = executions.alias("child").c
-            # Looked up status by status in the index, past no finished child.
-            unfinished = select(child.id).where(
-                child.parent_id == columns.id, child.status.in_(others)
-            )
-            return not_(unfinished.exists())
+        case Condition.CHILDREN_COMPLETED:
+            before = [status for status in ExecutionStatus if status < COMPLETED]
+            behind = [status for status in ExecutionStatus if status > COMPLETED]
+            ranges = [before, behind]
+        case Condition.CHILDREN_FINISHED:
+            ranges = [[*LIVE]]
+    return and_(*(any_child(min(each), max(each)).is_(None) for each in ranges))
+
+
+def any_child(first: ExecutionStatus, last: ExecutionStatus) -> ColumnElement[Any]:
+    """Return 1 if a child has one of the statuses from the first to the last in their order.
+
+    They are neighbours in the index of children; so are the live ones. Rows are compared, so that
+    no planner reads another index instead, or all children, whatever it estimates.
+    """
+    child, one = executions.alias("child").c, literal_column("1", Integer)
+    place = tuple_(child.parent_id, child.status)
+    lowest, highest = (tuple_(columns.id, status_literal(each)) for each in (first, last))
+    found = select(one).where(child.parent_id.is_not(None), place >= lowest, place <= highest)
+    ordered = found.order_by(child.parent_id, child.status, child.id)
+    return ordered.limit(one).scalar_subquery()
 
 
 def assignments(
