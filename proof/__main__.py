@@ -3,8 +3,8 @@
 Workers create, get, start, claim, complete, fail, time out, sweep, cancel and retry the same
 executions, and write heartbeats, progress and checkpoints. Meanwhile they are killed, their
 connections are cut, and their server crashes or fails over. Then every answer that they got is
-checked. After that the deterministic tests run. This takes over 20 minutes; the exit code is 1 if
-anything is wrong.
+checked. Then come batches whose worker is killed (`python -m proof.batches` runs them alone), and
+the deterministic tests. This takes over 20 minutes; the exit code is 1 if anything is wrong.
 """
 
 import argparse
@@ -12,9 +12,6 @@ import random
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.__main__ import machine
@@ -22,12 +19,13 @@ from benchmarks.databases import Databases
 from tests.support import postgres
 from tests.support.pgbouncer import BINARY, MISSING
 
-from . import deterministic, report, targets
+from . import batches, deterministic, parts, report, targets
 from .chaos import Plan, fork_server
+from .parts import PAGE, timed
 from .report import Proof
 from .trial import CONTROL, FAULTS, OPERATIONS, QUICK, Trial, trial
 
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+PARTS = (batches.PART,)
 
 
 def main() -> int:
@@ -53,6 +51,8 @@ def main() -> int:
     plan = QUICK if arguments.quick else Plan(arguments.seconds, OPERATIONS, FAULTS)
     proof = prove(seed, plan, folder, quick=arguments.quick)
     print(f"\n{report.text(proof)}\n")
+    for part in proof.parts:
+        print(f"{part.text()}\n")
     mode = " (quick)" if arguments.quick else ""
     failures = list(report.failures(proof))
     if failures:
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def prove(seed: int, plan: Plan, folder: Path, *, quick: bool) -> Proof:
-    """Run all trials, their controls, and the tests."""
+    """Run all trials, their controls, the parts, and the tests."""
     trials: list[Trial] = []
     controls: list[Trial] = []
     if BINARY is None:
@@ -82,20 +82,12 @@ def prove(seed: int, plan: Plan, folder: Path, *, quick: bool) -> Proof:
                 trial_folder.mkdir()
                 with make(server, trial_folder) as target, timed(f"{kind}, {target.name}"):
                     results.append(trial(target, trial_plan, seed, trial_folder / "journals"))
+        results_of_parts = [parts.prove(part, server, folder, seed, quick) for part in PARTS]
     tests = []
     if not quick:
         with timed("tests"):
             tests = deterministic.run()
-    return Proof(seed, machine_name, trials, controls, tests)
-
-
-@contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Print a step, and how long it took."""
-    begun = time.monotonic()
-    print(f"  {what} ...", flush=True)
-    yield
-    print(f"  {what}: {time.monotonic() - begun:.0f} s", flush=True)
+    return Proof(seed, machine_name, trials, controls, tests, results_of_parts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Check journals, rows and histories for violations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from .journal import DONE, NOT_DONE, REFUSED, UNKNOWN, Operation
@@ -49,6 +49,14 @@ def check(
         Violation(LOST, id, f"it is missing, but {each.verb} {each.name} returned it")
         for id, each in _missing_executions(operations, executions).items()
     ]
+
+
+def check_histories(executions: Iterable[ObservedExecution]) -> Iterator[Violation]:
+    """Yield the violations that the histories show without journals."""
+    for execution in executions:
+        for kind in (HISTORIES, COUNTS):
+            for message in CHECKS[kind](execution, {}):
+                yield Violation(kind, execution.id, f"{execution.id}: {message}")
 
 
 def _missing_executions(operations: list[Operation], executions: list[ObservedExecution]) -> Owners:
@@ -137,13 +145,15 @@ def _unexplained_answers(execution: ObservedExecution, owners: Owners) -> Iterat
         yield f"no order explains {', '.join(names[:8]) or 'the final row'}"
 
 
+HISTORIES: Final = "invalid histories"
+COUNTS: Final = "attempt counts unequal to starts"
 LOST: Final = "acknowledged transitions missing"
 CHECKS: Final[dict[str, Callable[[ObservedExecution, Owners], Iterator[str]]]] = {
-    "invalid histories": _invalid_history,
+    HISTORIES: _invalid_history,
     LOST: _lost_transitions,
     "refused calls that took effect": _refused_but_done,
     "transitions without a call": _unowned_transitions,
-    "attempt counts unequal to starts": _wrong_attempt_count,
+    COUNTS: _wrong_attempt_count,
     "answers that are not linearizable": _unexplained_answers,
     "impossible times": impossible_times,
 }

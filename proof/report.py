@@ -1,8 +1,8 @@
 """Format the figures for the terminal and for the documentation."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,34 +20,77 @@ MAX_LISTED: Final = 10
 
 
 @dataclass(frozen=True)
+class Column:
+    """The figures of a part of the proof on one database, and what is wrong."""
+
+    database: str
+    figures: Mapping[str, str]
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """The results of a part that has a section of its own in the documentation."""
+
+    name: str
+    title: str
+    heading: str
+    columns: Sequence[Column]
+
+    def failures(self) -> Iterator[str]:
+        """Yield the reasons why it has failed."""
+        for column in self.columns:
+            for each in column.failures[:MAX_LISTED]:
+                yield f"{column.database}: {self.name}: {each}"
+            if more := column.failures[MAX_LISTED:]:
+                yield f"{column.database}: {self.name}: and {len(more)} more"
+
+    def text(self) -> str:
+        """Return its figures."""
+        heads = [self.title, *(column.database for column in self.columns)]
+        rows = [
+            [name, *(column.figures[name] for column in self.columns)]
+            for name in self.columns[0].figures
+        ]
+        return f"{self.heading}\n\n{_table(heads, rows)}"
+
+
+@dataclass(frozen=True)
 class Proof:
-    """The results of all trials and tests."""
+    """The results of all trials, parts and tests."""
 
     seed: int
     machine: str
     trials: Sequence[Trial]
     controls: Sequence[Trial]
     tests: Sequence[FileResult]
+    parts: Sequence[PartResult] = ()
 
 
 def failures(proof: Proof) -> Iterator[str]:
     """Yield the reasons why the proof has failed."""
     for trial in proof.trials:
-        for violation in trial.violations[:MAX_LISTED]:
-            yield f"{trial.database}: {violation.kind}: {violation.message}"
-        if more := trial.violations[MAX_LISTED:]:
-            yield f"{trial.database}: and {len(more)} more violations"
-        for fault, n in trial.missing.items():
-            yield f"{trial.database}: {n} fewer than requested: {fault}"
-        if trial.unanswered > trial.explained:
-            explained = f"faults explain {trial.explained}"
-            yield f"{trial.database}: {trial.unanswered} unanswered calls, but {explained}"
+        yield from _failures_of(trial)
     for control in proof.controls:
         if not control.violations:
             yield f"{control.database}: the broken store was not detected"
+    for part in proof.parts:
+        yield from part.failures()
     for each in proof.tests:
         if each.problem:
             yield f"{each.file}: {each.problem}"
+
+
+def _failures_of(trial: Trial) -> Iterator[str]:
+    for violation in trial.violations[:MAX_LISTED]:
+        yield f"{trial.database}: {violation.kind}: {violation.message}"
+    if more := trial.violations[MAX_LISTED:]:
+        yield f"{trial.database}: and {len(more)} more violations"
+    for fault, n in trial.missing.items():
+        yield f"{trial.database}: {n} fewer than requested: {fault}"
+    if trial.unanswered > trial.explained:
+        explained = f"faults explain {trial.explained}"
+        yield f"{trial.database}: {trial.unanswered} unanswered calls, but {explained}"
 
 
 def text(proof: Proof) -> str:
@@ -109,6 +152,20 @@ def _aligned(cells: list[str]) -> str:
 
 def update(page: Path, proof: Proof) -> None:
     """Replace the figures on a page of the documentation."""
-    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    block = f"{BEGIN}\n\n```text\n{text(proof)}\n```\n\n{END}"
-    page.write_text(between.sub(lambda _: block, page.read_text()))
+    _write(page, BEGIN, text(proof))
+    for part in proof.parts:
+        update_part(page, part)
+
+
+def update_part(page: Path, part: PartResult) -> None:
+    """Replace the figures of one part on a page of the documentation."""
+    _write(page, BEGIN.replace("figures", f"figures of {part.name}"), part.text())
+
+
+def _write(page: Path, begin: str, figures: str) -> None:
+    between = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
+    block = f"{begin}\n\n```text\n{figures}\n```\n\n{END}"
+    content, replaced = between.subn(lambda _: block, page.read_text())
+    if replaced != 1:
+        raise ValueError(f"{page} has {replaced} blocks {begin}")
+    page.write_text(content)

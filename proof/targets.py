@@ -273,8 +273,8 @@ def ask(url: str, statement: str) -> list[Any]:
         return [value for (value, *_) in cursor.fetchall()] if cursor.description else []
 
 
-def wait_until(condition: Callable[[], bool], message: str) -> None:
-    """Wait for a condition.
+def wait_until(condition: Callable[[], bool], message: str, pause: float = 0.01) -> None:
+    """Wait for a condition; `pause` is the time between two looks, in seconds.
 
     Raises:
         TimeoutError: it did not become true.
@@ -283,4 +283,4 @@ def wait_until(condition: Callable[[], bool], message: str) -> None:
     while not condition():
         if time.monotonic() > limit:
             raise TimeoutError(message)
-        time.sleep(0.01)
+        time.sleep(pause)
