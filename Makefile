@@ -24,7 +24,7 @@ test-all: .venv/installed
 test-versions: .venv/installed
 	$(BIN)/python tools/test_versions.py $(ARGS)
 
-# Chaos runs, their checker and its controls, then tests; takes half an hour. ARGS="--seed 7" repeats a seed;
+# Chaos runs, batches and trees under kills, their controls, then tests; takes half an hour. ARGS="--seed 7" repeats a seed;
 # ARGS=--quick only checks that everything runs, without the tests; ARGS=--write writes the figures
 # into docs/reliability.md.
 proof: .venv/installed

@@ -3,8 +3,9 @@
 Workers create, get, start, claim, complete, fail, time out, sweep, cancel and retry the same
 executions, and write heartbeats, progress and checkpoints. Meanwhile they are killed, their
 connections are cut, and their server crashes or fails over. Then every answer that they got is
-checked. Then come batches whose worker is killed (`python -m proof.batches` runs them alone), and
-the deterministic tests. This takes over 20 minutes; the exit code is 1 if anything is wrong.
+checked. Then come batches and trees whose workers are killed (`python -m proof.batches` and
+`python -m proof.trees` run them alone), and the deterministic tests. This takes over 20 minutes;
+the exit code is 1 if anything is wrong.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from benchmarks.databases import Databases
 from tests.support import postgres
 from tests.support.pgbouncer import BINARY, MISSING
 
-from . import batches, deterministic, parts, report, targets
+from . import batches, deterministic, parts, report, targets, trees
 from .chaos import Plan, fork_server
 from .parts import PAGE, timed
 from .report import Proof
 from .trial import CONTROL, FAULTS, OPERATIONS, QUICK, Trial, trial
 
-PARTS = (batches.PART,)
+PARTS = (batches.PART, trees.PART)
 
 
 def main() -> int:
