@@ -91,7 +91,8 @@ def row(answer: Json) -> Row:
 
 def created(operation: Operation, id: str) -> Row:
     """Return the execution that a `create` makes."""
-    unset = dict.fromkeys(("worker", "error", "result", "progress", "parent_id", "replay_of"))
+    names = ("worker", "error", "result", "progress", "parent_id", "replay_of")
+    unset = dict.fromkeys((*names, "awaits_children_since"))
     given = {"metadata": {}, "payload": None, "timeout": None, **operation.arguments}
     return row({"id": id, "status": "pending", "attempts": 0, "checkpoints": {}, **unset, **given})
 
