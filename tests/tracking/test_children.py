@@ -226,7 +226,7 @@ def test_finish_with_children_sweep_ends_what_nobody_ended(
     assert_legal(database)
 
 
-def test_finish_with_children_store_error_does_not_fail_the_child(
+def test_finish_with_children_store_error_fails_neither_child_nor_sweep(
     database: Database, manager: ExecutionManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch, (id,) = new_batch(manager, 1)
@@ -245,6 +245,10 @@ def test_finish_with_children_store_error_does_not_fail_the_child(
         manager.start(id)
         assert manager.complete(id).status == "completed"
         assert f"Execution {batch.id} may await children" in caplog.text
+        late = manager.start(manager.create("item", timeout=timedelta(milliseconds=1)).id)
+        time.sleep(0.01)
+        assert [each.id for each in manager.sweep()] == [late.id]
+        assert "Executions may await children" in caplog.text
     finally:
         database.run(allow[database.name])
     manager.sweep()
