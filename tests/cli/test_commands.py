@@ -628,7 +628,6 @@ def test_main_stored_control_characters_are_escaped(
     cancelled = plain.create(NASTY, parent_id=job.id)
     plain.fail(job.id, NASTY, retryable=False)
     plain.cancel(cancelled.id, NASTY)
-    plain.fail(job.id, NASTY, retryable=False)
     running = plain.create(NASTY)
     plain.start(running.id, worker=NASTY)
     plain.update_progress(running.id, 1, 2, message=NASTY)
