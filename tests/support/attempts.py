@@ -34,6 +34,6 @@ class UnreachableStore:
         self.down = False
 
     def __getattr__(self, name: str) -> Any:
-        if self.down and name != "shares_connection":
+        if self.down and name not in ("shares_connection", "single_writer"):
             raise OperationalError("UPDATE …", (), ConnectionError("the server has gone"))
         return getattr(self.store, name)

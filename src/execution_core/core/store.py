@@ -53,7 +53,7 @@ def optional_method(store: Any, name: str, action: str) -> Any:
 class ExecutionStore(Protocol):
     """Stores executions for a manager: `ExecutionManager(MyStore())`.
 
-    Each method is atomic by itself. Thirteen members are optional. `within(transaction)` returns a
+    Each method is atomic by itself. Fourteen members are optional. `within(transaction)` returns a
     store that runs in the caller's transaction; its `current_transaction()`, which is never a
     coroutine, returns an object that identifies the transaction while that is open, then None or
     another one. `close()` releases resources.
@@ -61,6 +61,7 @@ class ExecutionStore(Protocol):
     `history(id)` returns a `HistoryEntry` for the creation and for each transition, oldest first,
     and `attempts(id)` an `AttemptRecord` for each attempt, in their order; of an unknown execution
     both return [].
+    `errors` is a tuple of the exceptions that a failing call raises besides `ExecutionProblem`.
     `single_writer = True` says that a transaction which writes keeps all other writers waiting.
     `shares_connection = True` says that all calls share one connection, so that no other thread or
     task can use the store during a call. `heartbeat_many(attempts)` sends the heartbeats of many

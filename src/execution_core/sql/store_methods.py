@@ -12,6 +12,8 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from ..core import validation
 from ..core.creation import NewExecution
 from ..core.errors import InvalidValue
@@ -45,6 +47,7 @@ CountT = TypeVar("CountT")
 class StoreMethods(Generic[FoundT, ManyT, EntryT, EntriesT, BoolT, CountT]):
     """The methods of a store. Each is one statement."""
 
+    errors = (SQLAlchemyError,)
     _bind: Any
     """An executor, or the caller's connection or session."""
     _clock: Clock | None

@@ -78,9 +78,14 @@ def end_parents(store: Any, id: str | None) -> Steps[None]:
             parent: str = id
             ended: Execution | None = yield lambda: store.update(parent, end)  # noqa: B023
             id = None if ended is None else ended.parent_id
-    except Exception:
+    except _errors_of(store):  # the child has finished: its caller must be told so
         message = "Execution %s may await children that have all finished: sweep to end it"
         logger.warning(message, id, exc_info=True)
+
+
+def _errors_of(store: Any) -> tuple[type[Exception], ...]:
+    """Return the errors of a store: what a signal handler raises is not among them."""
+    return (ExecutionProblem, *getattr(store, "errors", (Exception,)))
 
 
 def sweep(store: Any, batch: BatchTransition, *, joined: bool) -> Steps[list[Execution]]:
@@ -92,7 +97,7 @@ def sweep(store: Any, batch: BatchTransition, *, joined: bool) -> Steps[list[Exe
     try:
         while (yield lambda: store.update_many(end)):  # then perhaps their parents
             pass
-    except Exception:  # an error would say that nothing was swept
+    except _errors_of(store):  # an error would say that nothing was swept
         message = "Executions may await children that have all finished: sweep again to end them"
         logger.warning(message, exc_info=True)
     return swept

@@ -124,7 +124,13 @@ class WaitSchedule:
             self._leave(waiter)
         if waiter.failure is not None:
             error, traceback = waiter.failure
-            raise error.with_traceback(traceback)  # without the frames of other waiters
+            waiter.failure = None
+            try:
+                raise error.with_traceback(traceback)  # without the frames of other waiters
+            finally:
+                # Otherwise the frame and the error refer to each other: a connection that the call
+                # has lost would stay open until the next collection of cycles.
+                del error, traceback
 
     def find_steps(self, ids: list[str], *, children: bool) -> Steps[set[str]]:
         """Return those of the ids that are live, or that have a live child."""
