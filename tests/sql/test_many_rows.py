@@ -187,7 +187,7 @@ def test_create_many_inserts_keys_and_locks_parents_in_order(postgres_database: 
 
 
 def test_bulk_statements_read_their_rows_alone(database: Database) -> None:
-    """Whatever the statistics say, and however many executions are running."""
+    """With any statistics, and with many running executions."""
     insert_rows(database, "completed", 4_000)
     database.run("ANALYZE executions")
     insert_rows(database, "running", 4_000)

@@ -357,7 +357,7 @@ def test_batch_verbs_record_history_and_actor(
 
 @pytest.mark.slow
 def test_create_many_by_eight_callers_creates_each_key_once(database: Database) -> None:
-    """All get the same executions, whatever the order of their items, and nobody deadlocks."""
+    """All get the same executions, in any order of their items, without a deadlock."""
     names = [f"key-{n}" for n in range(CHUNK_ROWS + 20)]
 
     def call(number: int) -> list[str]:

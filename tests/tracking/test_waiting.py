@@ -425,7 +425,7 @@ def test_wait_of_other_threads_survives_a_signal(
 
 
 def test_wait_plans_look_up_ids_one_by_one(database: Database) -> None:
-    """Whatever the statistics say, and however many executions are live or children."""
+    """With any statistics, and with many live executions and children."""
     is_postgres = database.name == "postgresql"
     insert_rows(database, "completed", 4_000)
     database.run("ANALYZE executions")

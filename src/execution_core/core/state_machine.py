@@ -93,6 +93,11 @@ class Rule:
         return tuple(s for s in ExecutionStatus if any(s in move.sources for move in self.moves))
 
     @cached_property
+    def may_finish(self) -> bool:
+        """Whether a move finishes the execution."""
+        return any(move.target in FINISHED for move in self.moves)
+
+    @cached_property
     def reads_children(self) -> bool:
         """Whether a move depends on the children of the execution."""
         about_children = {CHILDREN_COMPLETED, CHILDREN_FINISHED}

@@ -13,7 +13,7 @@ class WaitContract:
     """`find_unfinished`; skipped if the store does not have it."""
 
     def test_find_unfinished_returns_those_that_are_live(self, harness: StoreHarness) -> None:
-        """With `children`, those that have a live child, whatever their own status is."""
+        """With `children`, those that have a live child, in any status of their own."""
         if not hasattr(harness.store, "find_unfinished"):
             pytest.skip("the store has no find_unfinished, which is optional")
         find = harness.store.find_unfinished

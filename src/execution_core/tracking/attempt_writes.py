@@ -79,11 +79,11 @@ class AttemptWrites(AttemptLog):
         self._joined.is_ending = True
         try:
             status = yield from self._update_steps(transition)
+            self._joined.ended = status or self._joined.ended
         finally:
             self._joined.is_ending = False
         if status is None:
             raise (yield from self._loss_steps(transition))
-        self._joined.ended = status
 
     def _leave_steps(self) -> Steps[None]:
         yield from self._end_steps(transitions.finish_with_children(self.number))

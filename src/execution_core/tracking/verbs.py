@@ -61,7 +61,7 @@ def update(store: Any, id: str, transition: Transition, *, joined: bool) -> Step
     `joined` is whether the store runs in the caller's transaction.
     """
     updated: Execution | None = yield lambda: store.update(id, transition)
-    if updated is not None and updated.status in FINISHED and not joined:
+    if transition.rule.may_finish and not joined and updated and updated.status in FINISHED:
         yield from end_parents(store, updated.parent_id)
     return updated
 
@@ -78,7 +78,7 @@ def end_parents(store: Any, id: str | None) -> Steps[None]:
             parent: str = id
             ended: Execution | None = yield lambda: store.update(parent, end)  # noqa: B023
             id = None if ended is None else ended.parent_id
-    except _errors_of(store):  # the child has finished: its caller must be told so
+    except _errors_of(store):  # the end of the child has committed, so its caller gets the answer
         message = "Execution %s may await children that have all finished: sweep to end it"
         logger.warning(message, id, exc_info=True)
 

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _format_progress(row: output.Row) -> str | None:
-    """Return the percentage; none if it is completed, whatever was reported last."""
+    """Return the percentage; none if it is completed: its last report may be lower."""
     if row["status"] == ExecutionStatus.COMPLETED or (done := progress.measure(row)) is None:
         return None
     return output.format_percent(done[2])

@@ -100,7 +100,7 @@ def any_child(first: ExecutionStatus, last: ExecutionStatus) -> ColumnElement[An
     """Return 1 if a child has one of the statuses from the first to the last in their order.
 
     They are neighbours in the index of children; so are the live ones. Rows are compared, so that
-    no planner reads another index instead, or all children, whatever it estimates.
+    no planner reads another index instead, or all children.
     """
     child, one = executions.alias("child").c, literal_column("1", Integer)
     place = tuple_(child.parent_id, child.status)
